@@ -1,0 +1,102 @@
+"""Make the demo's corpus and tokenizer from this interpreter's standard-library sources.
+
+Writes train.jsonl, validation.jsonl (held-out files) and tokenizer/ into a folder. Nothing is
+downloaded; the text is what the running Python brings, about 30 MB where its tests are installed.
+Files are cut into pieces and the pieces shuffled: batches of consecutive windows of one long file
+hurt small runs.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+VOCAB_SIZE = 1024  # that of the llama3 flavor "demo"
+PIECE_CHARACTERS = 700  # about 256 tokens, one superposition sequence of the demo
+VALIDATION_SHARE = 0.05  # of the files
+TOKENIZER_CHARACTERS = 4_000_000  # text that the tokenizer is trained on
+SPECIAL_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+
+
+def read_sources() -> Iterator[str]:
+    """The standard library's .py files that are valid UTF-8, in order of their paths."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        if "site-packages" in path.parts:
+            continue
+        try:
+            yield path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:  # the library's own tests of encodings
+            continue
+
+
+def cut(source: str) -> Iterator[str]:
+    """Pieces of whole lines, each of at least PIECE_CHARACTERS but the last."""
+    piece, length = [], 0
+    for line in source.splitlines(keepends=True):
+        piece.append(line)
+        length += len(line)
+        if length >= PIECE_CHARACTERS:
+            yield "".join(piece)
+            piece, length = [], 0
+    if piece:
+        yield "".join(piece)
+
+
+def train_tokenizer(pieces: list[str]) -> Tokenizer:
+    """A byte-level BPE of VOCAB_SIZE entries."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    budget = TOKENIZER_CHARACTERS // PIECE_CHARACTERS
+    tokenizer.train_from_iterator(pieces[:budget], trainer)
+    return tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="made anew; left alone if it is there already")
+    folder = parser.parse_args().folder
+    if folder.exists():
+        print(f"{folder} is there already")
+        return
+
+    shuffle = random.Random(0).shuffle
+    sources = list(read_sources())
+    shuffle(sources)
+    n_validation = max(1, round(VALIDATION_SHARE * len(sources)))
+    split = {
+        "validation": [piece for source in sources[:n_validation] for piece in cut(source)],
+        "train": [piece for source in sources[n_validation:] for piece in cut(source)],
+    }
+
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name, pieces in split.items():
+        shuffle(pieces)
+        with open(unfinished / f"{name}.jsonl", "w") as file:
+            file.writelines(json.dumps({"text": piece}) + "\n" for piece in pieces)
+        megabytes = sum(map(len, pieces)) / 1e6
+        print(f"{name}: {len(pieces):,} pieces, {megabytes:.1f} M characters")
+    tokenizer_folder = unfinished / "tokenizer"
+    tokenizer_folder.mkdir()
+    train_tokenizer(split["train"]).save(str(tokenizer_folder / "tokenizer.json"))
+    (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps(SPECIAL_TOKENS))
+    unfinished.rename(folder)
+    print(f"corpus and tokenizer are in {folder}")
+
+
+if __name__ == "__main__":
+    main()

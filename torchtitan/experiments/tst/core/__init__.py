@@ -1,0 +1,29 @@
+"""The method itself: torch only, nothing from torchtitan, liftable into any PyTorch loop.
+
+The way of a batch in the superposition phase, with B sequences, L latents, bags of s tokens,
+width d and vocabulary V::
+
+    tokens (B, L*s) -> fold -> inputs (B, L, s), labels (B, L, s)
+    inputs -> BagEmbedding -> (B, L, d) -> unchanged transformer -> logits (B, L, V)
+    logits, labels -> BagLoss -> scalar
+"""
+
+from .bags import IGNORE_INDEX, MODES, fold
+from .embedding import BagEmbedding
+from .losses import LOSSES, WEIGHTINGS, BagLoss, offset_weights
+from .schedule import SCALES, BatchShape, Phase, Schedule
+
+__all__ = [
+    "IGNORE_INDEX",
+    "LOSSES",
+    "MODES",
+    "SCALES",
+    "WEIGHTINGS",
+    "BagEmbedding",
+    "BagLoss",
+    "BatchShape",
+    "Phase",
+    "Schedule",
+    "fold",
+    "offset_weights",
+]

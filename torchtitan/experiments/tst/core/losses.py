@@ -1,0 +1,163 @@
+"""Losses over bags of targets (paper, Section 3.3, Appendices C and D).
+
+With logits z at one position, lse = logsumexp(z) and weights w_i over the s offsets of the bag,
+
+    sum_i w_i * CE(z, y_i) = (sum_i w_i) * lse - sum_i w_i * z[y_i]
+
+so the multi-hot cross-entropy reads the logits once for the whole bag. The variants "mce_alt",
+"bce" and "hinge" see the bag as a set: a token that occurs twice counts once, and no weighting
+applies.
+
+A loss over several batches or ranks is one mean over all of them. It is made of sums: count the
+targets of every part (:meth:`BagLoss.counts`), add the counts up, turn the total into
+coefficients (:meth:`BagLoss.coefficients`), and add up :meth:`BagLoss.sum` over the parts.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .bags import IGNORE_INDEX
+
+# Appendix D's fit to the mutual information of token pairs at distance d: C0 + a * d**k
+_FITTED_C0, _FITTED_A, _FITTED_K = 3.63, 1.35, -1.25
+
+_WEIGHT_OF_OFFSET = {
+    "uniform": lambda i: 1.0,
+    "power_law": lambda i: 1.0 / i,
+    "exponential": lambda i: math.exp(-i),
+    "first_token": lambda i: float(i == 1),
+    "fitted": lambda i: _FITTED_C0 + _FITTED_A * i**_FITTED_K,
+}
+WEIGHTINGS = tuple(_WEIGHT_OF_OFFSET)
+
+
+def offset_weights(weighting: str, bag_size: int) -> torch.Tensor:
+    """Weights w_1..w_s over the offsets of a bag, float64 (s,), not normalised."""
+    weight = _WEIGHT_OF_OFFSET[weighting]
+    return torch.tensor([weight(i) for i in range(1, bag_size + 1)], dtype=torch.float64)
+
+
+class _MultiHotCrossEntropy(torch.autograd.Function):
+    """sum over positions n and offsets i of w_i * CE(z_n, y_ni), labels of -100 left out."""
+
+    @staticmethod
+    def forward(ctx, logits, labels, weights):
+        # logits (N, V), labels (N, s), weights (s,)
+        z = _compute_dtype(logits)
+        lse = z.logsumexp(-1)  # (N,)
+        w = weights.to(z.dtype) * (labels != IGNORE_INDEX)  # (N, s)
+        index = labels.clamp_min(0)
+        ctx.save_for_backward(logits, lse, w, index)
+        return (w.sum(-1) * lse - (w * z.gather(-1, index)).sum(-1)).sum()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        logits, lse, w, index = ctx.saved_tensors
+        z = _compute_dtype(logits)
+        w = w * grad_output
+        # d/dz = (sum_i w_i) * softmax(z) - sum_i w_i * onehot(y_i)
+        grad = (z - lse[:, None]).exp_().mul_(w.sum(-1, keepdim=True))
+        grad.scatter_add_(-1, index, -w)
+        return grad.to(logits.dtype), None, None
+
+
+def _mce(logits, labels, coefficients):
+    return _MultiHotCrossEntropy.apply(logits, labels, coefficients)
+
+
+def _mce_alt(logits, labels, coefficients):
+    """-log of the bag's total probability: lse(z) - lse(z over the bag)."""
+    z = _compute_dtype(logits)
+    members = _distinct(labels)
+    empty = ~members.any(-1)
+    picked = z.gather(-1, labels.clamp_min(0)).masked_fill(~members, -torch.inf)
+    # an empty bag would make -inf - -inf; its loss is 0 and so is its gradient
+    bag = picked.masked_fill(empty[:, None], 0.0).logsumexp(-1)
+    return coefficients * (z.logsumexp(-1) - bag).masked_fill(empty, 0.0).sum()
+
+
+def _bce(logits, labels, coefficients):
+    """Sum over the vocabulary of binary cross-entropies: softplus(z_v) - [v in bag] * z_v."""
+    return _one_vs_rest(logits, labels, coefficients, F.softplus, torch.neg)
+
+
+def _hinge(logits, labels, coefficients):
+    """Sum over the vocabulary of hinge losses with labels t = +-1: max(0, 1 - t_v * z_v)."""
+    return _one_vs_rest(
+        logits, labels, coefficients, lambda z: (1 + z).relu(), lambda z: (1 - z).relu() - (1 + z).relu()
+    )
+
+
+def _one_vs_rest(logits, labels, coefficients, absent, present_minus_absent):
+    z = _compute_dtype(logits)
+    members = _distinct(labels)
+    picked = z.gather(-1, labels.clamp_min(0))
+    bag = (present_minus_absent(picked) * members).sum(-1)
+    return coefficients * ((absent(z).sum(-1) + bag) * members.any(-1)).sum()
+
+
+_SUMS = {"mce": _mce, "mce_alt": _mce_alt, "bce": _bce, "hinge": _hinge}
+LOSSES = tuple(_SUMS)
+
+
+@dataclass(frozen=True)
+class BagLoss:
+    """Loss of logits (..., V) against bags of targets (..., s).
+
+    Attributes:
+        loss: "mce", multi-hot cross-entropy: sum_i(w_i * CE_i) / sum_i(w_i), CE_i the mean
+            cross-entropy over the valid targets at offset i (Appendix A). Or a variant of
+            Appendix C, a mean over the bags: "mce_alt", "bce" or "hinge".
+        weighting: the w_i of "mce", one of ``WEIGHTINGS`` (Appendix D).
+    """
+
+    loss: str = "mce"
+    weighting: str = "uniform"
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean over this batch."""
+        return self.sum(logits, labels, self.coefficients(self.counts(labels)))
+
+    def counts(self, labels: torch.Tensor) -> torch.Tensor:
+        """What the mean divides by, int64: valid targets at each offset (s,) for "mce", bags
+        with any valid target (1,) for the variants."""
+        valid = (labels != IGNORE_INDEX).flatten(0, -2)  # (N, s)
+        return valid.sum(0) if self.loss == "mce" else valid.any(-1).sum(0, keepdim=True)
+
+    def coefficients(self, counts: torch.Tensor) -> torch.Tensor:
+        """Factors for :meth:`sum` that make it the mean, float64, of the shape of ``counts``.
+
+        An offset without a valid target drops out of the mean, with its weight.
+        """
+        weights = torch.ones(1, dtype=torch.float64)
+        if self.loss == "mce":
+            weights = offset_weights(self.weighting, counts.numel())
+        weights = weights.to(counts.device) * (counts > 0)
+        return weights / (weights.sum() * counts).clamp_min(torch.finfo(torch.float64).tiny)
+
+    def sum(
+        self, logits: torch.Tensor, labels: torch.Tensor, coefficients: torch.Tensor
+    ) -> torch.Tensor:
+        """This batch's share of the mean: each term times its coefficient, added up.
+
+        bfloat16 and float16 logits are computed in float32.
+        """
+        vocab_size, bag_size = logits.shape[-1], labels.shape[-1]
+        return _SUMS[self.loss](
+            logits.reshape(-1, vocab_size),
+            labels.reshape(-1, bag_size),
+            coefficients.to(logits.device, torch.promote_types(logits.dtype, torch.float32)),
+        ).squeeze()
+
+
+def _compute_dtype(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _distinct(labels: torch.Tensor) -> torch.Tensor:
+    """Mask (N, s) of valid labels that no earlier label of the same bag equals."""
+    same = labels[:, :, None] == labels[:, None, :]  # (N, s, s)
+    return (labels != IGNORE_INDEX) & ~same.tril(-1).any(-1)

@@ -1,0 +1,1 @@
+"""Data that upstream's loaders do not cover."""

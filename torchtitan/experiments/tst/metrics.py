@@ -1,0 +1,156 @@
+"""Phase-aware metrics, beside upstream's and to the same places, and ``metrics.jsonl``.
+
+Upstream's ``throughput(tps)``, ``tflops`` and ``mfu(%)`` count latents, the positions that the
+transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts data tokens. Beside
+them: ``superposition`` (1 or 0), ``bag_size`` and ``data_throughput(tps)``, data tokens per second
+and device.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchtitan.components.metrics import (
+    BaseLogger,
+    LoggerContainer,
+    MetricsProcessor,
+    _get_metrics_rank,
+)
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.tools.logging import logger
+
+from .core import Phase, Schedule
+from .job_config import build_schedule
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class JsonLinesLogger(BaseLogger):
+    """One JSON object a line: ``step``, ``phase`` and the metrics of one call.
+
+    A resumed run appends; where a step stands twice, the later line counts.
+    """
+
+    def __init__(self, path: Path, schedule: Schedule):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.schedule = schedule
+        self.file = open(path, "a", buffering=1)
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        line = {"step": step, "phase": str(self.schedule.phase(step)), **metrics}
+        self.file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class SuperpositionMetricsProcessor(MetricsProcessor):
+    """Upstream's metrics processor with the run's phases added."""
+
+    def __init__(self, job_config: JobConfig, parallel_dims: ParallelDims, tag: str | None = None):
+        super().__init__(job_config, parallel_dims, tag)
+        self.schedule = build_schedule(job_config)
+        self.data_tokens_since_last_log = 0
+        self.first_log: tuple[int, float] | None = None  # step, time (s)
+        if torch.distributed.get_rank() == _get_metrics_rank(parallel_dims, job_config):
+            loggers = LoggerContainer()
+            loggers.add_logger(self.logger)
+            path = Path(job_config.job.dump_folder, METRICS_FILE)
+            loggers.add_logger(JsonLinesLogger(path, self.schedule))
+            self.logger = loggers
+
+    def count_batch(self, data_tokens: int, latents: int) -> None:
+        """Account for one micro-batch, of which upstream has counted the data tokens."""
+        self.ntokens_since_last_log += latents - data_tokens
+        self.data_tokens_since_last_log += data_tokens
+
+    def log(
+        self,
+        step: int,
+        global_avg_loss: float,
+        global_max_loss: float,
+        grad_norm: float,
+        extra_metrics: dict[str, Any] | None = None,
+    ) -> None:
+        seconds = time.perf_counter() - self.time_last_log
+        data_tps = self.data_tokens_since_last_log / (
+            seconds * self.parallel_dims.non_data_parallel_size
+        )
+        phase, bag_size = self.schedule.phase(step), self.schedule.bag_size_at(step)
+        ours = {
+            "superposition": int(phase is Phase.SUPERPOSITION),
+            "bag_size": bag_size,
+            "data_throughput(tps)": data_tps,
+        }
+        color = self.color
+        suffix = (
+            f"  {color.yellow}phase: {phase} (s={bag_size})  "
+            f"{color.blue}data tps: {round(data_tps):,}  "
+            f"{color.white}time left: {self._time_left(step)}{color.reset}"
+        )
+        with _appended_to_step_line(suffix):
+            super().log(
+                step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | ours
+            )
+        self.data_tokens_since_last_log = 0
+
+    def log_validation(
+        self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
+    ) -> None:
+        super().log_validation(loss, step, extra_metrics)
+        self.data_tokens_since_last_log = 0
+
+    def _time_left(self, step: int) -> str:
+        """Remaining steps at the average pace of this launch so far, H:MM:SS."""
+        now = time.perf_counter()
+        if self.first_log is None or step <= self.first_log[0]:
+            self.first_log = (step, now)
+            return "?"
+        first_step, first_time = self.first_log
+        remaining = self.job_config.training.steps - step
+        return str(timedelta(seconds=round(remaining * (now - first_time) / (step - first_step))))
+
+
+def build_metrics_processor(
+    job_config: JobConfig,
+    parallel_dims: ParallelDims,
+    model_args: Any = None,
+    tag: str | None = None,
+) -> SuperpositionMetricsProcessor:
+    """A ``TrainSpec.build_metrics_processor_fn``."""
+    return SuperpositionMetricsProcessor(job_config, parallel_dims, tag)
+
+
+def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl`` in order of step, training before validation; of
+    steps that a resumed run took again, the later line."""
+    lines: dict[tuple[int, bool], dict[str, Any]] = {}
+    with open(Path(run_folder, METRICS_FILE)) as file:
+        for line in file:
+            metrics = json.loads(line)
+            lines[metrics["step"], "validation_metrics/loss" in metrics] = metrics
+    return [lines[key] for key in sorted(lines)]
+
+
+@contextmanager
+def _appended_to_step_line(suffix: str) -> Iterator[None]:
+    """Append to the one line that upstream writes for a step and offers no way to extend."""
+
+    def append(record: logging.LogRecord) -> bool:
+        if isinstance(record.msg, str) and "step: " in record.msg:
+            record.msg += suffix
+        return True
+
+    logger.addFilter(append)
+    try:
+        yield
+    finally:
+        logger.removeFilter(append)

@@ -1,0 +1,46 @@
+"""Initialising modules afresh at the start of recovery (Table 2's ablation)."""
+
+import torch
+from torch import nn
+from torchtitan.components.optimizer import OptimizersContainer
+
+
+@torch.no_grad()
+def reinitialize(
+    model_parts: list[nn.Module], names: list[str], optimizers: OptimizersContainer, seed: int
+) -> None:
+    """Give the named modules new weights, as at the start of a run, and empty optimizer state.
+
+    The model initialises itself as a whole and everything else is put back, so that the new
+    weights are those of its own rules; that takes the memory of one more copy of the parameters.
+    Deterministic in ``seed``; the random number generators are left as they were.
+
+    Args:
+        model_parts: as the trainer holds them.
+        names: attributes of the model, such as "tok_embeddings" and "output".
+        optimizers: of these model parts.
+        seed: of the new weights.
+    """
+    renewed: set[nn.Parameter] = set()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for model in model_parts:
+            for name in names:
+                if (module := getattr(model, name, None)) is not None:
+                    renewed.update(module.parameters())
+            kept = [(p, p.clone()) for p in model.parameters() if p not in renewed]
+            buffers = [
+                (module, name, buffer)
+                for module in model.modules()
+                for name, buffer in module._buffers.items()
+            ]
+            model.init_weights()
+            for parameter, value in kept:
+                parameter.copy_(value)
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
+    for optimizer in optimizers.optimizers:
+        for parameter in renewed:
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()

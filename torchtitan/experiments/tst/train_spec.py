@@ -1,0 +1,68 @@
+"""A model's ``TrainSpec`` with superposition: bag embedding, bag loss, phase-aware metrics."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torchtitan.components.loss import LossFunction
+from torchtitan.components.validate import build_validator as upstream_build_validator
+from torchtitan.config import JobConfig
+from torchtitan.protocols.train_spec import TrainSpec
+from torchtitan.tools.logging import logger
+
+from .core import BagEmbedding, BagLoss
+from .metrics import build_metrics_processor
+from .validate import build_validator
+
+
+def superposition_train_spec(spec: TrainSpec) -> TrainSpec:
+    """``spec`` made ready for both phases; parameters and state dict stay as they are."""
+    return dataclasses.replace(
+        spec,
+        model_cls=functools.partial(_build_model, spec.model_cls),
+        build_loss_fn=functools.partial(PhaseLoss, spec.build_loss_fn),
+        build_metrics_processor_fn=build_metrics_processor,
+        build_validator_fn=(
+            build_validator
+            if spec.build_validator_fn is upstream_build_validator
+            else spec.build_validator_fn
+        ),
+    )
+
+
+def _build_model(model_cls: type[nn.Module], model_args: Any) -> nn.Module:
+    model = model_cls(model_args)
+    model.tok_embeddings = BagEmbedding.from_embedding(model.tok_embeddings)
+    return model
+
+
+class PhaseLoss:
+    """A ``LossFunction`` for both phases: what the labels look like decides.
+
+    Ordinary labels (B, L) go to upstream's loss, untouched; bags of labels (B, L, s) to
+    :class:`BagLoss`, as a sum with the ``coefficients`` that the trainer sets at each step.
+    """
+
+    def __init__(
+        self, build_ordinary: Callable[..., LossFunction], job_config: JobConfig, **kwargs: Any
+    ):
+        self.ordinary = build_ordinary(job_config, **kwargs)
+        section = job_config.superposition
+        self.bag_loss = BagLoss(section.loss, section.weighting)
+        self.coefficients: torch.Tensor | None = None
+        self._sum = self.bag_loss.sum
+        if job_config.compile.enable and "loss" in job_config.compile.components:
+            logger.info("Compiling the bag loss with torch.compile")
+            self._sum = torch.compile(self._sum, backend=job_config.compile.backend)
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if labels.ndim == 2:
+            return self.ordinary(logits, labels)
+        assert self.coefficients is not None, "the trainer sets them before each step"
+        if isinstance(logits, DTensor):  # sharded over the vocabulary by loss parallel
+            logits = logits.full_tensor()
+        return self._sum(logits, labels, self.coefficients)

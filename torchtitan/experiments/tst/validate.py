@@ -1,0 +1,27 @@
+"""Validation: always ordinary next-token loss, always on the same data."""
+
+from typing import Any
+
+from torch import nn
+from torchtitan.components.validate import Validator
+
+
+class FixedSetValidator(Validator):
+    """Upstream's validator, each time from the start of the validation data.
+
+    Upstream's goes on where the last validation stopped, and anywhere after a resume, so that
+    losses of different steps would be of different data.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._start = self.validation_dataloader.state_dict()
+
+    def validate(self, model_parts: list[nn.Module], step: int) -> None:
+        self.validation_dataloader.load_state_dict(self._start)
+        super().validate(model_parts, step)
+
+
+def build_validator(**kwargs: Any) -> FixedSetValidator:
+    """A ``TrainSpec.build_validator_fn``."""
+    return FixedSetValidator(**kwargs)
