@@ -64,16 +64,9 @@ def train_tokenizer(pieces: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="made anew; left alone if it is there already")
-    folder = parser.parse_args().folder
-    if folder.exists():
-        print(f"{folder} is there already")
-        return
-
+def make_corpus(folder: Path, sources: list[str]) -> None:
+    """Write train.jsonl, validation.jsonl and tokenizer/ into ``folder``, all of it or nothing."""
     shuffle = random.Random(0).shuffle
-    sources = list(read_sources())
     shuffle(sources)
     n_validation = max(1, round(VALIDATION_SHARE * len(sources)))
     split = {
@@ -88,13 +81,23 @@ def main() -> None:
         shuffle(pieces)
         with open(unfinished / f"{name}.jsonl", "w") as file:
             file.writelines(json.dumps({"text": piece}) + "\n" for piece in pieces)
-        megabytes = sum(map(len, pieces)) / 1e6
-        print(f"{name}: {len(pieces):,} pieces, {megabytes:.1f} M characters")
+        print(f"{name}: {len(pieces):,} pieces, {sum(map(len, pieces)) / 1e6:.1f} M characters")
     tokenizer_folder = unfinished / "tokenizer"
     tokenizer_folder.mkdir()
     train_tokenizer(split["train"]).save(str(tokenizer_folder / "tokenizer.json"))
     (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps(SPECIAL_TOKENS))
     unfinished.rename(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="made anew; left alone if it is there already")
+    folder = parser.parse_args().folder
+    if folder.exists():
+        print(f"{folder} is there already")
+        return
+    print("Making the demo corpus from the standard library's sources")
+    make_corpus(folder, list(read_sources()))
     print(f"corpus and tokenizer are in {folder}")
 
 

@@ -28,28 +28,41 @@ def set_seq_len(dataloader: StatefulDataLoader, seq_len: int) -> None:
         )
     if dataset.seq_len == seq_len:
         return
+    if dataloader._iterator is None:
+        # Not begun, or resumed and not begun: a state that waits to be loaded is still to come. To
+        # ask for the state now would lose it, as a streaming dataset knows it only once it iterates.
+        dataset.seq_len = seq_len
+        return
     state = dataloader.state_dict()
     dataset.seq_len = seq_len
     dataloader.load_state_dict(state)
 
 
-def check_workers(dataloader: StatefulDataLoader, key: str) -> None:
-    """Refuse worker processes that would repeat data.
+def check_workers(dataloader: StatefulDataLoader, key: str, position_carried: bool) -> None:
+    """Refuse worker processes that would repeat data with upstream's text dataset.
 
-    Each worker of upstream's text dataset reads a whole copy of a map-style (not streaming)
-    dataset, so that n workers give every window n times. A streaming dataset is split by its
-    shards; a worker beyond their number loops for ever without data.
+    Found in torchtitan 0.2.2 with torchdata 0.11: a worker's state holds the token buffer itself,
+    not a copy, and is pickled in the background while the worker reads on, so that the state can
+    hold tokens of documents that it does not count as read; they come again after the state is
+    loaded. And each worker reads a whole copy of a map-style (not streaming) dataset, so that n
+    workers give every window n times.
+
+    Args:
+        dataloader: of training or validation.
+        key: the config section of the loader, for the message.
+        position_carried: whether the loader's state will be taken and loaded within the run, as at
+            the boundary.
 
     Raises:
-        ValueError: naming ``key`` (the config section), the number of workers and the limit.
+        ValueError: naming the number of workers and the limit.
     """
     dataset, workers = dataloader.dataset, dataloader.num_workers
-    if workers <= 1 or not isinstance(dataset, HuggingFaceTextDataset):
+    if not isinstance(dataset, HuggingFaceTextDataset):
         return
-    streaming = not isinstance(dataset._data, Dataset)
-    limit = dataset._data.num_shards if streaming else 1
-    if workers > limit:
-        why = f"has {limit} shards on this rank" if streaming else "would be read whole by each"
-        raise ValueError(
-            f"{key}.dataloader.num_workers = {workers}: must be at most {limit}, as the dataset {why}"
-        )
+    if position_carried and workers > 0:
+        limit, why = 0, "a worker's position is inexact, so data would be repeated"
+    elif isinstance(dataset._data, Dataset) and workers > 1:
+        limit, why = 1, "each worker would read the whole dataset, so data would be repeated"
+    else:
+        return
+    raise ValueError(f"{key}.dataloader.num_workers = {workers}: must be at most {limit}; {why}")

@@ -1,0 +1,155 @@
+"""Fixtures: a small corpus, trainers in this process, launches of several processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from torchtitan.experiments.tst.device import enable_cpu_if_alone
+
+enable_cpu_if_alone()
+
+from make_demo_corpus import make_corpus  # noqa: E402
+from torchtitan.experiments.tst import models  # noqa: E402, F401
+from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
+from torchtitan.experiments.tst.job_config import (  # noqa: E402
+    JobConfig,
+    SuperpositionConfigManager,
+)
+from torchtitan.experiments.tst.metrics import read_metrics  # noqa: E402
+from torchtitan.experiments.tst.trainer import SuperpositionTrainer  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+TST = "torchtitan.experiments.tst.train"
+UPSTREAM = "torchtitan.train"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A folder with train.jsonl, validation.jsonl and tokenizer/, of 1024 entries."""
+    folder = tmp_path_factory.mktemp("data") / "corpus"
+    library = Path(sysconfig.get_path("stdlib"))
+    make_corpus(folder, [path.read_text() for path in sorted(library.glob("[a-h]*.py"))])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base_args(corpus) -> list[str]:
+    """A small, deterministic job on the corpus, without a [superposition] section."""
+    return [
+        "--model.flavor=demo",
+        f"--model.hf_assets_path={corpus / 'tokenizer'}",
+        "--training.dataset=jsonl",
+        f"--training.dataset_path={corpus / 'train.jsonl'}",
+        "--training.seq_len=32",
+        "--training.local_batch_size=4",
+        "--training.mixed_precision_param=float32",
+        "--training.steps=6",
+        "--lr_scheduler.warmup_steps=2",
+        "--activation_checkpoint.mode=none",
+        "--metrics.log_freq=1",
+        "--metrics.disable_color_printing",
+        "--debug.seed=0",
+    ]
+
+
+@pytest.fixture
+def make_config(base_args, tmp_path) -> Callable[..., JobConfig]:
+    def make(*args: str) -> JobConfig:
+        folder = f"--job.dump_folder={tmp_path / 'run'}"
+        return SuperpositionConfigManager().parse_args([*base_args, folder, *args])
+
+    return make
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """The environment of a launch with one process; its process group is destroyed at the end."""
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(free_port()),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torchtitan.train.time.sleep", lambda seconds: None)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def train(make_config, one_process) -> Callable[..., list[dict]]:
+    """Train in this process; gives the lines of metrics.jsonl."""
+
+    def run(*args: str, trainer_class: type = SuperpositionTrainer) -> list[dict]:
+        config = make_config(*args)
+        trainer = trainer_class(config)
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
+            dist.destroy_process_group()
+        return read_metrics(config.job.dump_folder)
+
+    return run
+
+
+@pytest.fixture
+def launch(base_args) -> Callable[..., subprocess.CompletedProcess]:
+    """``torchrun`` a module on the base job; fails the test with the output if it fails."""
+
+    def run(
+        module: str, *args: str, processes: int = 1, check: bool = True
+    ) -> subprocess.CompletedProcess:
+        if module == UPSTREAM:  # on CPU it needs the device module, and the dataset registered
+            command = ["torchtitan.experiments.tst.device", module, *base_args]
+            command += ["--experimental.custom_import=upstream_plugins"]
+        else:
+            command = [module, *base_args]
+        return torchrun(command + list(args), processes, check)
+
+    return run
+
+
+def torchrun(command: list[str], processes: int, check: bool = True) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"),
+            *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", *command),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if check and result.returncode:
+        pytest.fail(f"{' '.join(command)}\n{result.stdout[-6000:]}\n{result.stderr[-6000:]}")
+    return result
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def tensorboard_scalars(run_folder: Path) -> dict[str, list[float]]:
+    """Every step's value of each tag, in float32 as they were logged."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = (run_folder / "tb").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [s.value for s in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text())

@@ -1,0 +1,44 @@
+import pytest
+import torch
+from torch import nn
+
+from torchtitan.experiments.tst.core import BagEmbedding
+
+
+@pytest.fixture
+def ordinary():
+    torch.manual_seed(0)
+    return nn.Embedding(50, 8)
+
+
+def test_ordinary_ids_are_embedded_as_ever(ordinary):
+    ids = torch.randint(50, (2, 5))
+    assert torch.equal(BagEmbedding.from_embedding(ordinary)(ids), ordinary(ids))
+
+
+def test_a_bag_is_the_mean_of_its_tokens_forward_and_backward(ordinary):
+    ids = torch.randint(50, (2, 5, 3))
+    embedding = BagEmbedding.from_embedding(ordinary)
+    upstream = torch.randn(2, 5, 8)
+
+    bags = embedding(ids)
+    (grad,) = torch.autograd.grad(bags, embedding.weight, upstream)
+
+    reference = sum(ordinary(ids[..., i]) for i in range(3)) / 3
+    (reference_grad,) = torch.autograd.grad(reference, ordinary.weight, upstream)
+    torch.testing.assert_close(bags, reference)
+    torch.testing.assert_close(grad, reference_grad)
+
+
+def test_the_mean_is_taken_in_float32(ordinary):
+    ids = torch.randint(50, (4, 16, 16))
+    ordinary.to(torch.bfloat16)
+    bags = BagEmbedding.from_embedding(ordinary)(ids)
+    assert bags.dtype == torch.bfloat16
+    assert torch.equal(bags, ordinary(ids).double().mean(-2).float().to(torch.bfloat16))
+
+
+def test_weight_and_state_dict_are_the_embeddings_own(ordinary):
+    embedding = BagEmbedding.from_embedding(ordinary)
+    assert embedding.weight is ordinary.weight
+    assert list(embedding.state_dict()) == list(ordinary.state_dict())

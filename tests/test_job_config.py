@@ -1,0 +1,219 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import tomli_w
+
+from torchtitan.experiments.tst.core import LOSSES, MODES, SCALES, WEIGHTINGS, Schedule
+from torchtitan.experiments.tst.job_config import (
+    ConfigError,
+    Superposition,
+    SuperpositionConfigManager,
+    build_schedule,
+    validate,
+)
+
+ON = ("--superposition.bag_size=4", "--superposition.steps=2")
+
+
+def section(**values):
+    return [f"--superposition.{key}={value}" for key, value in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("args", "key", "value", "allowed"),
+    [
+        (section(bag_size=0), "superposition.bag_size", 0, "at least 1"),
+        (section(bag_size=-3), "superposition.bag_size", -3, "at least 1"),
+        (section(bag_size=4), "superposition.bag_size", 4, "needs superposition.step_ratio"),
+        (section(bag_size=4, step_ratio=1.0), "superposition.step_ratio", 1.0, "in [0, 1)"),
+        (section(bag_size=4, step_ratio=-0.1), "superposition.step_ratio", -0.1, "in [0, 1)"),
+        (section(bag_size=4, step_ratio="nan"), "superposition.step_ratio", "nan", "in [0, 1)"),
+        (section(bag_size=4, step_ratio=0.3, steps=2), "superposition.steps", 2, "one of the two"),
+        (section(bag_size=4, steps=-1), "superposition.steps", -1, "at least 0"),
+        (section(bag_size=4, steps=6), "superposition.steps", 6, "fewer than training.steps = 6"),
+        (section(bag_size=4, step_ratio=0.99), "superposition.step_ratio", 0.99, "training.steps"),
+        (
+            [*ON, *section(loss="bce", weighting="power_law")],
+            "superposition.weighting",
+            "'power_law'",
+            '"uniform"',
+        ),
+        (
+            [*ON, *section(mode="output", scale="batch")],
+            "superposition.scale",
+            "'batch'",
+            '"sequence"',
+        ),
+        (
+            [*ON, *section(reinit_at_recovery="norm")],
+            "superposition.reinit_at_recovery",
+            ["norm"],
+            "tok_embeddings, output",
+        ),
+        (
+            [*ON, *section(scale="batch"), "--training.seq_len=33"],
+            "training.seq_len",
+            33,
+            "do not divide into bags of 4",
+        ),
+        ([*ON, "--training.seq_len=0"], "training.seq_len", 0, "at least 1"),
+        (
+            [*section(bag_size=64, steps=2, mode="output")],
+            "superposition.bag_size",
+            64,
+            "training.seq_len = 32",
+        ),
+        (
+            [*ON, "--training.seq_len=33", "--parallelism.tensor_parallel_degree=2"],
+            "training.seq_len",
+            33,
+            "tensor_parallel_degree = 2",
+        ),
+        (
+            [*ON, "--validation.enable", "--validation.seq_len=64"],
+            "validation.seq_len",
+            64,
+            "training.seq_len = 32",
+        ),
+        (
+            [*ON, "--model.flavor=debugmodel_flex_attn"],
+            "model.flavor",
+            "'debugmodel_flex_attn'",
+            '"causal"',
+        ),
+        (
+            [*ON, "--parallelism.context_parallel_degree=2"],
+            "parallelism.context_parallel_degree",
+            2,
+            "must be 1",
+        ),
+        (
+            [*ON, "--parallelism.pipeline_parallel_degree=2"],
+            "parallelism.pipeline_parallel_degree",
+            2,
+            "must be 1",
+        ),
+        (["--model.name=gpt2"], "model.name", "'gpt2'", "not registered"),
+        (["--model.flavor=demo2"], "model.flavor", "'demo2'", "demo"),
+        (["--training.dataset=pile"], "training.dataset", "'pile'", "jsonl"),
+        (
+            ["--training.dataset_path=/none.jsonl"],
+            "training.dataset_path",
+            "'/none.jsonl'",
+            "no such file",
+        ),
+        (
+            ["--training.dataset=c4_test", "--training.dataset_path=None"],
+            "training.dataset_path",
+            "'tests/assets/c4_test'",
+            "no such file",
+        ),
+        (
+            ["--validation.enable", "--validation.dataset=jsonl", "--validation.seq_len=32"],
+            "validation.dataset_path",
+            "''",
+            "no such file",
+        ),
+        (["--model.hf_assets_path=/none"], "model.hf_assets_path", "'/none'", "no such folder"),
+        (["--model.hf_assets_path=/"], "model.hf_assets_path", "'/'", "tokenizer.json"),
+    ],
+)
+def test_bad_input_names_key_value_and_what_is_allowed(make_config, args, key, value, allowed):
+    with pytest.raises(ConfigError) as error:
+        validate(make_config(*args))
+    message = str(error.value)
+    assert f"{key} = {value}" in message
+    assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "allowed"),
+    [
+        ({"bag_sise": 4}, "bag_sise", 4, "did you mean bag_size?"),
+        ({"step_ration": 0.3}, "step_ration", 0.3, "did you mean step_ratio?"),
+        ({"temperature": 1}, "temperature", 1, "known keys are bag_size, "),
+        ({"bag_size": "4"}, "bag_size", "'4'", "an integer"),
+        ({"bag_size": 4.0}, "bag_size", 4.0, "an integer"),
+        ({"bag_size": True}, "bag_size", True, "an integer"),
+        ({"steps": 2.5}, "steps", 2.5, "an integer"),
+        ({"step_ratio": "0.3"}, "step_ratio", "'0.3'", "a number"),
+        ({"mode": "both"}, "mode", "'both'", "full, input, output"),
+        ({"loss": "mse"}, "loss", "'mse'", "mce, mce_alt, bce, hinge"),
+        ({"weighting": "linear"}, "weighting", "'linear'", "uniform, power_law"),
+        ({"scale": "length"}, "scale", "'length'", "sequence, batch"),
+        ({"reinit_at_recovery": "output"}, "reinit_at_recovery", "'output'", "a list"),
+    ],
+)
+def test_bad_toml(tmp_path, section, key, value, allowed):
+    path = tmp_path / "job.toml"
+    path.write_text(tomli_w.dumps({"superposition": section}))
+    with pytest.raises(ConfigError) as error:
+        SuperpositionConfigManager().parse_args([f"--job.config_file={path}"])
+    message = str(error.value)
+    assert f"superposition.{key} = {value}" in message
+    assert allowed in message
+
+
+def test_tokenizer_larger_than_the_model(make_config, monkeypatch):
+    from torchtitan.models.llama3 import llama3_args
+
+    small = dataclasses.replace(llama3_args["demo"], vocab_size=1000)
+    monkeypatch.setitem(llama3_args, "small", small)
+    with pytest.raises(ConfigError, match=r"1,024 entries, more than the 1,000 of model.flavor"):
+        validate(make_config("--model.flavor=small"))
+
+
+def test_stops_before_any_device_or_process_group(base_args):
+    """A launch without torchrun's environment: anything past the checks would ask for it."""
+    result = subprocess.run(
+        [sys.executable, "-m", "torchtitan.experiments.tst.train", *base_args, *section(bag_size=0)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("config error: superposition.bag_size = 0")
+    assert "Traceback" not in result.stderr
+
+
+def test_block_causal_is_fine_where_single_tokens_go_in(make_config):
+    validate(make_config(*ON, "--superposition.mode=output", "--model.flavor=debugmodel_flex_attn"))
+
+
+def test_command_line_goes_over_toml(tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_text(tomli_w.dumps({"superposition": {"bag_size": 6, "step_ratio": 0.3}}))
+    config = SuperpositionConfigManager().parse_args(
+        [f"--job.config_file={path}", "--superposition.bag_size", "8"]
+    )
+    assert config.superposition.bag_size == 8
+    assert config.superposition.step_ratio == 0.3
+    assert build_schedule(config) == Schedule(bag_size=8, boundary=3000)
+
+
+def test_a_ratio_of_the_toml_can_be_replaced_by_steps(tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_text(tomli_w.dumps({"superposition": {"bag_size": 6, "step_ratio": 0.3}}))
+    config = SuperpositionConfigManager().parse_args(
+        [f"--job.config_file={path}", "--superposition.step_ratio=None", "--superposition.steps=7"]
+    )
+    assert build_schedule(config).boundary == 7
+
+
+def test_choices_are_those_of_the_core():
+    choices = {f.name: f.type.__args__ for f in dataclasses.fields(Superposition)
+               if hasattr(f.type, "__args__")}
+    assert choices["mode"] == MODES
+    assert choices["loss"] == LOSSES
+    assert choices["weighting"] == WEIGHTINGS
+    assert choices["scale"] == SCALES
+
+
+def test_help_explains_every_key(capsys):
+    with pytest.raises(SystemExit):
+        SuperpositionConfigManager().parse_args(["--help"])
+    text = capsys.readouterr().out
+    for f in dataclasses.fields(Superposition):
+        assert f"--superposition.{f.name.replace('_', '-')}" in text
+    assert "number of contiguous data tokens in a bag" in text
