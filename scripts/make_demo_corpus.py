@@ -79,7 +79,7 @@ def make_corpus(folder: Path, sources: list[str]) -> None:
     unfinished.mkdir(parents=True)
     for name, pieces in split.items():
         shuffle(pieces)
-        with open(unfinished / f"{name}.jsonl", "w") as file:
+        with (unfinished / f"{name}.jsonl").open("w") as file:
             file.writelines(json.dumps({"text": piece}) + "\n" for piece in pieces)
         print(f"{name}: {len(pieces):,} pieces, {sum(map(len, pieces)) / 1e6:.1f} M characters")
     tokenizer_folder = unfinished / "tokenizer"

@@ -168,7 +168,13 @@ def test_tokenizer_larger_than_the_model(make_config, monkeypatch):
 def test_stops_before_any_device_or_process_group(base_args):
     """A launch without torchrun's environment: anything past the checks would ask for it."""
     result = subprocess.run(
-        [sys.executable, "-m", "torchtitan.experiments.tst.train", *base_args, *section(bag_size=0)],
+        [
+            sys.executable,
+            "-m",
+            "torchtitan.experiments.tst.train",
+            *base_args,
+            *section(bag_size=0),
+        ],
         capture_output=True,
         text=True,
     )
@@ -202,8 +208,11 @@ def test_a_ratio_of_the_toml_can_be_replaced_by_steps(tmp_path):
 
 
 def test_choices_are_those_of_the_core():
-    choices = {f.name: f.type.__args__ for f in dataclasses.fields(Superposition)
-               if hasattr(f.type, "__args__")}
+    choices = {
+        f.name: f.type.__args__
+        for f in dataclasses.fields(Superposition)
+        if hasattr(f.type, "__args__")
+    }
     assert choices["mode"] == MODES
     assert choices["loss"] == LOSSES
     assert choices["weighting"] == WEIGHTINGS

@@ -26,11 +26,13 @@ def listing(logits, labels, weights):
 
 def random_batch(seed, dtype=torch.float32, ignored=0.2):
     g = torch.Generator().manual_seed(seed)
-    b, l, s, v = (int(torch.randint(lo, hi, (), generator=g)) for lo, hi in
-                  [(1, 4), (8, 20), (1, 9), (3, 200)])
-    logits = 4 * torch.randn(b, l, v, generator=g, dtype=dtype)
-    labels = torch.randint(v, (b, l, s), generator=g)
-    labels[torch.rand(b, l, s, generator=g) < ignored] = IGNORE_INDEX
+    b, latents, s, v = (
+        int(torch.randint(lo, hi, (), generator=g))
+        for lo, hi in [(1, 4), (8, 20), (1, 9), (3, 200)]
+    )
+    logits = 4 * torch.randn(b, latents, v, generator=g, dtype=dtype)
+    labels = torch.randint(v, (b, latents, s), generator=g)
+    labels[torch.rand(b, latents, s, generator=g) < ignored] = IGNORE_INDEX
     labels[0, 0] = 0  # a bag of equal tokens; no offset is without a valid target
     return logits.requires_grad_(), labels
 
@@ -67,7 +69,9 @@ def test_mce_of_a_folded_batch_is_the_papers_listing(weighting):
 def test_gradients(loss):
     torch.manual_seed(0)
     logits = (3 * torch.randn(2, 3, 7, dtype=torch.float64)).requires_grad_()
-    labels = torch.tensor([[[1, 1, 2], [-100, 3, 4], [-100] * 3], [[0, 6, 5], [2, 2, 2], [1, 0, -100]]])
+    labels = torch.tensor(
+        [[[1, 1, 2], [-100, 3, 4], [-100] * 3], [[0, 6, 5], [2, 2, 2], [1, 0, -100]]]
+    )
     assert torch.autograd.gradcheck(lambda z: BagLoss(loss)(z, labels), logits)
 
 

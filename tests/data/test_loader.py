@@ -135,7 +135,7 @@ def test_upstreams_state_holds_the_live_token_buffer(make_loader):
 def test_workers_that_would_repeat_data_are_refused(make_loader, streaming):
     check_workers(make_loader(SHORT, num_workers=0), "training", position_carried=True)
     check_workers(make_loader(SHORT, num_workers=1), "training", position_carried=False)
-    with pytest.raises(ValueError, match="training.dataloader.num_workers = 1: must be at most 0"):
+    with pytest.raises(ValueError, match=r"training\.dataloader\.num_workers = 1: .* at most 0"):
         check_workers(make_loader(SHORT, num_workers=1), "training", position_carried=True)
 
     two_workers = make_loader(SHORT, num_workers=2)

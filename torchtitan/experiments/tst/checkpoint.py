@@ -1,10 +1,11 @@
 """The checkpoint at the boundary."""
 
-import os
 import re
+from pathlib import Path
 
 import torch.distributed as dist
 from torchtitan.components.checkpoint import CheckpointManager
+from typing_extensions import override
 
 
 class BoundaryCheckpointManager(CheckpointManager):
@@ -24,17 +25,19 @@ class BoundaryCheckpointManager(CheckpointManager):
         checkpointer.boundary = boundary
         return checkpointer
 
+    @override
     def _should_save(self, curr_step: int, last_step: bool = False) -> bool:
         at_boundary = self.enable and not self.load_only and curr_step == self.boundary
         return at_boundary or super()._should_save(curr_step, last_step)
 
+    @override
     def _purge_stale_checkpoints(self) -> None:
-        if self.keep_latest_k <= 0 or dist.get_rank() != 0 or not os.path.isdir(self.folder):
+        if self.keep_latest_k <= 0 or dist.get_rank() != 0:
             return
         steps = sorted(
             int(match[1])
-            for name in os.listdir(self.folder)
-            if (match := re.fullmatch(r"step-(\d+)", name))
+            for path in Path(self.folder).iterdir()
+            if (match := re.fullmatch(r"step-(\d+)", path.name))
         )
         for step in steps[: -self.keep_latest_k]:
             if step != self.boundary:

@@ -13,11 +13,14 @@ import resource
 import runpy
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import _random as dtensor_random
+from torchtitan.config import ConfigManager
+from typing_extensions import override
 
 
 def enable_cpu_if_alone() -> bool:
@@ -38,7 +41,8 @@ def enable_cpu_if_alone() -> bool:
 def _settle_device_type() -> None:
     """Upstream takes "cuda" for granted when it finds no accelerator."""
     torch._utils._get_available_device_type = lambda: "cpu"
-    for name, module in list(sys.modules.items()):
+    loaded: dict[str, Any] = dict(sys.modules)
+    for name, module in loaded.items():
         if name.startswith("torchtitan.") and hasattr(module, "device_type"):
             module.device_type = "cpu"
             if hasattr(module, "device_module"):
@@ -59,7 +63,7 @@ def _complete_torch_cpu() -> None:
             "num_ooms": 0,
         }
 
-    cpu = torch.cpu
+    cpu: Any = torch.cpu
     cpu.get_device_name = lambda device=None: platform.processor() or platform.machine()
     cpu.get_device_properties = lambda device=None: SimpleNamespace(total_memory=total_memory)
     cpu.memory_stats = memory_stats
@@ -81,8 +85,8 @@ def _make_collectives_run_on_gloo() -> None:
         set_gradient_divide_factor(self, factor)
         self.set_force_sum_reduction_for_comms(True)
 
-    dist.barrier = barrier_without_device
-    FSDPModule.set_gradient_divide_factor = set_factor_and_force_sum
+    dist.barrier = barrier_without_device  # type: ignore[assignment]
+    FSDPModule.set_gradient_divide_factor = set_factor_and_force_sum  # type: ignore[method-assign]
 
 
 def _make_histc_count_integers() -> None:
@@ -95,18 +99,20 @@ def _make_histc_count_integers() -> None:
             return histc(input, bins=bins, min=min, max=max)
         return torch.bincount(input, minlength=bins)
 
-    torch.histc = histc_or_bincount
+    torch.histc = histc_or_bincount  # type: ignore[assignment]
 
 
-class _CpuRNGTracker:
+class _CpuRNGTracker(dtensor_random._RNGStateTracker):
     """Random values for DTensors on CPU, where DTensor itself has every shard draw the same ones.
 
     Each shard draws from its own seed; replicas of a shard draw the same values; the generator
     moves on alike on all ranks.
     """
 
-    distribute_region_enabled = True
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
 
+    @override
     @contextlib.contextmanager
     def _distribute_region(self, spec, generator=None):
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -127,6 +133,8 @@ def main() -> None:
         sys.exit("usage: python -m torchtitan.experiments.tst.device MODULE [ARGUMENTS]")
     enable_cpu_if_alone()
     sys.argv = sys.argv[1:]
+    # its default arguments are those of the command line at the time of import
+    ConfigManager.parse_args.__defaults__ = (sys.argv[1:],)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 

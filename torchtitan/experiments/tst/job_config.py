@@ -15,6 +15,7 @@ import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.config import ConfigManager
 from torchtitan.config import JobConfig as UpstreamJobConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS
+from typing_extensions import override
 
 from .core import Schedule
 
@@ -86,9 +87,11 @@ class SuperpositionConfigManager(ConfigManager):
     def __init__(self) -> None:
         super().__init__(JobConfig)
 
+    @override
     def parse_args(self, args: list[str] | None = None) -> JobConfig:
         return super().parse_args(sys.argv[1:] if args is None else args)
 
+    @override
     def _maybe_load_toml(self, args: list[str]) -> dict[str, Any] | None:
         toml = super()._maybe_load_toml(args)
         if toml:
@@ -101,13 +104,15 @@ def build_schedule(job_config: UpstreamJobConfig) -> Schedule:
     section: Superposition = getattr(job_config, SECTION, Superposition())
     if section.bag_size == 1:
         return Schedule()
-    total_steps = job_config.training.steps
-    if section.steps is not None:
-        boundary = section.steps
-    else:
-        assert section.step_ratio is not None  # validate() has seen to it
-        boundary = Schedule.boundary_step(section.step_ratio, total_steps)
+    boundary = _boundary(section, job_config.training.steps)
     return Schedule(section.bag_size, boundary, section.mode, section.scale)
+
+
+def _boundary(section: Superposition, total_steps: int) -> int:
+    if section.steps is not None:
+        return section.steps
+    assert section.step_ratio is not None  # validate() has seen to it
+    return Schedule.boundary_step(section.step_ratio, total_steps)
 
 
 def validate(job_config: UpstreamJobConfig) -> None:
@@ -144,7 +149,7 @@ def _key(name: str) -> str:
     return f"{SECTION}.{name}"
 
 
-def _check_toml_section(section: object) -> None:
+def _check_toml_section(section: Any) -> None:
     """Unknown keys and wrong values of the TOML, which upstream reads unchecked."""
     if not isinstance(section, dict):
         _fail(SECTION, section, f"must be a section, [{SECTION}]")
@@ -157,7 +162,7 @@ def _check_toml_section(section: object) -> None:
         _check_value(known[name], value)
 
 
-def _check_value(f: Field, value: object) -> None:
+def _check_value(f: Field, value: Any) -> None:
     """Type, and for choices the value, against the field's annotation."""
     kind = get_type_hints(Superposition)[f.name]
     if get_origin(kind) is Literal:
@@ -171,7 +176,9 @@ def _check_value(f: Field, value: object) -> None:
         names = {int: "an integer", float: "a number", list: "a list of strings"}
         _fail(_key(f.name), value, f"must be {next(names[t] for t in types if t in names)}")
     if f.name == "bag_size" and value < 1:
-        _fail(_key(f.name), value, "must be an integer of at least 1 (1 switches superposition off)")
+        _fail(
+            _key(f.name), value, "must be an integer of at least 1 (1 switches superposition off)"
+        )
     if f.name == "step_ratio" and value is not None and not 0 <= value < 1:
         _fail(_key(f.name), value, "must be in [0, 1)")
     if f.name == "steps" and value is not None and value < 0:
@@ -196,7 +203,7 @@ def _check_steps(section: Superposition, total_steps: int) -> None:
             section.bag_size,
             f"needs {_key('step_ratio')} in [0, 1) or {_key('steps')} < training.steps",
         )
-    boundary = steps if steps is not None else Schedule.boundary_step(ratio, total_steps)
+    boundary = _boundary(section, total_steps)
     if boundary >= total_steps:
         name = "steps" if steps is not None else "step_ratio"
         _fail(
@@ -211,12 +218,13 @@ def _check_combinations(section: Superposition) -> None:
         _fail(
             _key("weighting"),
             section.weighting,
-            f'must be "uniform" with {_key("loss")} = {section.loss!r}, which sees the bag as a set',
+            f'must be "uniform" with {_key("loss")} = {section.loss!r}: the bag is a set',
         )
     if section.mode == "output" and section.scale == "batch":
         _fail(
-            _key("scale"), section.scale, f'must be "sequence" with {_key("mode")} = "output", '
-            "which reads no extra data"
+            _key("scale"),
+            section.scale,
+            f'must be "sequence" with {_key("mode")} = "output", which reads no extra data',
         )
 
 
@@ -227,27 +235,46 @@ def _check_shapes(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
     try:
         shape = schedule.batch_shape(1, training.local_batch_size, training.seq_len)
     except ValueError as error:
-        _fail("training.seq_len", training.seq_len, f"{error}, {_key('bag_size')}, as "
-              f'{_key("scale")} = "batch" needs')
+        _fail(
+            "training.seq_len",
+            training.seq_len,
+            f'{error}, {_key("bag_size")}, as {_key("scale")} = "batch" needs',
+        )
     if schedule.mode == "output" and schedule.bag_size > training.seq_len:
-        _fail(_key("bag_size"), schedule.bag_size, "the next s tokens do not fit into a sequence of "
-              f"training.seq_len = {training.seq_len} tokens")
+        _fail(
+            _key("bag_size"),
+            schedule.bag_size,
+            "the next s tokens do not fit into a sequence of "
+            f"training.seq_len = {training.seq_len} tokens",
+        )
     degree = job_config.parallelism.tensor_parallel_degree
     if shape.latents % degree:
-        _fail("training.seq_len", training.seq_len, f"gives {shape.latents} latents, which "
-              f"parallelism.tensor_parallel_degree = {degree} does not divide")
+        _fail(
+            "training.seq_len",
+            training.seq_len,
+            f"gives {shape.latents} latents, which "
+            f"parallelism.tensor_parallel_degree = {degree} does not divide",
+        )
     if validation.enable and validation.seq_len > training.seq_len:
-        _fail("validation.seq_len", validation.seq_len, "must be at most training.seq_len = "
-              f"{training.seq_len} tokens, the ordinary sequence length")
+        _fail(
+            "validation.seq_len",
+            validation.seq_len,
+            "must be at most training.seq_len = "
+            f"{training.seq_len} tokens, the ordinary sequence length",
+        )
 
 
 def _check_attention(section: Superposition, flavor: str, model_args: Any) -> None:
     if section.mode == "output" or getattr(model_args, "attn_type", "sdpa") == "sdpa":
         return
     if model_args.attn_mask_type == "block_causal":
-        _fail("model.flavor", flavor, "has attn_mask_type = \"block_causal\", which finds documents "
-              f"by token ids that bags do not have; with {_key('mode')} = {section.mode!r} choose a "
-              'flavor with "causal"')
+        _fail(
+            "model.flavor",
+            flavor,
+            'has attn_mask_type = "block_causal", which finds documents '
+            f"by token ids that bags do not have; with {_key('mode')} = {section.mode!r} choose a "
+            'flavor with "causal"',
+        )
 
 
 def _check_parallelism(job_config: UpstreamJobConfig) -> None:
@@ -292,6 +319,10 @@ def _check_tokenizer(job_config: UpstreamJobConfig, model_args: Any) -> None:
     except FileNotFoundError as error:
         raise ConfigError(f"model.hf_assets_path = {path!r}: {error}") from None
     if tokenizer.get_vocab_size() > model_args.vocab_size:
-        _fail("model.hf_assets_path", path, f"its tokenizer has {tokenizer.get_vocab_size():,} "
-              f"entries, more than the {model_args.vocab_size:,} of model.flavor = "
-              f"{job_config.model.flavor!r}")
+        _fail(
+            "model.hf_assets_path",
+            path,
+            f"its tokenizer has {tokenizer.get_vocab_size():,} "
+            f"entries, more than the {model_args.vocab_size:,} of model.flavor = "
+            f"{job_config.model.flavor!r}",
+        )

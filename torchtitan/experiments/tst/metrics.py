@@ -26,6 +26,7 @@ from torchtitan.components.metrics import (
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools.logging import logger
+from typing_extensions import override
 
 from .core import Phase, Schedule
 from .job_config import build_schedule
@@ -42,18 +43,22 @@ class JsonLinesLogger(BaseLogger):
     def __init__(self, path: Path, schedule: Schedule):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.schedule = schedule
-        self.file = open(path, "a", buffering=1)
+        self.file = path.open("a", buffering=1)
 
+    @override
     def log(self, metrics: dict[str, Any], step: int) -> None:
         line = {"step": step, "phase": str(self.schedule.phase(step)), **metrics}
         self.file.write(json.dumps(line) + "\n")
 
+    @override
     def close(self) -> None:
         self.file.close()
 
 
 class SuperpositionMetricsProcessor(MetricsProcessor):
     """Upstream's metrics processor with the run's phases added."""
+
+    logger: BaseLogger
 
     def __init__(self, job_config: JobConfig, parallel_dims: ParallelDims, tag: str | None = None):
         super().__init__(job_config, parallel_dims, tag)
@@ -72,6 +77,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         self.ntokens_since_last_log += latents - data_tokens
         self.data_tokens_since_last_log += data_tokens
 
+    @override
     def log(
         self,
         step: int,
@@ -91,17 +97,19 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
             "data_throughput(tps)": data_tps,
         }
         color = self.color
-        suffix = (
-            f"  {color.yellow}phase: {phase} (s={bag_size})  "
-            f"{color.blue}data tps: {round(data_tps):,}  "
-            f"{color.white}time left: {self._time_left(step)}{color.reset}"
-        )
+        suffix = f"  {color.white}time left: {self._time_left(step)}{color.reset}"
+        if self.schedule.enabled:
+            suffix = (
+                f"  {color.yellow}phase: {phase} (s={bag_size})  "
+                f"{color.blue}data tps: {round(data_tps):,}{color.reset}" + suffix
+            )
         with _appended_to_step_line(suffix):
             super().log(
                 step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | ours
             )
         self.data_tokens_since_last_log = 0
 
+    @override
     def log_validation(
         self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
     ) -> None:
@@ -131,9 +139,10 @@ def build_metrics_processor(
 
 def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl`` in order of step, training before validation; of
-    steps that a resumed run took again, the later line."""
+    steps that a resumed run took again, the later line.
+    """
     lines: dict[tuple[int, bool], dict[str, Any]] = {}
-    with open(Path(run_folder, METRICS_FILE)) as file:
+    with Path(run_folder, METRICS_FILE).open() as file:
         for line in file:
             metrics = json.loads(line)
             lines[metrics["step"], "validation_metrics/loss" in metrics] = metrics

@@ -35,7 +35,7 @@ def superposition_train_spec(spec: TrainSpec) -> TrainSpec:
 
 
 def _build_model(model_cls: type[nn.Module], model_args: Any) -> nn.Module:
-    model = model_cls(model_args)
+    model: Any = model_cls(model_args)
     model.tok_embeddings = BagEmbedding.from_embedding(model.tok_embeddings)
     return model
 
@@ -53,13 +53,14 @@ class PhaseLoss:
         self.ordinary = build_ordinary(job_config, **kwargs)
         section = job_config.superposition
         self.bag_loss = BagLoss(section.loss, section.weighting)
-        self.coefficients: torch.Tensor | None = None
+        self.coefficients: torch.Tensor | None = None  # float32, see BagLoss.sum
         self._sum = self.bag_loss.sum
         if job_config.compile.enable and "loss" in job_config.compile.components:
             logger.info("Compiling the bag loss with torch.compile")
             self._sum = torch.compile(self._sum, backend=job_config.compile.backend)
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The summed loss of logits (B, L, V), as upstream's trainer expects it."""
         if labels.ndim == 2:
             return self.ordinary(logits, labels)
         assert self.coefficients is not None, "the trainer sets them before each step"

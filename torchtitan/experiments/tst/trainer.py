@@ -17,6 +17,7 @@ import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
+from typing_extensions import override
 
 from .checkpoint import BoundaryCheckpointManager
 from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, fold
@@ -57,24 +58,27 @@ class SuperpositionTrainer(Trainer):
                 logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
             self._announce()
 
+    @override
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
         """Micro-batches of data tokens, shaped for the phase of the current step."""
         if not self.schedule.enabled:
             yield from super().batch_generator(data_iterable)
             return
-        shape = None
+        previous = None
         while True:
-            if shape != self._batch_shape(self.step):
-                shape = self._batch_shape(self.step)
+            shape = self._batch_shape(self.step)
+            if shape != previous:
                 set_seq_len(data_iterable, shape.data_tokens)
                 batches = super().batch_generator(data_iterable)
                 self._set_flops_per_latent(shape)
+                previous = shape
             input_dict, labels = _concatenate([next(batches) for _ in range(shape.loader_batches)])
             self.metrics_processor.count_batch(
                 data_tokens=labels.numel(), latents=shape.sequences * shape.latents
             )
             yield input_dict, labels
 
+    @override
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         if self.schedule.phase(self.step) is Phase.SUPERPOSITION:
             data_iterator = iter(self._fold_step(data_iterator))
@@ -102,9 +106,9 @@ class SuperpositionTrainer(Trainer):
         """
         loss_fn = self.loss_fn
         assert isinstance(loss_fn, PhaseLoss)
-        counts = sum(loss_fn.bag_loss.counts(batch) for batch in labels)
-        targets = sum((batch != IGNORE_INDEX).sum() for batch in labels)
-        total = torch.cat([counts, targets.reshape(1)]).to(self.device)
+        counts = torch.stack([loss_fn.bag_loss.counts(batch) for batch in labels]).sum(0)
+        targets = torch.stack([(batch != IGNORE_INDEX).sum() for batch in labels]).sum(0, True)
+        total = torch.cat([counts, targets]).to(self.device)
         if self.parallel_dims.dp_enabled:
             dist.all_reduce(total, group=self.parallel_dims.get_mesh("batch").get_group())
         counts, targets = total[:-1], total[-1]
@@ -112,9 +116,7 @@ class SuperpositionTrainer(Trainer):
 
     def _enter_recovery(self) -> None:
         """Before the first recovery step, in this launch or in one resumed at the boundary."""
-        logger.info(
-            f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins"
-        )
+        logger.info(f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins")
         if names := self.job_config.superposition.reinit_at_recovery:
             logger.info(f"Initialising {', '.join(names)} afresh")
             seed = (self.job_config.debug.seed or 0) + self.schedule.boundary
@@ -153,7 +155,10 @@ def _superposition_train_spec(name: str) -> Iterator[None]:
 
 
 def _write_config(job_config: JobConfig) -> None:
-    """The resolved config, as TOML that starts the same run; TOML has no null, so None is left out."""
+    """The resolved config, as TOML that starts the same run.
+
+    TOML has no null: keys without a value are left out.
+    """
     config = job_config.to_dict()
     del config["job"]["config_file"]
     path = Path(job_config.job.dump_folder, CONFIG_FILE)

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 from torchtitan.components.validate import Validator
+from typing_extensions import override
 
 
 class FixedSetValidator(Validator):
@@ -17,6 +18,7 @@ class FixedSetValidator(Validator):
         super().__init__(*args, **kwargs)
         self._start = self.validation_dataloader.state_dict()
 
+    @override
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
         self.validation_dataloader.load_state_dict(self._start)
         super().validate(model_parts, step)

@@ -29,6 +29,7 @@ class BagEmbedding(nn.Embedding):
         return bag_embedding
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, L, d) of token ids (B, L) or of bags (B, L, s)."""
         # One lookup of all s members: s lookups added up break on a vocabulary-sharded weight.
         embedded = super().forward(input)  # (..., s, d) for bags
         if input.ndim < 3:

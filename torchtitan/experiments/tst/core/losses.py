@@ -87,7 +87,11 @@ def _bce(logits, labels, coefficients):
 def _hinge(logits, labels, coefficients):
     """Sum over the vocabulary of hinge losses with labels t = +-1: max(0, 1 - t_v * z_v)."""
     return _one_vs_rest(
-        logits, labels, coefficients, lambda z: (1 + z).relu(), lambda z: (1 - z).relu() - (1 + z).relu()
+        logits,
+        labels,
+        coefficients,
+        lambda z: (1 + z).relu(),
+        lambda z: (1 - z).relu() - (1 + z).relu(),
     )
 
 
@@ -123,7 +127,8 @@ class BagLoss:
 
     def counts(self, labels: torch.Tensor) -> torch.Tensor:
         """What the mean divides by, int64: valid targets at each offset (s,) for "mce", bags
-        with any valid target (1,) for the variants."""
+        with any valid target (1,) for the variants.
+        """
         valid = (labels != IGNORE_INDEX).flatten(0, -2)  # (N, s)
         return valid.sum(0) if self.loss == "mce" else valid.any(-1).sum(0, keepdim=True)
 

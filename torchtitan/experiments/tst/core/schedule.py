@@ -72,7 +72,7 @@ class Schedule:
         return Phase.RECOVERY
 
     def bag_size_at(self, step: int) -> int:
-        """s in superposition, 1 in recovery."""
+        """S in superposition, 1 in recovery."""
         return self.bag_size if self.phase(step) is Phase.SUPERPOSITION else 1
 
     def batch_shape(self, step: int, batch_size: int, seq_len: int) -> BatchShape:

@@ -29,8 +29,8 @@ def set_seq_len(dataloader: StatefulDataLoader, seq_len: int) -> None:
     if dataset.seq_len == seq_len:
         return
     if dataloader._iterator is None:
-        # Not begun, or resumed and not begun: a state that waits to be loaded is still to come. To
-        # ask for the state now would lose it, as a streaming dataset knows it only once it iterates.
+        # Not begun; a state to resume from may be waiting. To ask for the state now would lose that
+        # one, as a streaming dataset takes it on only when it iterates.
         dataset.seq_len = seq_len
         return
     state = dataloader.state_dict()

@@ -3,6 +3,8 @@
 With upstream's own trainer: ``--experimental.custom_import torchtitan.experiments.tst.models``.
 """
 
+import dataclasses
+
 from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
 from torchtitan.models.moe import MoEArgs
 from torchtitan.models.qwen3 import Qwen3ModelArgs, qwen3_args
@@ -13,8 +15,9 @@ llama3_args["demo"] = TransformerModelArgs(
     dim=64, n_layers=2, n_heads=4, vocab_size=1024, multiple_of=64
 )
 
-# Upstream's debugmodel_moe (64 experts, 8 layers) takes minutes a step on CPU.
-qwen3_args["debugmodel_moe_tiny"] = Qwen3ModelArgs(
+# Qwen3's small enough for CPU. Upstream's debugmodel_moe takes minutes a step there, and its
+# debugmodel ties embedding and LM head, which torch 2.13 refuses to shard as upstream asks it to.
+_QWEN3_TINY = Qwen3ModelArgs(
     vocab_size=2048,
     head_dim=32,
     dim=64,
@@ -22,6 +25,10 @@ qwen3_args["debugmodel_moe_tiny"] = Qwen3ModelArgs(
     n_heads=4,
     n_kv_heads=2,
     hidden_dim=128,
+)
+qwen3_args["debugmodel_tiny"] = _QWEN3_TINY
+qwen3_args["debugmodel_moe_tiny"] = dataclasses.replace(
+    _QWEN3_TINY,
     moe_enabled=True,
     moe_inter_dim=64,
     moe_args=MoEArgs(

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Launch a training job on this machine.
+#
+#   ./run_train.sh                                      the demo: corpus, training, loss curve
+#   CONFIG_FILE=job.toml NGPU=8 ./run_train.sh [ARGS]   a job; ARGS such as --training.steps 100
+#
+#   CONFIG_FILE  the job, TOML; by default that of the demo
+#   NGPU         processes to start; by default one for each GPU, or 2 on CPU
+#   LOG_RANK     ranks whose output is shown, such as 0,1; by default 0
+#   TRAIN_FILE   the module to run; by default torchtitan.experiments.tst.train
+#   COMM_MODE    fake_backend or local_tensor: one process plays NGPU ranks, to check a config
+#
+# Installs into .venv first if need be (scripts/venv.sh). Paths are relative to this folder.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+DEMO=train_configs/demo
+CONFIG_FILE=${CONFIG_FILE:-$DEMO/tst.toml}
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+NGPU=${NGPU:-$((gpus > 0 ? gpus : 2))}
+export LOG_RANK=${LOG_RANK:-0}
+TRAIN_FILE=${TRAIN_FILE:-torchtitan.experiments.tst.train}
+COMM_MODE=${COMM_MODE:-}
+
+. scripts/venv.sh demo
+
+if grep -qs outputs/demo/corpus "$CONFIG_FILE"; then
+    python scripts/make_demo_corpus.py outputs/demo/corpus
+fi
+
+if [[ -n $COMM_MODE ]]; then
+    NGPU=$NGPU RANK=0 LOCAL_RANK=0 WORLD_SIZE=$NGPU python -m "$TRAIN_FILE" \
+        --job.config_file "$CONFIG_FILE" "$@" --comm.mode="$COMM_MODE" --training.steps=1
+    exit
+fi
+
+PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True} \
+    torchrun --nproc_per_node="$NGPU" --rdzv_backend c10d --rdzv_endpoint=localhost:0 \
+    --local-ranks-filter "$LOG_RANK" --role rank --tee 3 \
+    -m "$TRAIN_FILE" --job.config_file "$CONFIG_FILE" "$@"
+
+if [[ $CONFIG_FILE == "$DEMO"/* && $* != *--help* ]]; then
+    python scripts/plot_loss.py --job.config_file "$CONFIG_FILE" "$@"
+fi

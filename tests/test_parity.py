@@ -1,0 +1,70 @@
+"""Launches of ours against launches of upstream's own ``torchtitan.train``, bit for bit."""
+
+import shutil
+
+import pytest
+from conftest import TST, UPSTREAM, tensorboard_scalars
+
+KEYS = ("loss_metrics/global_avg_loss", "loss_metrics/global_max_loss", "grad_norm")
+MODELS = {
+    "llama3": ("--model.name=llama3", "--model.flavor=debugmodel"),
+    "qwen3": ("--model.name=qwen3", "--model.flavor=debugmodel_tiny"),
+    "qwen3 tied": ("--model.name=qwen3", "--model.flavor=debugmodel"),
+    "qwen3 MoE": ("--model.name=qwen3", "--model.flavor=debugmodel_moe_tiny"),
+}
+LOG = ("--metrics.enable_tensorboard",)
+
+
+def same_scalars(a, b, first_step=1):
+    a, b = tensorboard_scalars(a), tensorboard_scalars(b)
+    for key in KEYS:
+        assert len(b[key]) == 20
+        assert a[key][first_step - 1 :] == b[key]
+
+
+@pytest.mark.parametrize(
+    ("model", "processes"),
+    [(model, n) for model in ("llama3", "qwen3", "qwen3 MoE") for n in (1, 2)]
+    + [("qwen3 tied", 1)],
+)
+def test_switched_off_is_upstreams_run(launch, tmp_path, model, processes):
+    args = (*MODELS[model], *LOG, "--training.steps=20")
+    launch(UPSTREAM, *args, f"--job.dump_folder={tmp_path / 'upstream'}", processes=processes)
+    section = ["--superposition.bag_size=1"] if processes == 2 else []
+    launch(TST, *args, *section, f"--job.dump_folder={tmp_path / 'tst'}", processes=processes)
+    same_scalars(tmp_path / "tst", tmp_path / "upstream")
+
+
+@pytest.mark.parametrize(
+    ("model", "processes"),
+    [("llama3", 1), ("llama3", 2), ("qwen3 MoE", 2)],
+)
+def test_upstream_recovers_from_the_boundary_checkpoint(launch, tmp_path, model, processes):
+    """Upstream's own trainer, no superposition section: the model is an ordinary one."""
+    args = (
+        *MODELS[model],
+        *LOG,
+        "--training.steps=25",
+        "--checkpoint.enable",
+        "--checkpoint.interval=100",
+    )
+    launch(
+        TST,
+        *args,
+        "--superposition.bag_size=4",
+        "--superposition.steps=5",
+        f"--job.dump_folder={tmp_path / 'tst'}",
+        processes=processes,
+    )
+    shutil.copytree(tmp_path / "tst/checkpoint/step-5", tmp_path / "upstream/checkpoint/step-5")
+    launch(UPSTREAM, *args, f"--job.dump_folder={tmp_path / 'upstream'}", processes=processes)
+    same_scalars(tmp_path / "tst", tmp_path / "upstream", first_step=6)
+
+
+def test_upstream_refuses_the_section(launch, tmp_path):
+    """It would otherwise train without superposition and not say so."""
+    job = tmp_path / "job.toml"
+    job.write_text("[superposition]\nbag_size = 4\nstep_ratio = 0.3\n")
+    result = launch(UPSTREAM, f"--job.config_file={job}", check=False)
+    assert result.returncode != 0
+    assert "superposition" in result.stderr
