@@ -24,12 +24,17 @@ COMM_MODE=${COMM_MODE:-}
 
 . scripts/venv.sh demo
 
+if [[ $CONFIG_FILE == "$DEMO"/* ]]; then # 64 sequences a step, on however many processes
+    while ((64 % NGPU)); do NGPU=$((NGPU - 1)); done
+    set -- --training.local_batch_size=$((64 / NGPU)) "$@"
+fi
 if grep -qs outputs/demo/corpus "$CONFIG_FILE"; then
     python scripts/make_demo_corpus.py outputs/demo/corpus
 fi
 
 if [[ -n $COMM_MODE ]]; then
-    NGPU=$NGPU RANK=0 LOCAL_RANK=0 WORLD_SIZE=$NGPU python -m "$TRAIN_FILE" \
+    export NGPU RANK=0 LOCAL_RANK=0 WORLD_SIZE=$NGPU
+    python -m "$TRAIN_FILE" \
         --job.config_file "$CONFIG_FILE" "$@" --comm.mode="$COMM_MODE" --training.steps=1
     exit
 fi
@@ -40,5 +45,5 @@ PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True} \
     -m "$TRAIN_FILE" --job.config_file "$CONFIG_FILE" "$@"
 
 if [[ $CONFIG_FILE == "$DEMO"/* && $* != *--help* ]]; then
-    python scripts/plot_loss.py --job.config_file "$CONFIG_FILE" "$@"
+    python scripts/plot_loss.py --of-job --job.config_file "$CONFIG_FILE" "$@"
 fi

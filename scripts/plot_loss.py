@@ -3,7 +3,7 @@
     python scripts/plot_loss.py outputs/demo/tst
     python scripts/plot_loss.py outputs/demo/tst outputs/demo/baseline --output both.png
 
-Instead of run folders it takes the arguments of a job (--job.config_file ...) and finds the folder.
+--of-job, last, takes the arguments of a job in the place of its run folder.
 """
 
 import argparse
@@ -84,11 +84,14 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="*", type=Path, help="run folders")
     parser.add_argument("--output", type=Path, help="by default loss.png in the first run folder")
-    args, job_args = parser.parse_known_args()
-    if not args.runs:
+    parser.add_argument("--of-job", nargs=argparse.REMAINDER, help="--job.config_file JOB ...")
+    args = parser.parse_args()
+    if args.of_job:
         from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 
-        args.runs = [Path(SuperpositionConfigManager().parse_args(job_args).job.dump_folder)]
+        args.runs.append(Path(SuperpositionConfigManager().parse_args(args.of_job).job.dump_folder))
+    if not args.runs:
+        parser.error("give a run folder")
     output = args.output or args.runs[0] / "loss.png"
     draw({os.fspath(run): read_metrics(run) for run in args.runs}, output)
     print(f"loss curve: {output}")

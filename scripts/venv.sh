@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: puts a Python with torchtitan-tst and the given extra on the PATH.
 #
 #   . scripts/venv.sh EXTRA

@@ -17,7 +17,6 @@ from torchtitan.experiments.tst.device import enable_cpu_if_alone
 enable_cpu_if_alone()
 
 from make_demo_corpus import make_corpus  # noqa: E402
-
 from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
 from torchtitan.experiments.tst.job_config import (  # noqa: E402

@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
-from conftest import TST
 
+from conftest import TST
 from torchtitan.experiments.tst.metrics import read_metrics
 
 MODELS = {

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+
 from conftest import TST, UPSTREAM, tensorboard_scalars
 
 KEYS = ("loss_metrics/global_avg_loss", "loss_metrics/global_max_loss", "grad_norm")

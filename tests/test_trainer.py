@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from conftest import tensorboard_scalars
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torchtitan.protocols.model_converter import (
     _registry_model_converter_cls,
     register_model_converter,
 )
 
+from conftest import tensorboard_scalars
 from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, fold
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
@@ -140,6 +140,33 @@ def test_every_mode_loss_weighting_and_scale_trains(train, args):
     model.load_state_dict(initial)
     expected = BagLoss(section.loss, section.weighting)(model(inputs), labels)
     assert losses[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_flops_are_those_of_the_latents(train, caplog):
+    """MFU would be overstated s-fold by data tokens, and with shorter sequences by attention."""
+    flops = {}
+
+    class Trainer(SuperpositionTrainer):
+        def train_step(self, data_iterator):
+            super().train_step(data_iterator)
+            flops[scale, self.step] = self.metrics_processor.num_flops_per_token
+
+    for scale in ("sequence", "batch"):
+        train(*ON, f"--superposition.scale={scale}", trainer_class=Trainer)
+    assert flops["sequence", 1] == flops["sequence", STEPS] == flops["batch", STEPS]
+    layers, dim = 2, 64
+    saved = 6 * layers * 2 * dim * (L - L // S)  # upstream's count of attention's FLOPs
+    assert flops["sequence", 1] - flops["batch", 1] == saved
+
+
+def test_tied_weights_train_and_reinitialise_together(train):
+    lines = train(
+        *ON,
+        "--model.name=qwen3",
+        "--model.flavor=debugmodel",
+        "--superposition.reinit_at_recovery=tok_embeddings",
+    )
+    assert len(lines) == STEPS
 
 
 def test_recovery_is_ordinary_training(train):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.protocols import ModelProtocol
+from torchtitan.tools.utils import device_module, device_type
 
 
 @torch.no_grad()
@@ -25,7 +26,8 @@ def reinitialize(
         seed: of the new weights.
     """
     renewed: set[nn.Parameter] = set()
-    with torch.random.fork_rng():
+    devices = [] if device_type == "cpu" else [device_module.current_device()]
+    with torch.random.fork_rng(devices, device_type=device_type):
         torch.manual_seed(seed)
         for model in model_parts:
             for name in names:

@@ -35,8 +35,13 @@ def superposition_train_spec(spec: TrainSpec) -> TrainSpec:
 
 
 def _build_model(model_cls: type[nn.Module], model_args: Any) -> nn.Module:
-    model: Any = model_cls(model_args)
-    model.tok_embeddings = BagEmbedding.from_embedding(model.tok_embeddings)
+    model = model_cls(model_args)
+    embedding = getattr(model, "tok_embeddings", None)
+    if not isinstance(embedding, nn.Embedding):
+        raise TypeError(
+            f"{model_cls.__name__} has no nn.Embedding `tok_embeddings` to put bags into"
+        )
+    model.tok_embeddings = BagEmbedding.from_embedding(embedding)
     return model
 
 

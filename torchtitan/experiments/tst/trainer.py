@@ -47,8 +47,6 @@ class SuperpositionTrainer(Trainer):
         with _superposition_train_spec(job_config.model.name):
             super().__init__(job_config)
         check_workers(self.dataloader, "training", position_carried=self.schedule.enabled)
-        if job_config.validation.enable:
-            check_workers(self.validator.validation_dataloader, "validation", position_carried=True)
         if dist.get_rank() == 0:
             _write_config(job_config)
         if self.schedule.enabled:

@@ -1,0 +1,28 @@
+import json
+
+from torchtitan.experiments.tst.core import Schedule
+from torchtitan.experiments.tst.metrics import JsonLinesLogger, read_metrics
+
+
+def test_of_a_step_taken_again_the_later_line_counts(tmp_path):
+    def write(*steps, loss):
+        log = JsonLinesLogger(tmp_path / "metrics.jsonl", Schedule(bag_size=4, boundary=2))
+        for step in steps:
+            log.log({"loss": loss}, step)
+        log.log({"validation_metrics/loss": loss}, steps[-1])
+        log.close()
+
+    write(1, 2, 3, loss=0.0)
+    write(3, 4, loss=1.0)  # resumed from step 2
+    lines = read_metrics(tmp_path)
+    assert [(line["step"], line.get("loss")) for line in lines] == [
+        (1, 0.0),
+        (2, 0.0),
+        (3, 1.0),
+        (3, None),
+        (4, 1.0),
+        (4, None),
+    ]
+    assert [line["phase"] for line in lines[:3]] == ["superposition"] * 2 + ["recovery"]
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        assert isinstance(json.loads(line), dict)

@@ -1,0 +1,42 @@
+"""Ours is installed beside upstream's package and found inside it."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from conftest import ROOT
+
+PACKAGE = "torchtitan/experiments/tst"
+
+
+def modules() -> set[str]:
+    return {str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE).rglob("*.py")}
+
+
+def test_the_wheel_holds_our_modules_and_nothing_of_upstreams(tmp_path):
+    source = tmp_path / "source"  # building leaves files behind
+    shutil.copytree(ROOT / "torchtitan", source / "torchtitan")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("torchtitan_tst-*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
+    assert names == modules()
+    # with these, ours would hide the installed upstream package
+    assert not names & {"torchtitan/__init__.py", "torchtitan/experiments/__init__.py"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("editable", [[], ["--editable"]], ids=["ordinary", "editable"])
+def test_install_on_a_fresh_machine(tmp_path, editable):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", *editable, ROOT], check=True)
+    code = "import torchtitan.train, torchtitan.experiments.tst.train as ours; print(ours.__file__)"
+    result = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().startswith(str(ROOT if editable else tmp_path))

@@ -1,0 +1,178 @@
+"""The README is true: its paths exist, its commands run, its table is the config's."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import ROOT
+from torchtitan.experiments.tst.job_config import (
+    Superposition,
+    SuperpositionConfigManager,
+    build_schedule,
+)
+
+README = (ROOT / "README.md").read_text()
+SHORT = ["--training.steps=12", "--validation.freq=6", "--metrics.log_freq=2"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [
+        line.partition(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()
+    ]
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    inline = re.findall(r"`((?:python|scripts/|\./)[^`\n]* [^`\n]*|scripts/[\w.]+\.sh)`", prose)
+    return sorted({*lines, *inline})
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
+    """Run a command line in the repository, in this environment; its run folder is temporary."""
+    outputs = tmp_path_factory.mktemp("outputs")
+
+    def run(line: str, *args: str, dump_folder: str | None = None) -> Path:
+        words = shlex.split(line)
+        environment = os.environ | {
+            "VIRTUAL_ENV": sys.prefix,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        while "=" in words[0] and not words[0].startswith("-"):
+            name, _, value = words.pop(0).partition("=")
+            environment[name] = value
+        if dump_folder:
+            args = (*args, f"--job.dump_folder={outputs / dump_folder}")
+        result = subprocess.run(
+            [*words, *args], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+        return outputs / (dump_folder or "")
+
+    return run
+
+
+def demo(shell):
+    run = shell("./run_train.sh", *SHORT, dump_folder="tst")
+    assert (run / "loss.png").stat().st_size > 10_000
+    assert (run / "checkpoint" / "step-4").is_dir()  # the boundary: 0.3 of 12 steps
+
+
+def baseline(shell):
+    shell(
+        "CONFIG_FILE=train_configs/demo/baseline.toml ./run_train.sh",
+        *SHORT,
+        dump_folder="baseline",
+    )
+
+
+def plot(shell):
+    runs = [str(shell("true") / name) for name in ("tst", "baseline")]
+    shell("python scripts/plot_loss.py", *runs, "--output", f"{shell('true')}/both.png")
+
+
+def debug(shell):
+    shell(
+        "CONFIG_FILE=train_configs/debug/qwen3_moe.toml NGPU=4 ./run_train.sh "
+        "--superposition.bag_size 8",
+        dump_folder="debug",
+    )
+
+
+def benchmark(shell):
+    shell(
+        "python scripts/benchmark_step.py --rounds 3 --job.config_file train_configs/demo/tst.toml",
+        dump_folder="benchmark",
+    )
+
+
+# What stands in the README, and how it is tried here; in this order.
+TRIED = {
+    "./run_train.sh": demo,
+    "CONFIG_FILE=train_configs/demo/baseline.toml ./run_train.sh": baseline,
+    ".venv/bin/python scripts/plot_loss.py outputs/demo/tst outputs/demo/baseline "
+    "--output outputs/demo/both.png": plot,
+    "./run_train.sh --help": lambda shell: shell("./run_train.sh --help"),
+    "CONFIG_FILE=train_configs/debug/qwen3_moe.toml NGPU=4 ./run_train.sh "
+    "--superposition.bag_size 8": debug,
+    "python scripts/benchmark_step.py --job.config_file train_configs/demo/tst.toml": benchmark,
+    "scripts/test.sh": lambda shell: shell("scripts/test.sh --version"),
+}
+TRIED_ELSEWHERE = {
+    "pip install .": "test_packaging.py",
+    "torchrun --nproc_per_node=8 -m torchtitan.experiments.tst.train "
+    "--job.config_file job.toml": "test_parity.py",
+    "python -m torchtitan.experiments.tst.device torchtitan.train": "test_parity.py",
+    "python -m torchtitan.train": "upstream's",
+    "scripts/lint.sh": ".ci/run",
+}
+
+
+def test_every_command_is_tried():
+    assert commands() == sorted({*TRIED, *TRIED_ELSEWHERE})
+
+
+@pytest.mark.parametrize("command", TRIED)
+def test_command(shell, command):
+    TRIED[command](shell)
+
+
+def test_paths_exist():
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for document in documents:
+        text = document.read_text()
+        names = re.findall(r"`((?:torchtitan|train_configs|scripts|tests|docs)/[\w./-]*)`", text)
+        links = re.findall(r"\]\(((?!http)[^)]+)\)", text)
+        assert names
+        for name in names:
+            assert (ROOT / name).exists(), f"{document.name}: {name}"
+        for link in links:
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_reading_order_names_files_that_exist():
+    section = README.partition("## Reading order")[2]
+    package = ROOT / "torchtitan/experiments/tst"
+    for name in re.findall(r"`([\w/]+\.py)`", section):
+        assert any((folder / name).exists() for folder in (ROOT, package, package / "core")), name
+
+
+def test_the_table_has_the_configs_keys():
+    table = README.partition("| key of `[superposition]`")[2].partition("\n\n")[0]
+    keys = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+    assert keys == [f.name for f in fields(Superposition)]
+
+
+def test_the_toml_is_a_config(tmp_path):
+    (toml,) = blocks("toml")
+    (tmp_path / "job.toml").write_text(toml)
+    config = SuperpositionConfigManager().parse_args([f"--job.config_file={tmp_path / 'job.toml'}"])
+    assert build_schedule(config).enabled
+
+
+def test_the_python_runs():
+    (code,) = blocks("python")
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tok_embeddings = nn.Embedding(50, 8)
+            self.output = nn.Linear(8, 50)
+
+        def forward(self, tokens):
+            return self.output(self.tok_embeddings(tokens))
+
+    stream = torch.randint(50, (2, 25))
+    names = {"model": Model(), "inputs": stream[:, :-1], "labels": stream[:, 1:]}
+    exec(code, names)
+    names["loss"].backward()
+    assert names["inputs"].shape == (2, 4, 6)
