@@ -6,12 +6,12 @@ import pytest
 import tomli_w
 
 from torchtitan.experiments.tst.core import LOSSES, MODES, SCALES, WEIGHTINGS, Schedule
+from torchtitan.experiments.tst.job_checks import check_job
 from torchtitan.experiments.tst.job_config import (
     ConfigError,
     Superposition,
     SuperpositionConfigManager,
     build_schedule,
-    validate,
 )
 
 ON = ("--superposition.bag_size=4", "--superposition.steps=2")
@@ -122,7 +122,7 @@ def section(**values):
 )
 def test_bad_input_names_key_value_and_what_is_allowed(make_config, args, key, value, allowed):
     with pytest.raises(ConfigError) as error:
-        validate(make_config(*args))
+        check_job(make_config(*args))
     message = str(error.value)
     assert f"{key} = {value}" in message
     assert allowed in message
@@ -162,7 +162,7 @@ def test_tokenizer_larger_than_the_model(make_config, monkeypatch):
     small = dataclasses.replace(llama3_args["demo"], vocab_size=1000)
     monkeypatch.setitem(llama3_args, "small", small)
     with pytest.raises(ConfigError, match=r"1,024 entries, more than the 1,000 of model.flavor"):
-        validate(make_config("--model.flavor=small"))
+        check_job(make_config("--model.flavor=small"))
 
 
 def test_stops_before_any_device_or_process_group(base_args):
@@ -184,7 +184,9 @@ def test_stops_before_any_device_or_process_group(base_args):
 
 
 def test_block_causal_is_fine_where_single_tokens_go_in(make_config):
-    validate(make_config(*ON, "--superposition.mode=output", "--model.flavor=debugmodel_flex_attn"))
+    check_job(
+        make_config(*ON, "--superposition.mode=output", "--model.flavor=debugmodel_flex_attn")
+    )
 
 
 def test_command_line_goes_over_toml(tmp_path):

@@ -1,7 +1,8 @@
 import pytest
 
 from conftest import ROOT
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager, validate
+from torchtitan.experiments.tst.job_checks import check_job
+from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 
 CONFIGS = sorted((ROOT / "train_configs").rglob("*.toml"))
 
@@ -16,7 +17,7 @@ def test_is_valid(path, corpus):
     config.model.hf_assets_path = str(corpus / "tokenizer")
     config.training.dataset_path = str(corpus / "train.jsonl")
     config.validation.dataset_path = str(corpus / "validation.jsonl")
-    validate(config)
+    check_job(config)
 
 
 def test_demo_baseline_differs_in_the_section_and_the_run_folder_only():

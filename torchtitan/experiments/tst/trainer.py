@@ -22,7 +22,8 @@ from typing_extensions import override
 from .checkpoint import BoundaryCheckpointManager
 from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, fold
 from .data.loader import check_workers, set_seq_len
-from .job_config import build_schedule, validate
+from .job_checks import check_job
+from .job_config import build_schedule
 from .reinit import reinitialize
 from .train_spec import PhaseLoss, superposition_train_spec
 
@@ -42,7 +43,7 @@ class SuperpositionTrainer(Trainer):
     schedule: Schedule
 
     def __init__(self, job_config: JobConfig):
-        validate(job_config)
+        check_job(job_config)
         self.schedule = build_schedule(job_config)
         with _superposition_train_spec(job_config.model.name):
             super().__init__(job_config)

@@ -19,6 +19,5 @@ def _text(sample: dict[str, Any]) -> str:
     return sample["text"]
 
 
-# Local JSON lines, one document a line in the field "text". training.dataset_path names the file
-# (or a glob); there is no default.
+# Local JSON lines, one document a line in the field "text"; training.dataset_path names the file.
 DATASETS["jsonl"] = DatasetConfig(path="", loader=_load_jsonl, sample_processor=_text)
