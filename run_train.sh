@@ -8,24 +8,28 @@
 #   NGPU         processes to start; by default one for each GPU, or 2 on CPU
 #   LOG_RANK     ranks whose output is shown, such as 0,1; by default 0
 #   TRAIN_FILE   the module to run; by default torchtitan.experiments.tst.train
-#   COMM_MODE    fake_backend or local_tensor: one process plays NGPU ranks, to check a config
+#   COMM_MODE    fake_backend or local_tensor: one process plays NGPU ranks for a step of each
+#                phase, to check a config
 #
 # Installs into .venv first if need be (scripts/venv.sh). Paths are relative to this folder.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-DEMO=train_configs/demo
-CONFIG_FILE=${CONFIG_FILE:-$DEMO/tst.toml}
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
-NGPU=${NGPU:-$((gpus > 0 ? gpus : 2))}
+DEMO=$PWD/train_configs/demo
+CONFIG_FILE=$(realpath "${CONFIG_FILE:-$DEMO/tst.toml}")
 export LOG_RANK=${LOG_RANK:-0}
 TRAIN_FILE=${TRAIN_FILE:-torchtitan.experiments.tst.train}
 COMM_MODE=${COMM_MODE:-}
 
 . scripts/venv.sh demo
 
+if [[ -z ${NGPU:-} ]]; then
+    NGPU=$(python -c "import torch; print(torch.accelerator.device_count() or 2)")
+fi
+
 if [[ $CONFIG_FILE == "$DEMO"/* ]]; then # 64 sequences a step, on however many processes
     while ((64 % NGPU)); do NGPU=$((NGPU - 1)); done
+    echo "The demo runs on $NGPU processes"
     set -- --training.local_batch_size=$((64 / NGPU)) "$@"
 fi
 if grep -qs outputs/demo/corpus "$CONFIG_FILE"; then
@@ -35,7 +39,8 @@ fi
 if [[ -n $COMM_MODE ]]; then
     export NGPU RANK=0 LOCAL_RANK=0 WORLD_SIZE=$NGPU
     python -m "$TRAIN_FILE" \
-        --job.config_file "$CONFIG_FILE" "$@" --comm.mode="$COMM_MODE" --training.steps=1
+        --job.config_file "$CONFIG_FILE" "$@" --comm.mode="$COMM_MODE" --training.steps=2 \
+        --superposition.steps=None --superposition.step_ratio=0.5
     exit
 fi
 

@@ -58,7 +58,7 @@ class PlainLoop:
 
 
 def random_batch(trainer: SuperpositionTrainer, step: int) -> Batch:
-    shape = trainer._batch_shape(step)
+    shape = trainer.batch_shape(step)
     vocab_size = trainer.model_args.vocab_size
     stream = torch.randint(vocab_size, (shape.sequences, shape.data_tokens + 1))
     return {"input": stream[:, :-1].contiguous()}, stream[:, 1:].contiguous()
@@ -91,6 +91,8 @@ def main() -> None:
     config.metrics.log_freq = 10**9
     config.training.global_batch_size = -1
     trainer = SuperpositionTrainer(config)
+    if not trainer.schedule.enabled:
+        parser.error("the job has no superposition phase")
     plain = PlainLoop(trainer)
     phases = {"superposition": 2, "recovery": trainer.schedule.boundary + 2}
     batches = {name: random_batch(trainer, step) for name, step in phases.items()}

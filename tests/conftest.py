@@ -1,6 +1,5 @@
 """Fixtures: a small corpus, trainers in this process, launches of several processes."""
 
-import json
 import os
 import socket
 import subprocess
@@ -10,7 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+if "gpu" not in sys.argv:  # these tests are of the CPU; those of a GPU are run with -m gpu
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
@@ -151,5 +156,18 @@ def tensorboard_scalars(run_folder: Path) -> dict[str, list[float]]:
     return {tag: [s.value for s in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def read_json(path: Path):
-    return json.loads(path.read_text())
+def load_full(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint by name."""
+    path = checkpoint / "checkpoint.pt"
+    dcp_to_torch_save(checkpoint, path)
+    return _flatten(torch.load(path, weights_only=False))
+
+
+def _flatten(state, prefix=""):
+    flat = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, torch.Tensor):
+            flat[f"{prefix}{key}"] = value
+    return flat

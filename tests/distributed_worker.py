@@ -27,7 +27,7 @@ class SyntheticTrainer(SuperpositionTrainer):
             mesh = self.parallel_dims.get_mesh("batch")
             ranks, rank = mesh.size(), mesh.get_local_rank()
         while True:
-            shape = self._batch_shape(self.step)
+            shape = self.batch_shape(self.step)
             inputs, labels = self.global_batch(
                 ranks * self.gradient_accumulation_steps * shape.sequences, shape.data_tokens
             )

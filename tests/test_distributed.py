@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
+import torch
 
-from conftest import TST
+from conftest import TST, load_full
 from torchtitan.experiments.tst.metrics import read_metrics
 
 MODELS = {
@@ -92,3 +93,28 @@ def test_agrees_with_one_process(run, launch, model, processes, args):
     assert result[losses] == pytest.approx(reference[losses], rel=1e-5)
     # a norm adds up the rounding of every gradient: 1.3e-5 was seen after 6 steps on 4 processes
     assert result[norms] == pytest.approx(reference[norms], rel=5e-5)
+
+
+def test_reinit_at_recovery_after_a_validation_at_the_boundary(launch, corpus, tmp_path):
+    """A validation leaves the LM head unsharded, as FSDP expects a backward to follow."""
+    launch(
+        TST,
+        *JOB[:2],
+        "--superposition.reinit_at_recovery=output",
+        "--optimizer.lr=1e-30",
+        "--validation.enable",
+        "--validation.dataset=jsonl",
+        "--validation.seq_len=32",
+        f"--validation.dataset_path={corpus / 'validation.jsonl'}",
+        "--validation.steps=1",
+        "--validation.freq=3",
+        "--training.steps=4",
+        "--checkpoint.enable",
+        "--checkpoint.interval=1",
+        "--checkpoint.no-last-save-model-only",
+        f"--job.dump_folder={tmp_path}",
+        processes=2,
+    )
+    at_boundary, after = (load_full(tmp_path / f"checkpoint/step-{step}") for step in (3, 4))
+    assert not torch.allclose(at_boundary["output.weight"], after["output.weight"])
+    assert torch.allclose(at_boundary["tok_embeddings.weight"], after["tok_embeddings.weight"])

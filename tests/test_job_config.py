@@ -11,8 +11,10 @@ from torchtitan.experiments.tst.job_config import (
     ConfigError,
     Superposition,
     SuperpositionConfigManager,
+    boundary_step,
     build_schedule,
 )
+from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
 ON = ("--superposition.bag_size=4", "--superposition.steps=2")
 
@@ -75,7 +77,19 @@ def section(**values):
             [*ON, "--validation.enable", "--validation.seq_len=64"],
             "validation.seq_len",
             64,
-            "training.seq_len = 32",
+            "must be training.seq_len = 32",
+        ),
+        (
+            [*ON, "--training.dataloader.num_workers=1"],
+            "training.dataloader.num_workers",
+            1,
+            "must be 0",
+        ),
+        (
+            ["--validation.enable", "--validation.dataloader.num_workers=2"],
+            "validation.dataloader.num_workers",
+            2,
+            "must be 0",
         ),
         (
             [*ON, "--model.flavor=debugmodel_flex_attn"],
@@ -111,6 +125,12 @@ def section(**values):
             "no such file",
         ),
         (
+            ["--training.dataset=c4", "--training.dataset_path=/none"],
+            "training.dataset_path",
+            "'/none'",
+            "no such file",
+        ),
+        (
             ["--validation.enable", "--validation.dataset=jsonl", "--validation.seq_len=32"],
             "validation.dataset_path",
             "''",
@@ -121,8 +141,10 @@ def section(**values):
     ],
 )
 def test_bad_input_names_key_value_and_what_is_allowed(make_config, args, key, value, allowed):
+    config = make_config(*args)
     with pytest.raises(ConfigError) as error:
-        check_job(make_config(*args))
+        # without a launch's environment, which anything past the checks would ask for
+        SuperpositionTrainer(config)
     message = str(error.value)
     assert f"{key} = {value}" in message
     assert allowed in message
@@ -183,6 +205,11 @@ def test_stops_before_any_device_or_process_group(base_args):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("path", ["None", "allenai/c4", "mirror/c4", "imdb"])
+def test_names_on_the_hub_are_not_looked_for_on_disk(make_config, path):
+    check_job(make_config("--training.dataset=c4", f"--training.dataset_path={path}"))
+
+
 def test_block_causal_is_fine_where_single_tokens_go_in(make_config):
     check_job(
         make_config(*ON, "--superposition.mode=output", "--model.flavor=debugmodel_flex_attn")
@@ -207,6 +234,14 @@ def test_a_ratio_of_the_toml_can_be_replaced_by_steps(tmp_path):
         [f"--job.config_file={path}", "--superposition.step_ratio=None", "--superposition.steps=7"]
     )
     assert build_schedule(config).boundary == 7
+
+
+@pytest.mark.parametrize(
+    ("ratio", "total", "boundary"),
+    [(0.3, 20_000, 6_000), (0.29, 100, 29), (0.0, 100, 0), (0.3, 100_000, 30_000)],
+)
+def test_the_boundary_of_a_ratio(ratio, total, boundary):
+    assert boundary_step(Superposition(bag_size=6, step_ratio=ratio), total) == boundary
 
 
 def test_choices_are_those_of_the_core():

@@ -65,6 +65,7 @@ def demo(shell):
     run = shell("./run_train.sh", *SHORT, dump_folder="tst")
     assert (run / "loss.png").stat().st_size > 10_000
     assert (run / "checkpoint" / "step-4").is_dir()  # the boundary: 0.3 of 12 steps
+    shell("./run_train.sh", *SHORT, dump_folder="tst")  # again: it is finished already
 
 
 def baseline(shell):

@@ -1,19 +1,20 @@
 """The two phases in one process: what is read, trained, logged, saved and resumed."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from datasets import load_dataset
+from torchtitan.hf_datasets import DatasetConfig
+from torchtitan.hf_datasets.text_datasets import DATASETS
 from torchtitan.protocols.model_converter import (
     _registry_model_converter_cls,
     register_model_converter,
 )
 
-from conftest import tensorboard_scalars
+from conftest import load_full, tensorboard_scalars
 from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, fold
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
@@ -54,6 +55,14 @@ def test_metrics_count_latents_and_data_tokens(train):
     for line in lines:
         ratio = line["data_throughput(tps)"] / line["throughput(tps)"]
         assert ratio == pytest.approx(line["bag_size"], rel=0.05)
+
+
+def test_metrics_of_a_run_without_superposition(train):
+    lines = train()
+    assert column(lines, "superposition") == [0] * STEPS
+    assert column(lines, "bag_size") == [1] * STEPS
+    for line in lines:
+        assert line["data_throughput(tps)"] == pytest.approx(line["throughput(tps)"], rel=0.05)
 
 
 def test_console_line_shows_phase_and_time_left(train, caplog):
@@ -241,7 +250,19 @@ def test_resume_is_exact_on_both_sides_of_the_boundary(saved_run, train, tmp_pat
         assert column(resumed, key) == column(lines, key)[step:]
 
 
-def test_tokens_read_are_the_datasets_own_without_gap_or_repeat(train, corpus):
+@pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
+@pytest.mark.parametrize(
+    "args", [(), ("--superposition.scale=batch",), ("--superposition.mode=output",)]
+)
+def test_tokens_read_are_the_datasets_own_without_gap_or_repeat(
+    train, corpus, monkeypatch, key, streaming
+):
+    def load(path):
+        files = str(corpus / "train.jsonl")
+        return load_dataset("json", data_files=files, split="train", streaming=streaming)
+
+    config = DatasetConfig("on the hub", load, lambda sample: sample["text"])
+    monkeypatch.setitem(DATASETS, "corpus", config)
     trainers = []
 
     class Trainer(RecordingTrainer):
@@ -249,19 +270,23 @@ def test_tokens_read_are_the_datasets_own_without_gap_or_repeat(train, corpus):
             trainers.append(self)
             super().close()
 
-    train(*ON, trainer_class=Trainer)
+    train(*ON, f"--superposition.{key}", "--training.dataset=corpus", trainer_class=Trainer)
     read = [
         token
         for inputs, labels in trainers[0].read
         for window, last in zip(inputs.tolist(), labels[:, -1].tolist(), strict=True)
         for token in [*window, last]
     ]
-    dataset = trainers[0].dataloader.dataset
-    stream, documents = [], iter(dataset._data)
+    tokenizer = trainers[0].tokenizer
+    stream, documents = [], iter(load(""))
     while len(stream) < len(read):
-        stream += dataset._tokenizer.encode(next(documents)["text"], add_bos=True, add_eos=True)
-    assert len(read) == BOUNDARY * B * (S * L + 1) + (STEPS - BOUNDARY) * B * (L + 1)
+        stream += tokenizer.encode(next(documents)["text"], add_bos=True, add_eos=True)
     assert read == stream[: len(read)]
+
+
+def test_async_checkpoints(train, tmp_path):
+    train(*ON, "--checkpoint.enable", "--checkpoint.interval=1", "--checkpoint.async_mode=async")
+    assert (tmp_path / "run" / "checkpoint" / f"step-{BOUNDARY}" / ".metadata").exists()
 
 
 def test_boundary_checkpoint_is_full_and_never_purged(train, tmp_path):
@@ -354,20 +379,3 @@ def test_reinit_at_recovery(train, tmp_path):
     train(*ON, *args)
     resumed = load_full(tmp_path / "run" / "checkpoint" / "step-4")
     assert torch.equal(resumed["tok_embeddings.weight"], second["tok_embeddings.weight"])
-
-
-def load_full(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint by name."""
-    path = checkpoint / "checkpoint.pt"
-    dcp_to_torch_save(checkpoint, path)
-    return flatten(torch.load(path, weights_only=False))
-
-
-def flatten(state, prefix=""):
-    flat = {}
-    for key, value in state.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, torch.Tensor):
-            flat[f"{prefix}{key}"] = value
-    return flat

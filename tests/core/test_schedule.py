@@ -18,14 +18,6 @@ def test_off(schedule):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "total", "boundary"),
-    [(0.3, 20_000, 6_000), (0.29, 100, 29), (0.0, 100, 0), (0.3, 100_000, 30_000)],
-)
-def test_boundary_step(ratio, total, boundary):
-    assert Schedule.boundary_step(ratio, total) == boundary
-
-
-@pytest.mark.parametrize(
     ("schedule", "shape"),
     [
         (Schedule(4, 1), BatchShape(8, 256, 64)),

@@ -133,17 +133,13 @@ def test_upstreams_state_holds_the_live_token_buffer(make_loader):
 
 
 def test_workers_that_would_repeat_data_are_refused(make_loader, streaming):
-    check_workers(make_loader(SHORT, num_workers=0), "training", position_carried=True)
-    check_workers(make_loader(SHORT, num_workers=1), "training", position_carried=False)
-    with pytest.raises(ValueError, match=r"training\.dataloader\.num_workers = 1: .* at most 0"):
-        check_workers(make_loader(SHORT, num_workers=1), "training", position_carried=True)
-
+    check_workers(make_loader(SHORT, num_workers=1))
     two_workers = make_loader(SHORT, num_workers=2)
     if streaming:
-        check_workers(two_workers, "training", position_carried=False)
+        check_workers(two_workers)
     else:
-        with pytest.raises(ValueError, match="num_workers = 2: must be at most 1; each worker"):
-            check_workers(two_workers, "training", position_carried=False)
+        with pytest.raises(ValueError, match=r"num_workers = 2: must be at most 1"):
+            check_workers(two_workers)
 
 
 @pytest.mark.parametrize("streaming", [False], indirect=True)

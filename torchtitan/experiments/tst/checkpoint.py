@@ -32,11 +32,13 @@ class BoundaryCheckpointManager(CheckpointManager):
 
     @override
     def _purge_stale_checkpoints(self) -> None:
-        if self.keep_latest_k <= 0 or dist.get_rank() != 0:
+        folder = Path(self.folder)
+        # an async save may not have made the folder yet
+        if self.keep_latest_k <= 0 or dist.get_rank() != 0 or not folder.is_dir():
             return
         steps = sorted(
             int(match[1])
-            for path in Path(self.folder).iterdir()
+            for path in folder.iterdir()
             if (match := re.fullmatch(r"step-(\d+)", path.name))
         )
         for step in steps[: -self.keep_latest_k]:

@@ -22,6 +22,9 @@ SECTION = "superposition"
 class ConfigError(ValueError):
     """A job config that cannot run; the message names key, value and what is allowed."""
 
+    def __init__(self, key: str, value: object, allowed: str):
+        super().__init__(f"{key} = {value!r}: {allowed}")
+
 
 @dataclass
 class Superposition:
@@ -106,21 +109,11 @@ def build_schedule(job_config: UpstreamJobConfig) -> Schedule:
 
 
 def boundary_step(section: Superposition, total_steps: int) -> int:
-    """K, the last superposition step."""
+    """K, the last superposition step; a ratio gives the nearest whole step."""
     if section.steps is not None:
         return section.steps
     assert section.step_ratio is not None  # check_job() has seen to it
-    return Schedule.boundary_step(section.step_ratio, total_steps)
-
-
-def fail(key: str, value: object, allowed: str) -> None:
-    """Raise a :class:`ConfigError` of the form ``key = value: what is allowed``."""
-    raise ConfigError(f"{key} = {value!r}: {allowed}")
-
-
-def key(name: str) -> str:
-    """The full name of a key of the section."""
-    return f"{SECTION}.{name}"
+    return round(section.step_ratio * total_steps)
 
 
 def check_section(section: Superposition) -> None:
@@ -132,13 +125,15 @@ def check_section(section: Superposition) -> None:
 def _check_toml_section(section: Any) -> None:
     """Unknown keys and wrong values of the TOML, which upstream reads unchecked."""
     if not isinstance(section, dict):
-        fail(SECTION, section, f"must be a section, [{SECTION}]")
+        raise ConfigError(SECTION, section, f"must be a section, [{SECTION}]")
     known = {f.name: f for f in fields(Superposition)}
     for name, value in section.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]}? " if close else ""
-            fail(key(name), value, f"unknown key; {hint}known keys are {', '.join(known)}")
+            raise ConfigError(
+                f"{SECTION}.{name}", value, f"unknown key; {hint}known keys are {', '.join(known)}"
+            )
         _check_value(known[name], value)
 
 
@@ -155,18 +150,18 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _check_value(f: Field, value: Any) -> None:
     """Type, and for choices the value, against the field's annotation."""
-    kind = get_type_hints(Superposition)[f.name]
+    key, kind = f"{SECTION}.{f.name}", get_type_hints(Superposition)[f.name]
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            fail(key(f.name), value, f"must be one of {', '.join(get_args(kind))}")
+            raise ConfigError(key, value, f"must be one of {', '.join(get_args(kind))}")
         return
     types = get_args(kind) if NoneType in get_args(kind) else (get_origin(kind) or kind,)
     if float in types:
         types += (int,)
     if not isinstance(value, types) or isinstance(value, bool):
         names = {int: "an integer", float: "a number", list: "a list of strings"}
-        fail(key(f.name), value, f"must be {next(names[t] for t in types if t in names)}")
+        raise ConfigError(key, value, f"must be {next(names[t] for t in types if t in names)}")
     if value is not None and f.name in _RANGES:
         in_range, allowed = _RANGES[f.name]
         if not in_range(value):
-            fail(key(f.name), value, f"must be {allowed}")
+            raise ConfigError(key, value, f"must be {allowed}")

@@ -3,7 +3,8 @@
 Upstream's ``throughput(tps)``, ``tflops`` and ``mfu(%)`` count latents, the positions that the
 transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts data tokens. Beside
 them: ``superposition`` (1 or 0), ``bag_size`` and ``data_throughput(tps)``, data tokens per second
-and device.
+and device. Throughputs are means since the last log; that of the first log after the boundary may
+hold steps of both phases.
 """
 
 import json
@@ -37,7 +38,7 @@ METRICS_FILE = "metrics.jsonl"
 class JsonLinesLogger(BaseLogger):
     """One JSON object a line: ``step``, ``phase`` and the metrics of one call.
 
-    A resumed run appends; where a step stands twice, the later line counts.
+    A resumed run appends; :func:`read_metrics` leaves out what it went back behind.
     """
 
     def __init__(self, path: Path, schedule: Schedule):
@@ -63,7 +64,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
     def __init__(self, job_config: JobConfig, parallel_dims: ParallelDims, tag: str | None = None):
         super().__init__(job_config, parallel_dims, tag)
         self.schedule = build_schedule(job_config)
-        self.data_tokens_since_last_log = 0
+        self.data_tokens_less_latents = 0  # since the last log
         self.first_log: tuple[int, float] | None = None  # step, time (s)
         if torch.distributed.get_rank() == _get_metrics_rank(parallel_dims, job_config):
             loggers = LoggerContainer()
@@ -75,7 +76,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
     def count_batch(self, data_tokens: int, latents: int) -> None:
         """Account for one micro-batch, of which upstream has counted the data tokens."""
         self.ntokens_since_last_log += latents - data_tokens
-        self.data_tokens_since_last_log += data_tokens
+        self.data_tokens_less_latents += data_tokens - latents
 
     @override
     def log(
@@ -87,9 +88,8 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         extra_metrics: dict[str, Any] | None = None,
     ) -> None:
         seconds = time.perf_counter() - self.time_last_log
-        data_tps = self.data_tokens_since_last_log / (
-            seconds * self.parallel_dims.non_data_parallel_size
-        )
+        data_tokens = self.ntokens_since_last_log + self.data_tokens_less_latents
+        data_tps = data_tokens / (seconds * self.parallel_dims.non_data_parallel_size)
         phase, bag_size = self.schedule.phase(step), self.schedule.bag_size_at(step)
         ours = {
             "superposition": int(phase is Phase.SUPERPOSITION),
@@ -107,14 +107,14 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
             super().log(
                 step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | ours
             )
-        self.data_tokens_since_last_log = 0
+        self.data_tokens_less_latents = 0
 
     @override
     def log_validation(
         self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
     ) -> None:
         super().log_validation(loss, step, extra_metrics)
-        self.data_tokens_since_last_log = 0
+        self.data_tokens_less_latents = 0
 
     def _time_left(self, step: int) -> str:
         """Remaining steps at the average pace of this launch so far, H:MM:SS."""

@@ -4,6 +4,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.protocols import ModelProtocol
 from torchtitan.tools.utils import device_module, device_type
@@ -13,7 +14,7 @@ from torchtitan.tools.utils import device_module, device_type
 def reinitialize(
     model_parts: list[nn.Module], names: list[str], optimizers: OptimizersContainer, seed: int
 ) -> None:
-    """Give the named modules new weights, as at the start of a run, and empty optimizer state.
+    """Give the named modules new weights, as at the start of a run, and zero optimizer state.
 
     The model initialises itself as a whole and everything else is put back, so that the new
     weights are those of its own rules; that takes the memory of one more copy of the parameters.
@@ -30,9 +31,12 @@ def reinitialize(
     with torch.random.fork_rng(devices, device_type=device_type):
         torch.manual_seed(seed)
         for model in model_parts:
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # a validation may have left whole parameters behind
             for name in names:
-                if (module := getattr(model, name, None)) is not None:
-                    renewed.update(module.parameters())
+                if (part := getattr(model, name, None)) is not None:
+                    renewed.update(part.parameters())
             kept = [(p, p.clone()) for p in model.parameters() if p not in renewed]
             buffers = [
                 (module, name, buffer)

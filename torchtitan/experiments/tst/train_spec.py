@@ -25,7 +25,7 @@ def superposition_train_spec(spec: TrainSpec) -> TrainSpec:
         spec,
         model_cls=functools.partial(_build_model, spec.model_cls),
         build_loss_fn=functools.partial(PhaseLoss, spec.build_loss_fn),
-        build_metrics_processor_fn=build_metrics_processor,
+        build_metrics_processor_fn=spec.build_metrics_processor_fn or build_metrics_processor,
         build_validator_fn=(
             build_validator
             if spec.build_validator_fn is upstream_build_validator

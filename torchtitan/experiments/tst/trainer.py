@@ -47,7 +47,7 @@ class SuperpositionTrainer(Trainer):
         self.schedule = build_schedule(job_config)
         with _superposition_train_spec(job_config.model.name):
             super().__init__(job_config)
-        check_workers(self.dataloader, "training", position_carried=self.schedule.enabled)
+        check_workers(self.dataloader)
         if dist.get_rank() == 0:
             _write_config(job_config)
         if self.schedule.enabled:
@@ -56,6 +56,8 @@ class SuperpositionTrainer(Trainer):
             else:
                 logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
             self._announce()
+        elif self.schedule.bag_size > 1:
+            logger.warning("No step is in superposition: its share of training.steps rounds to 0")
 
     @override
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
@@ -63,14 +65,14 @@ class SuperpositionTrainer(Trainer):
         if not self.schedule.enabled:
             yield from super().batch_generator(data_iterable)
             return
-        previous = None
+        shape = None
         while True:
-            shape = self._batch_shape(self.step)
-            if shape != previous:
+            previous, shape = shape, self.batch_shape(self.step)
+            if previous is None or shape.data_tokens != previous.data_tokens:
                 set_seq_len(data_iterable, shape.data_tokens)
                 batches = super().batch_generator(data_iterable)
+            if shape != previous:
                 self._set_flops_per_latent(shape)
-                previous = shape
             input_dict, labels = _concatenate([next(batches) for _ in range(shape.loader_batches)])
             self.metrics_processor.count_batch(
                 data_tokens=labels.numel(), latents=shape.sequences * shape.latents
@@ -118,10 +120,12 @@ class SuperpositionTrainer(Trainer):
         logger.info(f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins")
         if names := self.job_config.superposition.reinit_at_recovery:
             logger.info(f"Initialising {', '.join(names)} afresh")
+            self.checkpointer.maybe_wait_for_staging()  # of the boundary checkpoint
             seed = (self.job_config.debug.seed or 0) + self.schedule.boundary
             reinitialize(self.model_parts, names, self.optimizers, seed)
 
-    def _batch_shape(self, step: int) -> BatchShape:
+    def batch_shape(self, step: int) -> BatchShape:
+        """What a micro-batch reads and the transformer sees at ``step`` (from 1)."""
         training = self.job_config.training
         return self.schedule.batch_shape(step, training.local_batch_size, training.seq_len)
 
@@ -132,7 +136,7 @@ class SuperpositionTrainer(Trainer):
         )
 
     def _announce(self) -> None:
-        training, shape = self.job_config.training, self._batch_shape(1)
+        training, shape = self.job_config.training, self.batch_shape(1)
         logger.info(
             f"Superposition: bags of {self.schedule.bag_size} data tokens in steps 1 to "
             f"{self.schedule.boundary} of {training.steps} (mode {self.schedule.mode}); a sequence "

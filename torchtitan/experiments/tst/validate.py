@@ -6,8 +6,6 @@ from torch import nn
 from torchtitan.components.validate import Validator
 from typing_extensions import override
 
-from .data.loader import check_workers
-
 
 class FixedSetValidator(Validator):
     """Upstream's validator, each time from the start of the validation data.
@@ -18,7 +16,6 @@ class FixedSetValidator(Validator):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        check_workers(self.validation_dataloader, "validation", position_carried=True)
         self._start = self.validation_dataloader.state_dict()
 
     @override

@@ -60,7 +60,11 @@ class _MultiHotCrossEntropy(torch.autograd.Function):
         w = w * grad_output
         # d/dz = (sum_i w_i) * softmax(z) - sum_i w_i * onehot(y_i)
         grad = (z - lse[:, None]).exp_().mul_(w.sum(-1, keepdim=True))
-        grad.scatter_add_(-1, index, -w)
+        # A token that stands twice in a bag gets its whole weight at both places, so that the order
+        # in which a GPU writes them makes no difference, as it would with scatter_add_.
+        same = index[:, :, None] == index[:, None, :]  # (N, s, s)
+        weight = (same * w[:, None, :]).sum(-1)
+        grad.scatter_(-1, index, grad.gather(-1, index) - weight)
         return grad.to(logits.dtype), None, None
 
 

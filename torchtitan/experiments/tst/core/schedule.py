@@ -55,11 +55,6 @@ class Schedule:
     mode: str = "full"
     scale: str = "sequence"
 
-    @staticmethod
-    def boundary_step(step_ratio: float, total_steps: int) -> int:
-        """Step K for the share r of ``total_steps``, to the nearest whole step."""
-        return round(step_ratio * total_steps)
-
     @property
     def enabled(self) -> bool:
         """Whether any step is in superposition."""
@@ -72,7 +67,7 @@ class Schedule:
         return Phase.RECOVERY
 
     def bag_size_at(self, step: int) -> int:
-        """S in superposition, 1 in recovery."""
+        """The bag size: s in superposition, 1 in recovery."""
         return self.bag_size if self.phase(step) is Phase.SUPERPOSITION else 1
 
     def batch_shape(self, step: int, batch_size: int, seq_len: int) -> BatchShape:

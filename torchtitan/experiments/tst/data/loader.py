@@ -4,6 +4,11 @@ Upstream's text pipeline: documents -> tokens (BOS, EOS) -> one token buffer per
 rank -> windows of seq_len + 1 tokens -> batches. Its resume state is the buffer and the position
 in the documents, neither of which depends on the sequence length: the next window starts at the
 next token whatever its length.
+
+No worker processes where the position is carried across (``job_checks`` refuses them): with
+torchtitan 0.2.2 and torchdata 0.11, a worker's state holds the token buffer itself, not a copy, and
+is pickled in the background while the worker reads on. It can then hold tokens of documents that it
+does not count as read, and they come again after the state is loaded.
 """
 
 from datasets import Dataset
@@ -38,31 +43,19 @@ def set_seq_len(dataloader: StatefulDataLoader, seq_len: int) -> None:
     dataloader.load_state_dict(state)
 
 
-def check_workers(dataloader: StatefulDataLoader, key: str, position_carried: bool) -> None:
-    """Refuse worker processes that would repeat data with upstream's text dataset.
+def check_workers(dataloader: StatefulDataLoader) -> None:
+    """Refuse worker processes that would each read the whole of upstream's text dataset.
 
-    Found in torchtitan 0.2.2 with torchdata 0.11: a worker's state holds the token buffer itself,
-    not a copy, and is pickled in the background while the worker reads on, so that the state can
-    hold tokens of documents that it does not count as read; they come again after the state is
-    loaded. And each worker reads a whole copy of a map-style (not streaming) dataset, so that n
-    workers give every window n times.
-
-    Args:
-        dataloader: of training or validation.
-        key: the config section of the loader, for the message.
-        position_carried: whether the loader's state will be taken and loaded within the run, as at
-            the boundary.
+    Only a streaming dataset is split over its workers; of a map-style one, n workers give every
+    window n times (torchtitan 0.2.2).
 
     Raises:
         ValueError: naming the number of workers and the limit.
     """
     dataset, workers = dataloader.dataset, dataloader.num_workers
-    if not isinstance(dataset, HuggingFaceTextDataset):
-        return
-    if position_carried and workers > 0:
-        limit, why = 0, "a worker's position is inexact, so data would be repeated"
-    elif isinstance(dataset._data, Dataset) and workers > 1:
-        limit, why = 1, "each worker would read the whole dataset, so data would be repeated"
-    else:
-        return
-    raise ValueError(f"{key}.dataloader.num_workers = {workers}: must be at most {limit}; {why}")
+    map_style = isinstance(dataset, HuggingFaceTextDataset) and isinstance(dataset._data, Dataset)
+    if map_style and workers > 1:
+        raise ValueError(
+            f"training.dataloader.num_workers = {workers}: must be at most 1, as each worker would "
+            "read the whole of a dataset that is not streaming"
+        )
