@@ -18,9 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from torchtitan.experiments.tst.metrics import read_metrics
-
-TRAINING, VALIDATION = "loss_metrics/global_avg_loss", "validation_metrics/loss"
+from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 
 
 def draw_run(axes: Axes, metrics: list[dict[str, Any]], name: str, color: str) -> None:
@@ -29,7 +27,9 @@ def draw_run(axes: Axes, metrics: list[dict[str, Any]], name: str, color: str) -
     for phase in phases:
         style = ":" if phase == "superposition" else "-"
         points = [
-            (m["step"], m[TRAINING]) for m in metrics if TRAINING in m and m["phase"] == phase
+            (m["step"], m[TRAINING_LOSS])
+            for m in metrics
+            if TRAINING_LOSS in m and m["phase"] == phase
         ]
         axes.plot(
             *zip(*points, strict=True),
@@ -39,7 +39,7 @@ def draw_run(axes: Axes, metrics: list[dict[str, Any]], name: str, color: str) -
             linewidth=1,
             label=f"{name}: training, {phase}" if len(phases) > 1 else f"{name}: training",
         )
-    if points := [(m["step"], m[VALIDATION]) for m in metrics if VALIDATION in m]:
+    if points := [(m["step"], m[VALIDATION_LOSS]) for m in metrics if VALIDATION_LOSS in m]:
         final = f"{points[-1][1]:.3f} at step {points[-1][0]}"
         axes.plot(
             *zip(*points, strict=True),
@@ -66,7 +66,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], output: Path) -> None:
         m[key]
         for metrics in runs.values()
         for m in metrics
-        for key in (TRAINING, VALIDATION)
+        for key in (TRAINING_LOSS, VALIDATION_LOSS)
         if key in m and m["step"] > 0.05 * last_step
     ]
     axes.set(xlabel="step", ylabel="loss (nats per target token)", xlim=(0, last_step))

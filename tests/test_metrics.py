@@ -1,21 +1,26 @@
 import json
 
 from torchtitan.experiments.tst.core import Schedule
-from torchtitan.experiments.tst.metrics import JsonLinesLogger, read_metrics
+from torchtitan.experiments.tst.metrics import (
+    TRAINING_LOSS,
+    VALIDATION_LOSS,
+    JsonLinesLogger,
+    read_metrics,
+)
 
 
 def test_lines_that_a_later_launch_went_back_behind_are_left_out(tmp_path):
     def write(*steps, loss):
         log = JsonLinesLogger(tmp_path / "metrics.jsonl", Schedule(bag_size=4, boundary=2))
         for step in steps:
-            log.log({"loss": loss}, step)
-        log.log({"validation_metrics/loss": loss}, steps[-1])
+            log.log({TRAINING_LOSS: loss}, step)
+        log.log({VALIDATION_LOSS: loss}, steps[-1])
         log.close()
 
     write(1, 2, 3, loss=0.0)
     write(3, 4, loss=1.0)  # resumed from step 2
     lines = read_metrics(tmp_path)
-    losses = [(line["step"], line.get("loss")) for line in lines]
+    losses = [(line["step"], line.get(TRAINING_LOSS)) for line in lines]
     assert losses == [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0), (4, None)]
     assert [line["phase"] for line in lines[:3]] == ["superposition"] * 2 + ["recovery"]
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():

@@ -251,9 +251,7 @@ def test_resume_is_exact_on_both_sides_of_the_boundary(saved_run, train, tmp_pat
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
-@pytest.mark.parametrize(
-    "args", [(), ("--superposition.scale=batch",), ("--superposition.mode=output",)]
-)
+@pytest.mark.parametrize("key", ["scale=sequence", "scale=batch", "mode=output"])
 def test_tokens_read_are_the_datasets_own_without_gap_or_repeat(
     train, corpus, monkeypatch, key, streaming
 ):

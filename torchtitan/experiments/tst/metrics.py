@@ -33,6 +33,8 @@ from .core import Phase, Schedule
 from .job_config import build_schedule
 
 METRICS_FILE = "metrics.jsonl"
+# upstream's keys of the two losses
+TRAINING_LOSS, VALIDATION_LOSS = "loss_metrics/global_avg_loss", "validation_metrics/loss"
 
 
 class JsonLinesLogger(BaseLogger):
@@ -138,15 +140,17 @@ def build_metrics_processor(
 
 
 def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl`` in order of step, training before validation; of
-    steps that a resumed run took again, the later line.
-    """
-    lines: dict[tuple[int, bool], dict[str, Any]] = {}
+    """The lines of a run's ``metrics.jsonl`` but those that a later launch went back behind."""
+    lines: list[dict[str, Any]] = []
+    last_step = 0
     with Path(run_folder, METRICS_FILE).open() as file:
-        for line in file:
-            metrics = json.loads(line)
-            lines[metrics["step"], "validation_metrics/loss" in metrics] = metrics
-    return [lines[key] for key in sorted(lines)]
+        for line in map(json.loads, file):
+            if TRAINING_LOSS in line:
+                if line["step"] <= last_step:
+                    lines = [kept for kept in lines if kept["step"] < line["step"]]
+                last_step = line["step"]
+            lines.append(line)
+    return lines
 
 
 @contextmanager
