@@ -34,5 +34,4 @@ class BagEmbedding(nn.Embedding):
         embedded = super().forward(input)  # (..., s, d) for bags
         if input.ndim < 3:
             return embedded
-        # Not mean(): its backward makes a float32 tensor of the size of all members.
-        return (embedded.sum(-2, dtype=torch.float32) / input.shape[-1]).to(embedded.dtype)
+        return embedded.mean(dim=-2, dtype=torch.float32).to(embedded.dtype)
