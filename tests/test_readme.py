@@ -115,6 +115,8 @@ TRIED_ELSEWHERE = {
     "python -m torchtitan.experiments.tst.device torchtitan.train": "test_parity.py",
     "python -m torchtitan.train": "upstream's",
     "scripts/lint.sh": ".ci/run",
+    "scripts/test.sh -m slow": "the command itself",
+    "scripts/test.sh -m gpu": "the command itself",
 }
 
 

@@ -14,12 +14,12 @@ from torchtitan.hf_datasets.text_datasets import DATASETS, build_text_dataloader
 
 from .core import Schedule
 from .job_config import (
-    SECTION,
     ConfigError,
     Superposition,
     boundary_step,
     build_schedule,
     check_section,
+    superposition_section,
 )
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
@@ -33,7 +33,7 @@ def check_job(job_config: UpstreamJobConfig) -> None:
     """
     if job_config.experimental.custom_import:  # may register models and datasets
         importlib.import_module(job_config.experimental.custom_import)
-    section: Superposition = getattr(job_config, SECTION, Superposition())
+    section = superposition_section(job_config)
     check_section(section)
     model_args = _model_args(job_config)
     if section.bag_size > 1:

@@ -99,9 +99,14 @@ class SuperpositionConfigManager(ConfigManager):
         return toml
 
 
+def superposition_section(job_config: UpstreamJobConfig) -> Superposition:
+    """The ``[superposition]`` section; of upstream's config, which has none, one that is off."""
+    return getattr(job_config, SECTION, Superposition())
+
+
 def build_schedule(job_config: UpstreamJobConfig) -> Schedule:
-    """The run's schedule; without a ``[superposition]`` section, one that is all recovery."""
-    section: Superposition = getattr(job_config, SECTION, Superposition())
+    """The run's schedule; with superposition off, one that is all recovery."""
+    section = superposition_section(job_config)
     if section.bag_size == 1:
         return Schedule()
     boundary = boundary_step(section, job_config.training.steps)

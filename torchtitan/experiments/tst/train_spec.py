@@ -15,6 +15,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 
 from .core import BagEmbedding, BagLoss
+from .job_config import superposition_section
 from .metrics import build_metrics_processor
 from .validate import build_validator
 
@@ -56,7 +57,7 @@ class PhaseLoss:
         self, build_ordinary: Callable[..., LossFunction], job_config: JobConfig, **kwargs: Any
     ):
         self.ordinary = build_ordinary(job_config, **kwargs)
-        section = job_config.superposition
+        section = superposition_section(job_config)
         self.bag_loss = BagLoss(section.loss, section.weighting)
         self.coefficients: torch.Tensor | None = None  # float32, see BagLoss.sum
         self._sum = self.bag_loss.sum

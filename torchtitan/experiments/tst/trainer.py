@@ -23,7 +23,7 @@ from .checkpoint import BoundaryCheckpointManager
 from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, fold
 from .data.loader import check_workers, set_seq_len
 from .job_checks import check_job
-from .job_config import build_schedule
+from .job_config import build_schedule, superposition_section
 from .reinit import reinitialize
 from .train_spec import PhaseLoss, superposition_train_spec
 
@@ -118,7 +118,7 @@ class SuperpositionTrainer(Trainer):
     def _enter_recovery(self) -> None:
         """Before the first recovery step, in this launch or in one resumed at the boundary."""
         logger.info(f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins")
-        if names := self.job_config.superposition.reinit_at_recovery:
+        if names := superposition_section(self.job_config).reinit_at_recovery:
             logger.info(f"Initialising {', '.join(names)} afresh")
             self.checkpointer.maybe_wait_for_staging()  # of the boundary checkpoint
             seed = (self.job_config.debug.seed or 0) + self.schedule.boundary

@@ -1,4 +1,4 @@
-"""The method itself: torch only, nothing from torchtitan, liftable into any PyTorch loop.
+"""The method itself: torch only, nothing from torchtitan; copy the folder into any PyTorch loop.
 
 The way of a batch in the superposition phase, with B sequences, L latents, bags of s tokens,
 width d and vocabulary V::

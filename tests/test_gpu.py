@@ -1,0 +1,58 @@
+"""What CPU tests cannot see; ``scripts/test.sh -m gpu`` on a machine with a GPU."""
+
+import shutil
+
+import pytest
+import torch
+
+from torchtitan.experiments.tst.core import LOSSES, BagLoss
+from torchtitan.experiments.tst.metrics import TRAINING_LOSS
+
+pytestmark = pytest.mark.gpu
+
+JOB = (
+    "--superposition.bag_size=4",
+    "--superposition.steps=10",
+    "--training.steps=20",
+    "--training.mixed_precision_param=bfloat16",
+    "--optimizer.lr=1e-2",
+)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "inductor"])
+def test_bag_loss_is_that_of_the_cpu_in_float64(loss, dtype, tolerance, compiled):
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(2, 16, 1000)).to(dtype)
+    labels = torch.randint(1000, (2, 16, 6))
+    labels[:, -1, 1:] = -100
+    bag_loss = BagLoss(loss)
+    exact = logits.double().requires_grad_()
+    expected = bag_loss(exact, labels)
+    (expected_grad,) = torch.autograd.grad(expected, exact)
+
+    on_gpu = logits.cuda().requires_grad_()
+    summed = torch.compile(bag_loss.sum) if compiled else bag_loss.sum
+    coefficients = bag_loss.coefficients(bag_loss.counts(labels.cuda()))
+    value = summed(on_gpu, labels.cuda(), coefficients)
+    (grad,) = torch.autograd.grad(value, on_gpu)
+    assert value.item() == pytest.approx(expected.item(), rel=tolerance)
+    error = (grad.cpu().double() - expected_grad).norm() / expected_grad.norm()
+    assert error < tolerance
+
+
+@pytest.mark.parametrize("compile", [(), ("--compile.enable",)], ids=["eager", "compiled"])
+def test_both_phases_train_in_bfloat16(train, compile):
+    losses = [line[TRAINING_LOSS] for line in train(*JOB, *compile)]
+    assert losses[9] < losses[0]
+    assert losses[19] < losses[10]
+
+
+def test_resume_at_the_boundary(train, tmp_path):
+    args = (*JOB, "--checkpoint.enable", "--checkpoint.interval=100")
+    losses = [line[TRAINING_LOSS] for line in train(*args)]
+    shutil.move(tmp_path / "run", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole/checkpoint/step-10", tmp_path / "run/checkpoint/step-10")
+    resumed = [line[TRAINING_LOSS] for line in train(*args)]
+    assert resumed == pytest.approx(losses[10:], rel=1e-3)
