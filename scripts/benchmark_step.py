@@ -10,6 +10,7 @@ around it, loss.backward(), clip_grad_norm_, AdamW. Medians of interleaved round
 import argparse
 import copy
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -110,8 +111,8 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in runs}
     warmup = 5
     for round_ in range(warmup + args.rounds):
-        for name, run in runs.items():
-            elapsed = seconds(run)
+        for name in random.sample(list(runs), len(runs)):  # none always after the same other
+            elapsed = seconds(runs[name])
             if round_ >= warmup:
                 times[name].append(elapsed)
     median = {name: statistics.median(values) for name, values in times.items()}
