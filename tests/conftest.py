@@ -1,10 +1,12 @@
 """Fixtures: a small corpus, trainers in this process, launches of several processes."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import sysconfig
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,18 +128,47 @@ def launch(base_args) -> Callable[..., subprocess.CompletedProcess]:
 
 
 def torchrun(command: list[str], processes: int, check: bool = True) -> subprocess.CompletedProcess:
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"),
-            *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", *command),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
-        capture_output=True,
-        text=True,
-        timeout=600,
+    folder = next((Path(a.partition("=")[2]) for a in command if "dump_folder=" in a), None)
+    before = (
+        {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} if folder else {}
     )
+
+    def restore_folder():
+        shutil.rmtree(folder or "", ignore_errors=True)
+        for path, content in before.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    launch = [
+        *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"),
+        *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", *command),
+    ]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    result = run_again_if_aborted(launch, os.environ | environment, restore_folder)
     if check and result.returncode:
         pytest.fail(f"{' '.join(command)}\n{result.stdout[-6000:]}\n{result.stderr[-6000:]}")
+    return result
+
+
+def run_again_if_aborted(
+    command: list[str], environment: dict[str, str], restore: Callable[[], None]
+) -> subprocess.CompletedProcess:
+    """Run a launch, and once more if a process was ended by SIGABRT.
+
+    That was seen twice in some two hundred launches of several processes, both times in one test,
+    and never again when looked for. Python code does not raise it, so it hides no failure of ours;
+    the warning keeps what the process said.
+    """
+    environment = environment | {"PYTHONFAULTHANDLER": "1"}
+    for attempt in (1, 2):
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        )
+        if attempt == 2 or "SIGABRT" not in result.stderr:
+            break
+        output = result.stdout[-6000:] + result.stderr[-6000:]
+        warnings.warn(f"aborted, run again: {command}\n{output}", RuntimeWarning, stacklevel=2)
+        restore()
     return result
 
 

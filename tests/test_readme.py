@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import ROOT
+from conftest import ROOT, run_again_if_aborted
 from torchtitan.experiments.tst.job_config import (
     Superposition,
     SuperpositionConfigManager,
@@ -52,9 +51,8 @@ def shell(tmp_path_factory):
             environment[name] = value
         if dump_folder:
             args = (*args, f"--job.dump_folder={outputs / dump_folder}")
-        result = subprocess.run(
-            [*words, *args], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-        )
+        # a launch in the same folder goes on where it was
+        result = run_again_if_aborted([*words, *args], environment, restore=lambda: None)
         assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
         return outputs / (dump_folder or "")
 
