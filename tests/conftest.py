@@ -155,9 +155,9 @@ def run_again_if_aborted(
 ) -> subprocess.CompletedProcess:
     """Run a launch, and once more if a process was ended by SIGABRT.
 
-    That was seen twice in some two hundred launches of several processes, both times in one test,
-    and never again when looked for. Python code does not raise it, so it hides no failure of ours;
-    the warning keeps what the process said.
+    That was seen once in some three hundred launches of several processes, and not again when
+    looked for. Python code does not raise it, so this hides no failure of ours; the warning keeps
+    what the process said.
     """
     environment = environment | {"PYTHONFAULTHANDLER": "1"}
     for attempt in (1, 2):
