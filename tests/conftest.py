@@ -103,8 +103,9 @@ def train(make_config, one_process) -> Callable[..., list[dict]]:
         try:
             trainer.train()
         finally:
-            trainer.close()
-            dist.destroy_process_group()
+            if dist.is_initialized():  # a run that was stopped has closed itself
+                trainer.close()
+                dist.destroy_process_group()
         return read_metrics(config.job.dump_folder)
 
     return run

@@ -15,6 +15,7 @@ from torchtitan.protocols.model_converter import (
 )
 
 from conftest import load_full, tensorboard_scalars
+from torchtitan.experiments.tst.checkpoint.files import complete_steps
 from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, fold
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
@@ -297,7 +298,8 @@ def test_boundary_checkpoint_is_full_and_never_purged(train, tmp_path):
         "--checkpoint.keep_latest_k=2",
     )
     folder = tmp_path / "run" / "checkpoint"
-    steps = sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
+    assert (folder / "boundary").resolve() == folder / "step-3"
+    steps = complete_steps(folder)
     assert steps == [3, 8, 10, 12]
     keys = dcp.FileSystemReader(str(folder / "step-3")).read_metadata().state_dict_metadata
     prefixes = {key.split(".")[0] for key in keys}

@@ -23,7 +23,7 @@ def test_off(schedule):
         (Schedule(4, 1), BatchShape(8, 256, 64)),
         (Schedule(4, 1, mode="input"), BatchShape(8, 256, 64)),
         (Schedule(4, 1, mode="output"), BatchShape(8, 64, 64)),
-        (Schedule(4, 1, scale="batch"), BatchShape(32, 64, 16, loader_batches=4)),
+        (Schedule(4, 1, scale="batch"), BatchShape(32, 64, 16)),
     ],
 )
 def test_batch_shapes(schedule, shape):

@@ -1,5 +1,6 @@
-"""The stream of data tokens, read through upstream's text dataset in windows of two lengths."""
+"""The data tokens of every step: at a boundary, and on other machines than the run began on."""
 
+import itertools
 import json
 import pickle
 
@@ -10,9 +11,9 @@ from torchtitan.components.dataloader import ParallelAwareDataloader
 from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDataset
 
-from torchtitan.experiments.tst.data.loader import check_workers, set_seq_len
+from torchtitan.experiments.tst.data.loader import StreamsDataloader, build_dataloader
 
-BATCH, LONG, SHORT = 2, 12, 5
+GLOBAL_BATCH, S, BOUNDARY, L, STEPS = 12, 3, 3, 5, 6
 
 
 class CharacterTokenizer:
@@ -25,15 +26,15 @@ class CharacterTokenizer:
 @pytest.fixture
 def documents(tmp_path):
     """Documents of different lengths, no two characters of all of them alike."""
-    lengths = torch.randint(1, 60, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    lengths = torch.randint(1, 60, (96,), generator=torch.Generator().manual_seed(0)).tolist()
     start, texts = 0x4E00, []
     for length in lengths:
         texts.append("".join(chr(start + i) for i in range(length)))
         start += length
     paths = []
-    for shard in range(4):  # streaming datasets are split by file
+    for shard in range(12):  # streaming datasets are split by file
         paths.append(tmp_path / f"{shard}.jsonl")
-        lines = [json.dumps({"text": text}) + "\n" for text in texts[shard::4]]
+        lines = [json.dumps({"text": text}) + "\n" for text in texts[shard::12]]
         paths[-1].write_text("".join(lines))
     return paths
 
@@ -44,107 +45,209 @@ def streaming(request):
 
 
 @pytest.fixture
-def make_loader(documents, monkeypatch, streaming):
+def dataset(documents, monkeypatch, streaming):
     def load(path):
         files = [str(p) for p in documents]
         return load_dataset("json", data_files=files, split="train", streaming=streaming)
 
     monkeypatch.setitem(DATASETS, "numbered", DatasetConfig("", load, lambda s: s["text"]))
 
-    def make(seq_len, num_workers=0, infinite=False):
-        dataset = HuggingFaceTextDataset(
-            "numbered", None, CharacterTokenizer(), seq_len, infinite=infinite
+
+@pytest.fixture
+def loaders(dataset, make_config):
+    """The loaders of all ranks of a launch."""
+
+    def make(ranks, *args, local_batch_size=1, workers=0):
+        config = make_config(
+            "--training.dataset=numbered",
+            f"--training.seq_len={L}",
+            f"--training.global_batch_size={GLOBAL_BATCH}",
+            f"--training.local_batch_size={local_batch_size}",
+            f"--training.dataloader.num_workers={workers}",
+            f"--superposition.bag_size={S}",
+            f"--superposition.steps={BOUNDARY}",
+            *args,
         )
-        return ParallelAwareDataloader(
-            dataset, dp_rank=0, dp_world_size=1, batch_size=BATCH, num_workers=num_workers
-        )
+        return [
+            build_dataloader(ranks, rank, CharacterTokenizer(), config) for rank in range(ranks)
+        ]
 
     return make
 
 
-def tokens(batches):
-    """Token ids in the order of reading: each window's inputs and its last label."""
-    return [
-        token
-        for inputs, labels in batches
-        for row, label in zip(inputs["input"].tolist(), labels.tolist(), strict=True)
-        for token in [*row, label[-1]]
-    ]
+def save(loaders):
+    """What the ranks together put into a checkpoint."""
+    states = {}
+    for loader in loaders:
+        states |= loader.state_dict()
+    return states
 
 
-def take(loader, n):
-    iterator = iter(loader)
-    return [next(iterator) for _ in range(n)]
+def load(loaders, states):
+    for loader in loaders:
+        loader.set_streams(states["world_size"])
+        wanted = {key: states[key] for key in loader.state_dict()}
+        loader.load_state_dict(wanted)
 
 
-@pytest.fixture
-def stream(make_loader):
-    """All tokens in order, from windows of one token and its label."""
-    return tokens(list(make_loader(1)))
+def read(loaders, first_step, last_step):
+    """Each step's windows on all ranks, in order: lists of token ids."""
+    for loader in loaders:
+        loader.begin(first_step - 1)
+    iterators = [iter(loader) for loader in loaders]
+    steps = []
+    for step in range(first_step, last_step + 1):
+        scale = loaders[0].dataset.schedule.batch_shape(step, 1, L).sequences
+        share, windows = GLOBAL_BATCH * scale // len(loaders), []
+        for iterator in iterators:
+            mine = []
+            while len(mine) < share:
+                inputs, labels = next(iterator)
+                assert torch.equal(inputs["input"][:, 1:], labels[:, :-1])
+                mine += torch.cat([inputs["input"], labels[:, -1:]], 1).tolist()
+            windows += mine
+        steps.append(windows)
+    return steps
 
 
-@pytest.mark.parametrize("long_batches", [0, 1, 3, 7])
-def test_no_token_is_lost_or_repeated_at_the_boundary(make_loader, stream, long_batches):
-    loader = make_loader(SHORT)
-    set_seq_len(loader, LONG)
-    batches = take(loader, long_batches)
-    set_seq_len(loader, SHORT)
-    batches += take(loader, 9)
-    assert [x["input"].shape[1] for x, _ in batches] == [LONG] * long_batches + [SHORT] * 9
-    read = tokens(batches)
-    assert read == stream[: len(read)]
+@pytest.mark.parametrize("key", ["scale=sequence", "scale=batch", "mode=output"])
+def test_each_stream_is_what_upstreams_rank_reads(loaders, key):
+    if key == "scale=batch":
+        args = ("--superposition.scale=batch", "--superposition.bag_size=5")
+    else:
+        args = (f"--superposition.{key}",)
+    steps = read(loaders(3, *args, local_batch_size=2), 1, STEPS)
+    for rank in range(3):
+        upstream = HuggingFaceTextDataset("numbered", None, CharacterTokenizer(), 1, rank, 3)
+        stream = [t for inputs, labels in upstream for t in (*inputs["input"].tolist(), labels[-1])]
+        mine = []
+        for windows in steps:
+            share = len(windows) // 3
+            mine += itertools.chain(*windows[rank * share : (rank + 1) * share])
+        assert mine == stream[: len(mine)]
+    lengths = [{len(window) - 1 for window in windows} for windows in steps]
+    long = S * L if key == "scale=sequence" else L
+    assert lengths == [{long}] * BOUNDARY + [{L}] * (STEPS - BOUNDARY)
 
 
-@pytest.mark.parametrize("stop", range(1, 9))
-def test_nor_across_a_resume_on_either_side_of_it(make_loader, stream, stop):
-    boundary, total = 4, 10
-    batches, state = [], None
-    for begin, end in [(0, stop), (stop, total)]:
-        loader = make_loader(SHORT)
-        if state is not None:
-            loader.load_state_dict(pickle.loads(pickle.dumps(state)))
-        for first, last, seq_len in [(0, boundary, LONG), (boundary, total, SHORT)]:
-            if (n := min(last, end) - max(first, begin)) > 0:
-                set_seq_len(loader, seq_len)
-                batches += take(loader, n)
-        state = loader.state_dict()
-    read = tokens(batches)
-    assert len(batches) == total
-    assert read == stream[: len(read)]
+@pytest.mark.parametrize(
+    "launches",
+    [
+        [(2, 2), (4, 4), (1, 6)],
+        [(2, 3), (4, 6)],
+        [(4, 1), (2, 3), (4, 6)],
+        [(1, 2), (4, 4), (3, 6)],
+        [(3, 2), (2, 3), (12, 6)],
+    ],
+    ids=lambda launches: " -> ".join(f"{ranks} until {last}" for ranks, last in launches),
+)
+def test_any_number_of_ranks_goes_on_with_the_same_steps(loaders, launches):
+    began_with = launches[0][0]
+    undisturbed = read(loaders(began_with), 1, STEPS)
+    steps, states = [], None
+    for ranks, last in launches:
+        of_launch = loaders(ranks)
+        if states:
+            load(of_launch, states)
+        steps += read(of_launch, len(steps) + 1, last)
+        states = pickle.loads(pickle.dumps(save(of_launch)))
+    assert steps == undisturbed
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS))
+def test_any_number_of_workers_goes_on_with_the_same_steps(loaders, stop):
+    undisturbed = read(loaders(1), 1, STEPS)
+    for before, after in [(0, 1), (1, 0), (1, 1)]:
+        first = loaders(1, workers=before, local_batch_size=4)
+        steps = read(first, 1, stop)
+        second = loaders(1, workers=after, local_batch_size=2)
+        load(second, save(first))
+        steps += read(second, stop + 1, STEPS)
+        assert steps == undisturbed
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_upstream_goes_on_from_the_state_and_back(loaders, dataset, ranks):
+    undisturbed = read(loaders(ranks), 1, STEPS)
+    mine = loaders(ranks)
+    steps = read(mine, 1, 4)
+    states = save(mine)
+    per_rank, windows = GLOBAL_BATCH // ranks, []
+    for rank in range(ranks):
+        hf = HuggingFaceTextDataset("numbered", None, CharacterTokenizer(), L, rank, ranks)
+        upstream = ParallelAwareDataloader(hf, rank, ranks, batch_size=1)
+        upstream.load_state_dict(states)
+        for inputs, labels in itertools.islice(upstream, per_rank):
+            windows.append([*inputs["input"][0].tolist(), labels[0, -1].item()])
+        states |= upstream.state_dict()
+    steps.append(windows)
+    mine = loaders(ranks)
+    load(mine, states)
+    steps += read(mine, 6, STEPS)
+    assert steps == undisturbed
+
+
+def test_state_before_anything_is_read(loaders):
+    """As a stop during a launch's first moments saves it."""
+    undisturbed = read(loaders(2), 1, STEPS)
+    first = loaders(2)
+    steps = read(first, 1, 2)
+    second = loaders(2)
+    load(second, save(first))
+    third = loaders(2)
+    load(third, save(second))
+    assert steps + read(third, 3, STEPS) == undisturbed
+    fresh = loaders(2)
+    load(fresh, save(loaders(2)))
+    assert read(fresh, 1, STEPS) == undisturbed
 
 
 @pytest.mark.parametrize("streaming", [False], indirect=True)
-def test_upstream_repeats_map_style_data_in_every_worker(make_loader):
+def test_a_position_cannot_run_code(loaders):
+    (loader,) = loaders(1)
+    with pytest.raises(ValueError, match=r"refused to load .*\.system"):
+        loader.load_state_dict({"dp_rank_0": pickle.dumps(Command()), "world_size": 1})
+
+
+class Command:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize("streaming", [True], indirect=True)
+def test_a_position_of_upstreams_workers_is_refused(loaders, dataset):
+    hf = HuggingFaceTextDataset("numbered", None, CharacterTokenizer(), L)
+    upstream = ParallelAwareDataloader(hf, 0, 1, batch_size=1, num_workers=2)
+    next(iter(upstream))
+    (loader,) = loaders(1)
+    with pytest.raises(ValueError, match="without worker processes"):
+        loader.load_state_dict(upstream.state_dict())
+
+
+@pytest.mark.parametrize("streaming", [False], indirect=True)
+def test_what_cannot_be_shared_out(loaders):
+    (loader,) = loaders(1)
+    with pytest.raises(ValueError, match=r"global_batch_size = 12: .* 5 streams"):
+        loader.set_streams(5)
+    with pytest.raises(ValueError, match="fewer documents than the 120 data-parallel ranks"):
+        loaders(120, "--training.global_batch_size=120")
+
+
+@pytest.mark.parametrize("streaming", [False], indirect=True)
+def test_upstream_repeats_map_style_data_in_every_worker(dataset):
     """Why more than one worker is refused."""
-    (first, _), (second, _) = take(make_loader(SHORT, num_workers=2), 2)
-    assert torch.equal(first["input"], second["input"])
+    hf = HuggingFaceTextDataset("numbered", None, CharacterTokenizer(), L)
+    iterator = iter(ParallelAwareDataloader(hf, 0, 1, batch_size=1, num_workers=2))
+    assert torch.equal(next(iterator)[0]["input"], next(iterator)[0]["input"])
 
 
-@pytest.mark.parametrize("streaming", [False], indirect=True)
-def test_upstreams_state_holds_the_live_token_buffer(make_loader):
-    """Why workers, whose state is pickled while they read on, are refused at a boundary."""
-    dataset = make_loader(SHORT).dataset
-    windows = iter(dataset)
-    next(windows)
-    state = dataset.state_dict()
-    before = len(state["token_buffer"])
-    dataset._token_buffer.extend([3, 4, 5])  # as reading on does
-    assert len(state["token_buffer"]) == before + 3
-
-
-def test_workers_that_would_repeat_data_are_refused(make_loader, streaming):
-    check_workers(make_loader(SHORT, num_workers=1))
-    two_workers = make_loader(SHORT, num_workers=2)
-    if streaming:
-        check_workers(two_workers)
+def test_workers_that_would_repeat_data_are_refused(loaders, streaming):
+    off = "--superposition.bag_size=1"
+    assert isinstance(loaders(1, off, workers=1)[0], StreamsDataloader)
+    if streaming:  # upstream's own loader, which shares the data out to them
+        assert isinstance(loaders(1, off, workers=2)[0], ParallelAwareDataloader)
     else:
         with pytest.raises(ValueError, match=r"num_workers = 2: must be at most 1"):
-            check_workers(two_workers)
-
-
-@pytest.mark.parametrize("streaming", [False], indirect=True)
-def test_a_dataset_without_a_sequence_length(make_loader):
-    loader = make_loader(SHORT)
-    del loader.dataset.seq_len
-    with pytest.raises(TypeError, match="HuggingFaceTextDataset has no seq_len"):
-        set_seq_len(loader, LONG)
+            loaders(1, off, workers=2)

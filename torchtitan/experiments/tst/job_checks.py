@@ -4,21 +4,29 @@ It runs before a process group or a device is touched.
 """
 
 import importlib
+import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torchtitan.protocols.train_spec as train_spec_module
+from torchtitan.components.checkpoint import TRAIN_STATE
+from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig as UpstreamJobConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, build_text_dataloader
 
+from .checkpoint import files
+from .checkpoint.agreement import contradiction_error, contradictions, run_facts
+from .checkpoint.files import CheckpointError
 from .core import Schedule
 from .job_config import (
     ConfigError,
     Superposition,
     boundary_step,
     build_schedule,
-    check_section,
+    check_sections,
+    resilience_section,
     superposition_section,
 )
 
@@ -30,11 +38,12 @@ def check_job(job_config: UpstreamJobConfig) -> None:
 
     Raises:
         ConfigError: naming the key, its value and what is allowed.
+        CheckpointError: if the config contradicts the checkpoint that the job would go on from.
     """
     if job_config.experimental.custom_import:  # may register models and datasets
         importlib.import_module(job_config.experimental.custom_import)
+    check_sections(job_config)
     section = superposition_section(job_config)
-    check_section(section)
     model_args = _model_args(job_config)
     if section.bag_size > 1:
         _check_steps(section, job_config.training.steps)
@@ -48,7 +57,12 @@ def check_job(job_config: UpstreamJobConfig) -> None:
     _check_dataset(job_config, "training")
     if job_config.validation.enable:
         _check_dataset(job_config, "validation")
-    _check_tokenizer(job_config, model_args)
+    tokenizer = _check_tokenizer(job_config, model_args)
+    _check_folders(job_config)
+    if job_config.checkpoint.enable:
+        _check_agreement(
+            job_config, run_facts(job_config, schedule, tokenizer, _dp_degree(job_config))
+        )
 
 
 def _check_steps(section: Superposition, total_steps: int) -> None:
@@ -173,29 +187,35 @@ def _check_dataset(job_config: UpstreamJobConfig, section: str) -> None:
 
 
 def _check_workers(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
-    """See :mod:`.data.loader`: the position of a worker of upstream's text dataset is inexact."""
     spec = train_spec_module.get_train_spec(job_config.model.name)
-    carried = []
-    if schedule.enabled and spec.build_dataloader_fn is build_text_dataloader:
-        carried.append("training")
-    if job_config.validation.enable:
-        carried.append("validation")
-    for section in carried:
-        if workers := getattr(job_config, section).dataloader.num_workers:
-            raise ConfigError(
-                f"{section}.dataloader.num_workers",
-                workers,
-                "must be 0: a worker's position in the data is inexact, so data would be repeated",
-            )
+    if schedule.enabled and spec.build_dataloader_fn is not build_text_dataloader:
+        raise ConfigError(
+            "model.name",
+            job_config.model.name,
+            "superposition reads text with torchtitan's build_text_dataloader, and this model's "
+            f"train spec has {spec.build_dataloader_fn}",
+        )
+    if (workers := job_config.training.dataloader.num_workers) > 1 and schedule.enabled:
+        raise ConfigError(
+            "training.dataloader.num_workers",
+            workers,
+            "must be 0 or 1 with superposition: the position of several is not exact",
+        )
+    if job_config.validation.enable and (workers := job_config.validation.dataloader.num_workers):
+        raise ConfigError(
+            "validation.dataloader.num_workers",
+            workers,
+            "must be 0: each validation starts the data anew, which workers do not do exactly",
+        )
 
 
-def _check_tokenizer(job_config: UpstreamJobConfig, model_args: Any) -> None:
+def _check_tokenizer(job_config: UpstreamJobConfig, model_args: Any) -> BaseTokenizer | None:
     path = job_config.model.hf_assets_path
     if not Path(path).exists():
         raise ConfigError("model.hf_assets_path", path, "no such folder (it holds the tokenizer)")
     spec = train_spec_module.get_train_spec(job_config.model.name)
     if spec.build_tokenizer_fn is None:
-        return
+        return None
     try:
         tokenizer = spec.build_tokenizer_fn(job_config)
     except FileNotFoundError as error:
@@ -209,3 +229,60 @@ def _check_tokenizer(job_config: UpstreamJobConfig, model_args: Any) -> None:
             f"entries, more than the {model_args.vocab_size:,} of model.flavor = "
             f"{job_config.model.flavor!r}",
         )
+    return tokenizer
+
+
+def _check_folders(job_config: UpstreamJobConfig) -> None:
+    """Files can be made where the run will want to make them."""
+    dump_folder = Path(job_config.job.dump_folder)
+    places = {"job.dump_folder": dump_folder}
+    if job_config.checkpoint.enable and not job_config.checkpoint.load_only:
+        places["checkpoint.folder"] = dump_folder / job_config.checkpoint.folder
+    for key, folder in places.items():
+        existing = folder.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                key, str(folder), f"cannot write to {existing}: {error.strerror}"
+            ) from None
+
+
+def _check_agreement(job_config: UpstreamJobConfig, facts: dict[str, Any]) -> None:
+    """Of config and checkpoint, as far as the checkpoint can be told yet."""
+    config = job_config.checkpoint
+    folder = Path(job_config.job.dump_folder, config.folder)
+    if config.load_step > 0:
+        checkpoint: Path | None = files.step_folder(folder, config.load_step)
+    else:
+        checkpoint = files.newest_resumable(folder)
+        if checkpoint is None and config.initial_load_path and not config.initial_load_model_only:
+            checkpoint = Path(config.initial_load_path)
+    if (
+        checkpoint is None
+        or config.load_step == 0
+        or TRAIN_STATE in config.exclude_from_loading
+        or resilience_section(job_config).allow_config_mismatch
+    ):
+        return
+    try:
+        manifest = files.read_manifest(checkpoint)
+    except CheckpointError:
+        return  # damaged: there may be another
+    if manifest and (found := contradictions(manifest, facts, config.exclude_from_loading)):
+        raise CheckpointError(contradiction_error(checkpoint, found))
+
+
+def _dp_degree(job_config: UpstreamJobConfig) -> int:
+    """Data-parallel ranks of this launch."""
+    world = os.environ.get("WORLD_SIZE" if job_config.comm.mode == "default" else "NGPU", "1")
+    layout = job_config.parallelism
+    of_model = (
+        layout.context_parallel_degree
+        * layout.tensor_parallel_degree
+        * layout.pipeline_parallel_degree
+    )
+    return max(1, int(world) // of_model)

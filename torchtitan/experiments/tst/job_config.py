@@ -1,4 +1,4 @@
-"""The ``[superposition]`` section of the job config.
+"""The ``[superposition]`` and ``[resilience]`` sections of the job config.
 
 What a value may be by itself is checked here; what must fit together, in ``job_checks``.
 """
@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from .core import Schedule
 
-SECTION = "superposition"
+SECTION, RESILIENCE = "superposition", "resilience"
 
 
 class ConfigError(ValueError):
@@ -75,10 +75,37 @@ REINIT_MODULES = ("tok_embeddings", "output")
 
 
 @dataclass
+class Resilience:
+    """What to do when a run meets trouble."""
+
+    allow_config_mismatch: bool = False
+    """
+    Resume although the config contradicts the checkpoint (bag size, boundary, mode, sequence
+    length, batch, tokenizer and the like).
+    """
+
+    skip_damaged: bool = False
+    """
+    Resume from the checkpoint before a damaged one, which is set aside as `damaged-N`, instead of
+    stopping with an error.
+    """
+
+    max_skipped_steps: int = 0
+    """
+    How many steps of a run may be left out of training because their loss or gradient norm is not
+    finite. The next one stops the run.
+    """
+
+
+@dataclass
 class JobConfig(UpstreamJobConfig):
-    """Upstream's job config with the ``[superposition]`` section."""
+    """Upstream's job config with the sections of this package."""
 
     superposition: Superposition = field(default_factory=Superposition)
+    resilience: Resilience = field(default_factory=Resilience)
+
+
+SECTIONS = {SECTION: Superposition, RESILIENCE: Resilience}
 
 
 class SuperpositionConfigManager(ConfigManager):
@@ -95,13 +122,27 @@ class SuperpositionConfigManager(ConfigManager):
     def _maybe_load_toml(self, args: list[str]) -> dict[str, Any] | None:
         toml = super()._maybe_load_toml(args)
         if toml:
-            _check_toml_section(toml.get(SECTION, {}))
+            for name in SECTIONS:
+                _check_toml_section(name, toml.get(name, {}))
         return toml
 
 
 def superposition_section(job_config: UpstreamJobConfig) -> Superposition:
     """The ``[superposition]`` section; of upstream's config, which has none, one that is off."""
     return getattr(job_config, SECTION, Superposition())
+
+
+def resilience_section(job_config: UpstreamJobConfig) -> Resilience:
+    """The ``[resilience]`` section; of upstream's config, which has none, its defaults."""
+    return getattr(job_config, RESILIENCE, Resilience())
+
+
+def global_batch_size(job_config: UpstreamJobConfig, dp_degree: int) -> int:
+    """Sequences in an ordinary step on ``dp_degree`` data-parallel ranks."""
+    training = job_config.training
+    if training.global_batch_size < 0:
+        return training.local_batch_size * dp_degree
+    return training.global_batch_size
 
 
 def build_schedule(job_config: UpstreamJobConfig) -> Schedule:
@@ -121,31 +162,33 @@ def boundary_step(section: Superposition, total_steps: int) -> int:
     return round(section.step_ratio * total_steps)
 
 
-def check_section(section: Superposition) -> None:
-    """Type and range of every value of the section, on its own."""
-    for f in fields(Superposition):
-        _check_value(f, getattr(section, f.name))
+def check_sections(job_config: UpstreamJobConfig) -> None:
+    """Type and range of every value of the sections, on its own."""
+    for name, section in SECTIONS.items():
+        for f in fields(section):
+            _check_value(name, f, getattr(getattr(job_config, name, section()), f.name))
 
 
-def _check_toml_section(section: Any) -> None:
+def _check_toml_section(name: str, content: Any) -> None:
     """Unknown keys and wrong values of the TOML, which upstream reads unchecked."""
-    if not isinstance(section, dict):
-        raise ConfigError(SECTION, section, f"must be a section, [{SECTION}]")
-    known = {f.name: f for f in fields(Superposition)}
-    for name, value in section.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    if not isinstance(content, dict):
+        raise ConfigError(name, content, f"must be a section, [{name}]")
+    known = {f.name: f for f in fields(SECTIONS[name])}
+    for key, value in content.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ConfigError(
-                f"{SECTION}.{name}", value, f"unknown key; {hint}known keys are {', '.join(known)}"
+                f"{name}.{key}", value, f"unknown key; {hint}known keys are {', '.join(known)}"
             )
-        _check_value(known[name], value)
+        _check_value(name, known[key], value)
 
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bag_size": (lambda s: s >= 1, "an integer of at least 1 (1 switches superposition off)"),
     "step_ratio": (lambda r: 0 <= r < 1, "in [0, 1)"),
     "steps": (lambda k: k >= 0, "an integer of at least 0"),
+    "max_skipped_steps": (lambda n: n >= 0, "an integer of at least 0"),
     "reinit_at_recovery": (
         lambda names: all(name in REINIT_MODULES for name in names),
         f"a list of {', '.join(REINIT_MODULES)}",
@@ -153,9 +196,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _check_value(f: Field, value: Any) -> None:
+def _check_value(section: str, f: Field, value: Any) -> None:
     """Type, and for choices the value, against the field's annotation."""
-    key, kind = f"{SECTION}.{f.name}", get_type_hints(Superposition)[f.name]
+    key, kind = f"{section}.{f.name}", get_type_hints(SECTIONS[section])[f.name]
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ConfigError(key, value, f"must be one of {', '.join(get_args(kind))}")
@@ -163,8 +206,9 @@ def _check_value(f: Field, value: Any) -> None:
     types = get_args(kind) if NoneType in get_args(kind) else (get_origin(kind) or kind,)
     if float in types:
         types += (int,)
-    if not isinstance(value, types) or isinstance(value, bool):
-        names = {int: "an integer", float: "a number", list: "a list of strings"}
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        names = {bool: "true or false", int: "an integer", float: "a number"}
+        names[list] = "a list of strings"
         raise ConfigError(key, value, f"must be {next(names[t] for t in types if t in names)}")
     if value is not None and f.name in _RANGES:
         in_range, allowed = _RANGES[f.name]

@@ -3,8 +3,9 @@
 Upstream's ``throughput(tps)``, ``tflops`` and ``mfu(%)`` count latents, the positions that the
 transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts data tokens. Beside
 them: ``superposition`` (1 or 0), ``bag_size`` and ``data_throughput(tps)``, data tokens per second
-and device. Throughputs are means since the last log; that of the first log after the boundary may
-hold steps of both phases.
+and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their number so far.
+Throughputs are means since the last log; that of the first log after the boundary may hold steps of
+both phases.
 """
 
 import json
@@ -30,7 +31,7 @@ from torchtitan.tools.logging import logger
 from typing_extensions import override
 
 from .core import Phase, Schedule
-from .job_config import build_schedule
+from .job_config import build_schedule, resilience_section
 
 METRICS_FILE = "metrics.jsonl"
 # upstream's keys of the two losses
@@ -46,7 +47,11 @@ class JsonLinesLogger(BaseLogger):
     def __init__(self, path: Path, schedule: Schedule):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.schedule = schedule
-        self.file = path.open("a", buffering=1)
+        self.file = path.open("a+", buffering=1)
+        if size := self.file.tell():
+            self.file.seek(size - 1)
+            if self.file.read(1) != "\n":  # a kill cut the last line off
+                self.file.write("\n")
 
     @override
     def log(self, metrics: dict[str, Any], step: int) -> None:
@@ -67,6 +72,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         super().__init__(job_config, parallel_dims, tag)
         self.schedule = build_schedule(job_config)
         self.data_tokens_less_latents = 0  # since the last log
+        self.skipped_steps = 0  # of the run, set by the trainer
         self.first_log: tuple[int, float] | None = None  # step, time (s)
         if torch.distributed.get_rank() == _get_metrics_rank(parallel_dims, job_config):
             loggers = LoggerContainer()
@@ -99,6 +105,8 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
             "data_throughput(tps)": data_tps,
         }
         color = self.color
+        if resilience_section(self.job_config).max_skipped_steps:
+            ours["skipped_steps"] = self.skipped_steps
         suffix = f"  {color.white}time left: {self._time_left(step)}{color.reset}"
         if self.schedule.enabled:
             suffix = (
@@ -144,7 +152,11 @@ def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     last_step = 0
     with Path(run_folder, METRICS_FILE).open() as file:
-        for line in map(json.loads, file):
+        for text in file:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue  # cut off by a kill
             if TRAINING_LOSS in line:
                 if line["step"] <= last_step:
                     lines = [kept for kept in lines if kept["step"] < line["step"]]

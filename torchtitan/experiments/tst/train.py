@@ -9,9 +9,11 @@ enable_cpu_if_alone()  # before anything of upstream's that asks for the device
 from torchtitan import train as upstream  # noqa: E402
 
 from . import models  # noqa: E402, F401
+from .checkpoint.files import CheckpointError  # noqa: E402
 from .data import datasets  # noqa: E402, F401
+from .data.loader import DataError  # noqa: E402
 from .job_config import ConfigError, SuperpositionConfigManager  # noqa: E402
-from .trainer import SuperpositionTrainer  # noqa: E402
+from .trainer import NonFiniteError, SuperpositionTrainer  # noqa: E402
 
 
 def main() -> None:
@@ -25,6 +27,10 @@ def main() -> None:
         upstream.main(SuperpositionTrainer)
     except ConfigError as error:
         sys.exit(f"config error: {error}")
+    except CheckpointError as error:
+        sys.exit(f"checkpoint error: {error}")
+    except (DataError, NonFiniteError) as error:
+        sys.exit(f"training stopped: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A model's ``TrainSpec`` with superposition: bag embedding, bag loss, phase-aware metrics."""
+"""A model's ``TrainSpec`` with superposition: data, bag embedding, bag loss, metrics."""
 
 import dataclasses
 import functools
@@ -11,10 +11,12 @@ from torch.distributed.tensor import DTensor
 from torchtitan.components.loss import LossFunction
 from torchtitan.components.validate import build_validator as upstream_build_validator
 from torchtitan.config import JobConfig
+from torchtitan.hf_datasets.text_datasets import build_text_dataloader
 from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 
 from .core import BagEmbedding, BagLoss
+from .data.loader import build_dataloader
 from .job_config import superposition_section
 from .metrics import build_metrics_processor
 from .validate import build_validator
@@ -25,6 +27,11 @@ def superposition_train_spec(spec: TrainSpec) -> TrainSpec:
     return dataclasses.replace(
         spec,
         model_cls=functools.partial(_build_model, spec.model_cls),
+        build_dataloader_fn=(
+            build_dataloader
+            if spec.build_dataloader_fn is build_text_dataloader
+            else spec.build_dataloader_fn
+        ),
         build_loss_fn=functools.partial(PhaseLoss, spec.build_loss_fn),
         build_metrics_processor_fn=spec.build_metrics_processor_fn or build_metrics_processor,
         build_validator_fn=(

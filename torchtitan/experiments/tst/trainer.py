@@ -5,6 +5,8 @@ the loss is normalised over all ranks and accumulation steps. In recovery, and w
 ``[superposition]`` section, every step is upstream's own.
 """
 
+import functools
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,25 +17,33 @@ import torch
 import torch.distributed as dist
 import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.config import JobConfig
+from torchtitan.distributed import utils as dist_utils
 from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 from typing_extensions import override
 
-from .checkpoint import BoundaryCheckpointManager
+from .checkpoint.agreement import run_facts
+from .checkpoint.manager import ResilientCheckpointManager
 from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, fold
-from .data.loader import check_workers, set_seq_len
+from .data.loader import Batch, StreamsDataloader
 from .job_checks import check_job
-from .job_config import build_schedule, superposition_section
+from .job_config import build_schedule, resilience_section, superposition_section
 from .reinit import reinitialize
+from .stop import Stopped, StopRequest
 from .train_spec import PhaseLoss, superposition_train_spec
-
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 CONFIG_FILE = "config.toml"
 
 
+class NonFiniteError(RuntimeError):
+    """A loss or gradient norm that is not finite; the step has not changed the model."""
+
+
 class SuperpositionTrainer(Trainer):
     """Upstream's trainer with a superposition phase before the ordinary one.
+
+    It also resumes where upstream's would not (:mod:`.checkpoint`), stops in order when asked to
+    (:mod:`.stop`), and does not train on a loss or a gradient that is not finite.
 
     Raises:
         ConfigError: from the constructor, before a process group or a device is touched, for a
@@ -41,19 +51,37 @@ class SuperpositionTrainer(Trainer):
     """
 
     schedule: Schedule
+    checkpointer: ResilientCheckpointManager
 
     def __init__(self, job_config: JobConfig):
         check_job(job_config)
+        self.stop_request = StopRequest()
+        self.stop_request.listen()
         self.schedule = build_schedule(job_config)
         with _superposition_train_spec(job_config.model.name):
             super().__init__(job_config)
-        check_workers(self.dataloader)
+        self.host_group = _host_group(job_config)
+        self.dp_degree = (
+            self.parallel_dims.get_mesh("batch").size() if self.parallel_dims.dp_enabled else 1
+        )
+        self.facts = run_facts(job_config, self.schedule, self.tokenizer, self.dp_degree)
+        self._set_skipped_steps(0)
+        self.stopping = False
+        self._losses: list[torch.Tensor] = []
+        self._grad_norm: torch.Tensor | None = None
+        self.optimizers.register_step_pre_hook(self._before_optimizer_step)
+        resilience = resilience_section(job_config)
+        ResilientCheckpointManager.adopt(
+            self.checkpointer,
+            self,
+            self.schedule.boundary,
+            resilience.skip_damaged,
+            resilience.allow_config_mismatch,
+        )
         if dist.get_rank() == 0:
             _write_config(job_config)
         if self.schedule.enabled:
-            if job_config.checkpoint.enable:
-                BoundaryCheckpointManager.adopt(self.checkpointer, self.schedule.boundary)
-            else:
+            if not job_config.checkpoint.enable:
                 logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
             self._announce()
         elif self.schedule.bag_size > 1:
@@ -62,21 +90,17 @@ class SuperpositionTrainer(Trainer):
     @override
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
         """Micro-batches of data tokens, shaped for the phase of the current step."""
-        if not self.schedule.enabled:
-            yield from super().batch_generator(data_iterable)
-            return
+        if isinstance(data_iterable, StreamsDataloader):
+            data_iterable.begin(completed_steps=self.step - 1)
         shape = None
-        while True:
-            previous, shape = shape, self.batch_shape(self.step)
-            if previous is None or shape.data_tokens != previous.data_tokens:
-                set_seq_len(data_iterable, shape.data_tokens)
-                batches = super().batch_generator(data_iterable)
-            if shape != previous:
-                self._set_flops_per_latent(shape)
-            input_dict, labels = _concatenate([next(batches) for _ in range(shape.loader_batches)])
-            self.metrics_processor.count_batch(
-                data_tokens=labels.numel(), latents=shape.sequences * shape.latents
-            )
+        for input_dict, labels in super().batch_generator(data_iterable):
+            if self.schedule.enabled:
+                previous, shape = shape, self.batch_shape(self.step)
+                if shape != previous:
+                    self._set_flops_per_latent(shape)
+                self.metrics_processor.count_batch(
+                    data_tokens=labels.numel(), latents=shape.sequences * shape.latents
+                )
             yield input_dict, labels
 
     @override
@@ -85,7 +109,9 @@ class SuperpositionTrainer(Trainer):
             data_iterator = iter(self._fold_step(data_iterator))
         elif self.schedule.enabled and self.step == self.schedule.boundary + 1:
             self._enter_recovery()
-        super().train_step(data_iterator)
+        self._losses.clear()
+        with _recorded_grad_norm(self):
+            super().train_step(data_iterator)
 
     def _fold_step(self, data_iterator: Iterator[Batch]) -> list[Batch]:
         """All micro-batches of a step, folded, and the loss told how to normalise them."""
@@ -118,11 +144,110 @@ class SuperpositionTrainer(Trainer):
     def _enter_recovery(self) -> None:
         """Before the first recovery step, in this launch or in one resumed at the boundary."""
         logger.info(f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins")
+        self.checkpointer.wait()  # for the boundary checkpoint
         if names := superposition_section(self.job_config).reinit_at_recovery:
             logger.info(f"Initialising {', '.join(names)} afresh")
-            self.checkpointer.maybe_wait_for_staging()  # of the boundary checkpoint
             seed = (self.job_config.debug.seed or 0) + self.schedule.boundary
             reinitialize(self.model_parts, names, self.optimizers, seed)
+
+    @override
+    def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
+        loss = super().forward_backward_step(**kwargs)
+        self._losses.append(loss.detach())
+        return loss
+
+    def _before_optimizer_step(self, *args: Any) -> None:
+        """The ranks tell each other of faults and of requests to stop, and act alike."""
+        assert self._grad_norm is not None
+        loss = torch.stack(self._losses).sum()
+        loss, grad_norm = torch.stack([loss, self._grad_norm.to(loss)]).tolist()
+        fault = not (math.isfinite(loss) and math.isfinite(grad_norm))
+        state = torch.tensor([[loss, fault, self.stop_request.signal]], dtype=torch.float64)
+        if self.host_group is not None:
+            of_ranks = [torch.empty_like(state) for _ in range(dist.get_world_size())]
+            dist.all_gather(of_ranks, state, group=self.host_group)
+            state = torch.cat(of_ranks)
+        losses, faults, signals = state.T
+        if faults.any():
+            self._leave_out_step(losses, grad_norm)
+        self.checkpointer.save_now = self.stopping = bool(signals.any())
+
+    def _leave_out_step(self, losses: torch.Tensor, grad_norm: float) -> None:
+        """Go on without this step, or stop."""
+        ranks = (~losses.isfinite()).nonzero().flatten().tolist()
+        what = f"loss not finite on ranks {ranks}" if ranks else "loss finite on all ranks"
+        where = f"step {self.step} ({self.schedule.phase(self.step)} phase)"
+        allowed = resilience_section(self.job_config).max_skipped_steps
+        if self.skipped_steps < allowed:
+            self._set_skipped_steps(self.skipped_steps + 1)
+            self.optimizers.zero_grad()  # an optimizer leaves parameters without gradient alone
+            logger.warning(
+                f"Skipped {where}: {what}, gradient norm {grad_norm}. "
+                f"{self.skipped_steps} of {allowed} steps that may be skipped"
+            )
+            return
+        raise NonFiniteError(
+            f"{where}: {what}, gradient norm {grad_norm}. The model is as it was before this "
+            f"step, and no checkpoint has been written since. {self.skipped_steps} steps were "
+            f"skipped before, resilience.max_skipped_steps = {allowed}. Look at the losses before "
+            f"it in the metrics, the learning rate (optimizer.lr, lr_scheduler.warmup_steps; now "
+            f"{self.lr_schedulers.schedulers[0].get_last_lr()[0]:.3g}), "
+            "training.mixed_precision_param, and the data of this step"
+        )
+
+    def _set_skipped_steps(self, count: int) -> None:
+        self.skipped_steps = self.metrics_processor.skipped_steps = count
+
+    def share(self, value: Any) -> list[Any]:
+        """``value`` of every rank, on every rank. On the hosts: no device waits for it."""
+        if self.host_group is None:
+            return [value]
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
+    @override
+    def should_continue_training(self) -> bool:
+        if self.stopping and super().should_continue_training():
+            self.checkpointer.wait()
+            raise Stopped
+        return super().should_continue_training()
+
+    @override
+    def train(self) -> None:
+        try:
+            super().train()
+        except Stopped:
+            self.share(None)  # every rank has come as far as this
+            self.stop_request.ignore_signals()
+            if self.checkpointer.enable:
+                logger.warning(
+                    f"Stopped after step {self.step}, which has a checkpoint; launch again to go on"
+                )
+            else:
+                logger.warning(f"Stopped after step {self.step}; checkpoint.enable = false")
+            self.close()
+            dist.destroy_process_group()
+            raise
+
+    @override
+    def close(self) -> None:
+        super().close()
+        self.stop_request.close()
+
+    def manifest(self) -> dict[str, Any]:
+        """What a checkpoint of now says of the run beside its states."""
+        return {
+            "phase": str(self.schedule.phase(self.step)),
+            "data_tokens": self.ntokens_seen * self.dp_degree,
+            "skipped_steps": self.skipped_steps,
+            "run": self.facts,
+        }
+
+    def restore(self, manifest: dict[str, Any]) -> None:
+        """Take on what the states leave out or hold for another number of ranks."""
+        self.ntokens_seen = manifest["data_tokens"] // self.dp_degree
+        self._set_skipped_steps(manifest["skipped_steps"])
 
     def batch_shape(self, step: int) -> BatchShape:
         """What a micro-batch reads and the transformer sees at ``step`` (from 1)."""
@@ -177,9 +302,25 @@ def _without_none(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _concatenate(batches: list[Batch]) -> Batch:
-    """One batch of all sequences: k times (B, T) -> (k*B, T)."""
-    if len(batches) == 1:
-        return batches[0]
-    inputs = {key: torch.cat([inputs[key] for inputs, _ in batches]) for key in batches[0][0]}
-    return inputs, torch.cat([labels for _, labels in batches])
+def _host_group(job_config: JobConfig) -> dist.ProcessGroup | None:
+    """A group for small messages between the hosts; None if there is only this process."""
+    if dist.get_world_size() == 1 or job_config.comm.mode != "default":
+        return None
+    return dist.new_group(backend="gloo")
+
+
+@contextmanager
+def _recorded_grad_norm(trainer: SuperpositionTrainer) -> Iterator[None]:
+    """Have a step's gradient norm at hand before the optimizer's, where upstream has no hook."""
+    clip = dist_utils.clip_grad_norm_
+
+    @functools.wraps(clip)
+    def clip_and_record(*args: Any, **kwargs: Any) -> torch.Tensor:
+        trainer._grad_norm = clip(*args, **kwargs)
+        return trainer._grad_norm
+
+    dist_utils.clip_grad_norm_ = clip_and_record  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        dist_utils.clip_grad_norm_ = clip  # type: ignore[assignment]

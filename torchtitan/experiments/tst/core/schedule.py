@@ -28,13 +28,11 @@ class BatchShape:
         sequences: sequences per micro-batch.
         data_tokens: data tokens per sequence.
         latents: positions per sequence that the transformer sees.
-        loader_batches: batches drawn from the loader to make one micro-batch.
     """
 
     sequences: int
     data_tokens: int
     latents: int
-    loader_batches: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,4 +81,4 @@ class Schedule:
             return BatchShape(batch_size, s * seq_len, seq_len)
         if seq_len % s:
             raise ValueError(f"{seq_len} tokens do not divide into bags of {s}")
-        return BatchShape(s * batch_size, seq_len, seq_len // s, loader_batches=s)
+        return BatchShape(s * batch_size, seq_len, seq_len // s)

@@ -1,0 +1,321 @@
+"""Kill and stop a run at random moments, resume it, and compare it with an undisturbed run.
+
+    python scripts/inject_faults.py --kills 50 --stops 20
+
+Kills (SIGKILL) hit one random rank or all of them: between two steps, in a save, around the
+boundary, or while a launch starts. Stops are SIGTERM or SIGUSR1 to one random rank, after which the
+launch must end with the exit code of a stopped run and a complete checkpoint of the step that it
+names. The runs are small ones of the demo model on the demo's corpus.
+Every batch that any launch reads, every loss and gradient norm that it logs, and the final weights
+and optimizer state must be those of the undisturbed run, bit for bit.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS, BOUNDARY, INTERVAL = 36, 18, 4
+LAUNCH_SECONDS = 8.0  # about as long as it takes until the first step
+MOMENTS = ("step", "save", "boundary", "start")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: list[str] | None = None) -> dict[str, int]:
+    """Inject faults; gives the number of them by kind. Exits if a run differs."""
+    options = parse(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    corpus = options.corpus or options.folder / "corpus"
+    if not corpus.exists():
+        from make_demo_corpus import make_corpus, read_sources
+
+        make_corpus(corpus, list(read_sources())[:300])
+    chance = random.Random(options.seed)
+    undisturbed = options.folder / "undisturbed"
+    shutil.rmtree(undisturbed, ignore_errors=True)
+    finish(launch(undisturbed, corpus, options), undisturbed)
+    counts: collections.Counter[str] = collections.Counter()
+    run = 0
+    faults = [kill_ranks] * options.kills + [stop] * options.stops
+    chance.shuffle(faults)
+    while faults:
+        run += 1
+        folder = options.folder / f"disturbed-{run}"
+        shutil.rmtree(folder, ignore_errors=True)
+        of_run, faults = faults[: options.per_run], faults[options.per_run :]
+        for fault in of_run:
+            process = launch(folder, corpus, options)
+            hit = fault(process, folder, chance, options)
+            counts[hit] += 1
+            print(
+                f"run {run}, fault {sum(counts.values())} of {options.kills + options.stops}: "
+                f"{hit}; logged to step {last_step(folder)}, checkpoints {complete_steps(folder)}",
+                flush=True,
+            )
+        finish(launch(folder, corpus, options), folder)
+        compare(undisturbed, folder, options.processes)
+        print(f"run {run} is the undisturbed one, bit for bit", flush=True)
+    print(json.dumps(counts, indent=2))
+    return dict(counts)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--stops", type=int, default=20)
+    parser.add_argument("--per-run", type=int, default=10, help="kills and stops of one run")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--async-mode", choices=("disabled", "async"), default="disabled")
+    parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and targets")
+    parser.add_argument("--corpus", type=Path, help="made by make_demo_corpus.py")
+    parser.add_argument("--folder", type=Path, help="for the runs (default: a temporary one)")
+    options = parser.parse_args(arguments)
+    options.folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
+    return options
+
+
+def launch(folder: Path, corpus: Path, options: argparse.Namespace) -> subprocess.Popen:
+    """Start or resume the run, in a process group of its own."""
+    job = {
+        "job.dump_folder": folder,
+        "model.name": "llama3",
+        "model.flavor": "demo",
+        "model.hf_assets_path": corpus / "tokenizer",
+        "superposition.bag_size": 4,
+        "superposition.steps": BOUNDARY,
+        "training.dataset": "jsonl",
+        "training.dataset_path": corpus / "train.jsonl",
+        "training.seq_len": 32,
+        "training.local_batch_size": 4,
+        "training.steps": STEPS,
+        "training.mixed_precision_param": "float32",
+        "lr_scheduler.warmup_steps": 2,
+        "activation_checkpoint.mode": "none",
+        "metrics.log_freq": 1,
+        "checkpoint.interval": INTERVAL,
+        "checkpoint.keep_latest_k": 3,
+        "checkpoint.async_mode": options.async_mode,
+        "debug.seed": 0,
+    }
+    arguments = [f"--{key}={value}" for key, value in job.items()]
+    arguments += ["--checkpoint.enable", "--checkpoint.no-last-save-model-only"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("pid-*"):
+        path.unlink()
+    with (folder / "output.txt").open("ab") as output:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torchtitan.experiments.tst.launch"),
+                *(f"--nproc_per_node={options.processes}", "--rdzv_backend=c10d"),
+                *("--rdzv_endpoint=localhost:0", __file__, *arguments),
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", WORKER: "1"},
+            cwd=ROOT,
+            start_new_session=True,
+        )
+
+
+def kill_ranks(
+    process: subprocess.Popen, folder: Path, chance: random.Random, options: argparse.Namespace
+) -> str:
+    """Wait for a random moment and kill; gives what was hit."""
+    done = last_step(folder)
+    moments = list(options.moments)
+    if "boundary" in moments and done > BOUNDARY:
+        moments.remove("boundary")
+    moment = chance.choice(moments or ["step"])
+    if moment == "start":
+        time.sleep(chance.uniform(0, LAUNCH_SECONDS))
+    elif moment == "save":
+        saves = chance.randint(1, 2)
+        while process.poll() is None and saves:
+            seen = saving(folder)
+            if seen:
+                saves -= 1
+            while saves and process.poll() is None and saving(folder) == seen:
+                time.sleep(0.0005)
+            time.sleep(0.0005)
+        time.sleep(chance.uniform(0, 0.1))
+    else:
+        step = done + chance.randint(1, 2 * INTERVAL)
+        if moment == "boundary":
+            step = BOUNDARY - 1
+        while process.poll() is None and last_step(folder) < min(step, STEPS - 2):
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.3 if moment == "boundary" else 0.05))
+    pids = [int(path.read_text() or 0) for path in sorted(folder.glob("pid-*"))]
+    in_save = " (in a save)" if saving(folder) else ""
+    if pids and all(pids) and chance.random() < 0.5:
+        target = chance.randrange(len(pids))
+        kill(pids[target])
+        wait(process)
+        return f"kill one rank: {moment}{in_save}"
+    for pid in [process.pid, *pids]:
+        kill(pid)
+    wait(process)
+    time.sleep(0.2)  # a process that was just being started, its pid not yet written
+    for path in folder.glob("pid-*"):
+        kill(int(path.read_text() or 0))
+    return f"kill all ranks: {moment}{in_save}"
+
+
+def stop(
+    process: subprocess.Popen, folder: Path, chance: random.Random, options: argparse.Namespace
+) -> str:
+    """Wait for a random step and send a signal; checks what is left behind."""
+    from torchtitan.experiments.tst.checkpoint import files
+    from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
+
+    step = min(last_step(folder) + chance.randint(1, 5), STEPS - 3)
+    while process.poll() is None and last_step(folder) < step:
+        time.sleep(0.002)
+    number, rank = chance.choice(STOP_SIGNALS), chance.randrange(options.processes)
+    os.kill(int((folder / f"pid-{rank}").read_text()), number)
+    wait(process)
+    output = (folder / "output.txt").read_text()
+    reports = re.findall(r"Stopped after step (\d+)", output)
+    if process.returncode != STOPPED_EXIT_CODE or not reports:
+        sys.exit(f"{number.name}: exit code {process.returncode}, output:\n{output[-5000:]}")
+    checkpoint = files.step_folder(folder / "checkpoint", int(reports[-1]))
+    manifest = files.read_manifest(checkpoint)
+    if manifest is None or (damages := files.damages(checkpoint, manifest["files"])):
+        sys.exit(f"{number.name}: {checkpoint} is not complete: {damages}")
+    return f"stop: {number.name}"
+
+
+def kill(pid: int) -> None:
+    try:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def wait(process: subprocess.Popen) -> None:
+    process.wait(timeout=120)
+    while subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True).stdout:
+        time.sleep(0.05)
+
+
+def finish(process: subprocess.Popen, folder: Path) -> None:
+    if process.wait(timeout=600):
+        sys.exit(f"the run in {folder} failed:\n{(folder / 'output.txt').read_text()[-5000:]}")
+
+
+def saving(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoint").glob("saving-*"))
+
+
+def complete_steps(folder: Path) -> list[int]:
+    from torchtitan.experiments.tst.checkpoint import files
+
+    return files.complete_steps(folder / "checkpoint")
+
+
+def last_step(folder: Path) -> int:
+    return max((line["step"] for line in lines_of(folder / "metrics.jsonl")), default=0)
+
+
+def lines_of(path: Path) -> list[dict]:
+    """A file's lines but those that a kill cut off."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def compare(undisturbed: Path, disturbed: Path, processes: int) -> None:
+    """Exit unless the runs are the same."""
+    for name in ["metrics.jsonl", *(f"data-{rank}.jsonl" for rank in range(processes))]:
+        keys = ("loss_metrics/global_avg_loss", "grad_norm", "n_tokens_seen", "checksum")
+        expected, found = (
+            [(line["step"], [line.get(key) for key in keys]) for line in lines_of(folder / name)]
+            for folder in (undisturbed, disturbed)
+        )
+        if len(expected) != STEPS or {step for step, _ in found} != set(range(1, STEPS + 1)):
+            sys.exit(f"{name}: not every step is there in both runs")
+        for step, values in found:  # those of every launch, also the steps that were lost
+            if values != dict(expected)[step]:
+                sys.exit(f"{name}: step {step} differs: {values}, not {dict(expected)[step]}")
+    for step in (BOUNDARY, STEPS):
+        expected, found = (
+            read_state(folder / "checkpoint" / f"step-{step}")
+            for folder in (undisturbed, disturbed)
+        )
+        different = [key for key in expected if not same(expected[key], found.get(key))]
+        if different:
+            sys.exit(f"the checkpoints of step {step} differ in {different}")
+
+
+def same(a: Any, b: Any) -> bool:
+    return a.equal(b) if hasattr(a, "equal") else a == b
+
+
+def read_state(checkpoint: Path) -> dict:
+    """Everything in a checkpoint by its name: tensors, and the plain values beside them."""
+    import torch
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    with tempfile.NamedTemporaryFile() as file:
+        dcp_to_torch_save(checkpoint, file.name)
+        folders = [("", torch.load(file.name, weights_only=False))]
+    flat = {}
+    while folders:
+        prefix, folder = folders.pop()
+        for key, value in folder.items():
+            if isinstance(value, dict):
+                folders.append((f"{prefix}{key}.", value))
+            else:
+                flat[f"{prefix}{key}"] = value
+    return flat
+
+
+WORKER = "INJECT_FAULTS_WORKER"
+
+
+def work() -> None:
+    """A rank of a run, which leaves its process id and a checksum of every batch."""
+    folder = Path(next(a for a in sys.argv if a.startswith("--job.dump_folder=")).split("=")[1])
+    rank = os.environ["RANK"]
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+
+    import xxhash
+
+    from torchtitan.experiments.tst import train
+    from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+
+    class Trainer(SuperpositionTrainer):
+        def batch_generator(self, data_iterable):
+            with (folder / f"data-{rank}.jsonl").open("a", buffering=1) as file:
+                for input_dict, labels in super().batch_generator(data_iterable):
+                    checksum = xxhash.xxh3_128(input_dict["input"].numpy())
+                    checksum.update(labels.contiguous().numpy())
+                    line = {"step": self.step, "checksum": checksum.hexdigest()}
+                    file.write(json.dumps(line) + "\n")
+                    yield input_dict, labels
+
+    train.SuperpositionTrainer = Trainer
+    train.main()
+
+
+if __name__ == "__main__":
+    if os.environ.get(WORKER):
+        work()
+    else:
+        main()

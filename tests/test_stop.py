@@ -1,0 +1,178 @@
+"""Runs that are asked to stop, and runs that meet numbers that are not finite."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT, load_full
+from torchtitan.experiments.tst.checkpoint import files
+from torchtitan.experiments.tst.metrics import TRAINING_LOSS
+from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE, Stopped
+from torchtitan.experiments.tst.trainer import NonFiniteError, SuperpositionTrainer
+
+ON = ("--superposition.bag_size=4", "--superposition.steps=3")
+SAVE = ("--checkpoint.enable", "--checkpoint.interval=100", "--checkpoint.no-last-save-model-only")
+EVERY_STEP = ("--checkpoint.interval=1", "--checkpoint.keep_latest_k=0")
+
+
+def losses(lines):
+    return {line["step"]: line[TRAINING_LOSS] for line in lines}
+
+
+@pytest.fixture(autouse=True)
+def default_handlers():
+    """A run that has stopped ignores the signals, as its process is about to end."""
+    yield
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def stopping_at(step, number=signal.SIGTERM):
+    class Trainer(SuperpositionTrainer):
+        def forward_backward_step(self, **kwargs):
+            if self.step == step:
+                os.kill(os.getpid(), number)
+            return super().forward_backward_step(**kwargs)
+
+    return Trainer
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("step", [2, 3, 4])
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+def test_stops_after_the_step_with_a_checkpoint(train, tmp_path, number, step, mode):
+    whole = losses(train(*ON))
+    shutil.rmtree(tmp_path / "run")
+    mode = f"--checkpoint.async_mode={mode}"
+    with pytest.raises(Stopped) as stopped:
+        train(*ON, *SAVE, mode, trainer_class=stopping_at(step, number))
+    assert stopped.value.code == STOPPED_EXIT_CODE == 75
+    folder = tmp_path / "run" / "checkpoint"
+    assert files.complete_steps(folder)[-1] == step
+    manifest = files.read_manifest(folder / f"step-{step}")
+    assert files.damages(folder / f"step-{step}", manifest["files"]) == []
+    assert losses(train(*ON, *SAVE)) == whole
+
+
+def test_asked_to_stop_in_the_last_step(train):
+    lines = train(*ON, *SAVE, trainer_class=stopping_at(6))
+    assert losses(lines).keys() == {1, 2, 3, 4, 5, 6}
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_DFL] * 2
+
+
+def test_a_second_signal_ends_at_once():
+    script = """if True:
+        import os, signal
+        from torchtitan.experiments.tst.stop import StopRequest
+        request = StopRequest()
+        request.listen()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        print(request.signal == signal.SIGUSR1, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("still there")
+    """
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout == "True\n"
+    assert result.returncode == 128 + signal.SIGTERM
+    assert "SIGUSR1: stopping after this step" in result.stderr
+
+
+def poisoned_at(*steps, what="loss"):
+    """Loss, or gradient, of these steps is not a number."""
+
+    class Trainer(SuperpositionTrainer):
+        def forward_backward_step(self, **kwargs):
+            model = self.model_parts[0]
+            poisoned = self.step in steps and what == "loss"
+            hook = model.register_forward_hook(
+                lambda model, inputs, logits: logits * torch.nan if poisoned else logits
+            )
+            loss = super().forward_backward_step(**kwargs)
+            hook.remove()
+            if self.step in steps and what == "gradient":
+                next(model.parameters()).grad.view(-1)[0] = torch.inf
+            return loss
+
+    return Trainer
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(("step", "phase"), [(2, "superposition"), (5, "recovery")])
+def test_a_step_that_is_not_finite_stops_the_run(train, tmp_path, what, step, phase):
+    with pytest.raises(NonFiniteError) as error:
+        train(*ON, *SAVE, *EVERY_STEP, trainer_class=poisoned_at(step, what=what))
+    message = str(error.value)
+    assert f"step {step} ({phase} phase)" in message
+    assert ("not finite on ranks [0]" if what == "loss" else "gradient norm inf") in message
+    assert "optimizer.lr" in message
+    assert files.complete_steps(tmp_path / "run" / "checkpoint")[-1] == step - 1
+
+
+def test_steps_may_be_skipped(train, tmp_path):
+    allowed = "--resilience.max_skipped_steps=2"
+    lines = train(
+        *ON, *SAVE, *EVERY_STEP, allowed, trainer_class=poisoned_at(2, 4, what="gradient")
+    )
+    assert [line["skipped_steps"] for line in lines] == [0, 1, 1, 2, 2, 2]
+    folder = tmp_path / "run" / "checkpoint"
+    for before, after, same in [(1, 2, True), (2, 3, False), (3, 4, True), (4, 5, False)]:
+        before, after = (load_full(folder / f"step-{step}") for step in (before, after))
+        assert all(torch.equal(before[key], after[key]) for key in before) is same
+    # the count goes on in a resumed run
+    for step in (5, 6):
+        shutil.rmtree(folder / f"step-{step}")
+    with pytest.raises(NonFiniteError, match="2 steps were skipped before"):
+        train(*ON, *SAVE, allowed, trainer_class=poisoned_at(5))
+
+
+def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path):
+    """Both, sent to the launcher; torchrun itself would kill the rank, and end with 1."""
+    rank = tmp_path / "rank.py"
+    rank.write_text(
+        "import signal, sys, time\n"
+        "def stop(number, frame):\n"
+        "    time.sleep(1)\n"
+        "    sys.stdout.write('got %d\\n' % number)\n"
+        f"    sys.exit({STOPPED_EXIT_CODE})\n"
+        "signal.signal(int(sys.argv[1]), stop)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    for number in STOP_SIGNALS:
+        launcher = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torchtitan.experiments.tst.launch"),
+                *("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
+                *(str(rank), str(int(number))),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+        launcher.send_signal(number)
+        output, _ = launcher.communicate(timeout=60)
+        assert launcher.returncode == STOPPED_EXIT_CODE
+        assert f"got {int(number)}" in output
+
+
+def test_launch_gives_other_failures_as_torchrun_does(tmp_path):
+    (tmp_path / "rank.py").write_text("raise SystemExit(3)")
+    command = ["-m", "torchtitan.experiments.tst.launch", str(tmp_path / "rank.py")]
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "exitcode  : 3" in result.stderr
+
+
+def test_manifest_is_plain_json(train, tmp_path):
+    train(*ON, *SAVE)
+    manifest = json.loads((tmp_path / "run/checkpoint/boundary/manifest.json").read_text())
+    assert manifest["step"] == 3
+    assert manifest["files"][".metadata"]["bytes"] > 0

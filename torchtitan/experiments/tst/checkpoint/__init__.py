@@ -1,0 +1,1 @@
+"""Checkpoints: complete or absent, checked, safe to open, resumable on other machines."""

@@ -1,0 +1,93 @@
+"""What a job and the checkpoint that it goes on from must agree on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from torchtitan.components.checkpoint import DATALOADER
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.config import JobConfig
+
+from ..core import Schedule
+from ..job_config import SECTION, global_batch_size, superposition_section
+
+TOKENIZER = "model.hf_assets_path"
+
+
+def run_facts(
+    job_config: JobConfig, schedule: Schedule, tokenizer: BaseTokenizer | None, dp_degree: int
+) -> dict[str, Any]:
+    """The values that a checkpoint holds its resume to, by their keys in the TOML.
+
+    The number of superposition steps stands for the ratio; the tokenizer's folder is told by a
+    checksum of its content.
+    """
+    section, training, model = (
+        superposition_section(job_config),
+        job_config.training,
+        job_config.model,
+    )
+    superposition = {
+        "bag_size": schedule.bag_size if schedule.enabled else 1,
+        "steps": schedule.boundary,
+        "mode": section.mode,
+        "scale": section.scale,
+        "loss": section.loss,
+        "weighting": section.weighting,
+    }
+    return {f"{SECTION}.{name}": value for name, value in superposition.items()} | {
+        "training.seq_len": training.seq_len,
+        "training.global_batch_size": global_batch_size(job_config, dp_degree),
+        "training.dataset": training.dataset,
+        "model.name": model.name,
+        "model.flavor": model.flavor,
+        TOKENIZER: _tokenizer_checksum(tokenizer),
+    }
+
+
+def _tokenizer_checksum(tokenizer: BaseTokenizer | None) -> str | None:
+    if tokenizer is None:
+        return None
+    rules = getattr(tokenizer, "tokenizer", None)  # of the tokenizers library
+    special = {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos")}
+    content = [rules.to_str() if rules else sorted(tokenizer.get_vocab().items()), special]
+    return f"a tokenizer with checksum {xxhash.xxh3_64_hexdigest(json.dumps(content).encode())}"
+
+
+def contradictions(
+    manifest: dict[str, Any], facts: dict[str, Any], not_loaded: list[str]
+) -> list[str]:
+    """Where the job differs from the checkpoint, both values in each line.
+
+    After the boundary the section may be gone: recovery does not depend on it.
+
+    Args:
+        manifest: of the checkpoint.
+        facts: of the job, from :func:`run_facts`.
+        not_loaded: ``checkpoint.exclude_from_loading``.
+    """
+    saved, step = manifest["run"], manifest["step"]
+    in_recovery = step >= saved[f"{SECTION}.steps"]
+    off = facts[f"{SECTION}.bag_size"] == 1
+    both_off = off and saved[f"{SECTION}.bag_size"] == 1
+    ignored = {key for key in saved if key.startswith(f"{SECTION}.")}
+    if not (both_off or (off and in_recovery)):
+        ignored = set()
+    if DATALOADER in not_loaded:
+        ignored.add("training.dataset")
+    return [
+        f"{key} = {facts.get(key)!r}, in the checkpoint {value!r}"
+        for key, value in saved.items()
+        if key not in ignored and facts.get(key) != value
+    ]
+
+
+def contradiction_error(folder: str | Path, found: list[str]) -> str:
+    """The message about them."""
+    listed = "".join(f"\n  {line}" for line in found)
+    return (
+        f"the config contradicts the checkpoint {folder}:{listed}\n"
+        "Launch with the checkpoint's values; or, if you mean it, with "
+        "--resilience.allow_config_mismatch"
+    )
