@@ -11,6 +11,9 @@
 #   COMM_MODE    fake_backend or local_tensor: one process plays NGPU ranks for a step of each
 #                phase, to check a config
 #
+# SIGTERM and SIGUSR1 end a job after a step, with a checkpoint and exit code 75: launched again with
+# the same command it goes on.
+#
 # Installs into .venv first if need be (scripts/venv.sh). Paths are relative to this folder.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -44,11 +47,15 @@ if [[ -n $COMM_MODE ]]; then
     exit
 fi
 
-PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True} \
-    torchrun --nproc_per_node="$NGPU" --rdzv_backend c10d --rdzv_endpoint=localhost:0 \
-    --local-ranks-filter "$LOG_RANK" --role rank --tee 3 \
-    -m "$TRAIN_FILE" --job.config_file "$CONFIG_FILE" "$@"
-
-if [[ $CONFIG_FILE == "$DEMO"/* && $* != *--help* ]]; then
-    python scripts/plot_loss.py --of-job --job.config_file "$CONFIG_FILE" "$@"
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
+LAUNCH=(
+    python -m torchtitan.experiments.tst.launch # torchrun that passes signals and exit codes on
+    --nproc_per_node="$NGPU" --rdzv_backend c10d --rdzv_endpoint=localhost:0
+    --local-ranks-filter "$LOG_RANK" --role rank --tee 3
+    -m "$TRAIN_FILE" --job.config_file "$CONFIG_FILE"
+)
+if [[ $CONFIG_FILE != "$DEMO"/* || $* == *--help* ]]; then
+    exec "${LAUNCH[@]}" "$@"
 fi
+"${LAUNCH[@]}" "$@"
+python scripts/plot_loss.py --of-job --job.config_file "$CONFIG_FILE" "$@"

@@ -16,6 +16,7 @@ import tomli_w
 import torch
 import torch.distributed as dist
 import torchtitan.protocols.train_spec as train_spec_module
+from torch.distributed.tensor import DTensor
 from torchtitan.config import JobConfig
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.tools.logging import logger
@@ -160,6 +161,8 @@ class SuperpositionTrainer(Trainer):
         """The ranks tell each other of faults and of requests to stop, and act alike."""
         assert self._grad_norm is not None
         loss = torch.stack(self._losses).sum()
+        if isinstance(loss, DTensor):  # with loss parallel
+            loss = loss.full_tensor()
         loss, grad_norm = torch.stack([loss, self._grad_norm.to(loss)]).tolist()
         fault = not (math.isfinite(loss) and math.isfinite(grad_norm))
         state = torch.tensor([[loss, fault, self.stop_request.signal]], dtype=torch.float64)

@@ -1,0 +1,127 @@
+"""Launches of several processes: other numbers of ranks, other layouts, faults of one rank."""
+
+import json
+import shutil
+
+import pytest
+
+from conftest import TST, load_full
+from torchtitan.experiments.tst.checkpoint import files
+from torchtitan.experiments.tst.metrics import read_metrics
+
+JOB = (
+    "--superposition.bag_size=4",
+    "--superposition.steps=4",
+    "--training.steps=8",
+    "--training.global_batch_size=8",
+    "--training.local_batch_size=2",
+    "--optimizer.eps=1e-3",  # as in test_distributed.py
+    "--checkpoint.enable",
+    "--checkpoint.interval=2",
+    "--checkpoint.keep_latest_k=0",
+    "--checkpoint.no-last-save-model-only",
+)
+
+
+def last_steps(checkpoints, *steps):
+    """Leave these checkpoints only, as if the run had been killed after the last of them."""
+    for step in files.complete_steps(checkpoints):
+        if step not in steps:
+            shutil.rmtree(checkpoints / f"step-{step}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return {"folder": tmp_path_factory.mktemp("undisturbed") / "run"}
+
+
+@pytest.fixture
+def two_ranks(undisturbed, launch):
+    """A run on two ranks from beginning to end: its folder."""
+    folder = undisturbed["folder"]
+    if not folder.exists():
+        launch("recording_worker", *JOB, f"--job.dump_folder={folder}", processes=2)
+    return folder
+
+
+def read(folder):
+    """Windows of each step on all ranks, and the metrics of each step."""
+    windows = {}
+    for path in sorted(folder.glob("windows-*.jsonl")):
+        for line in map(json.loads, path.read_text().splitlines()):
+            windows.setdefault(line["step"], []).extend(line["windows"])
+    metrics = {line["step"]: line for line in read_metrics(folder)}
+    return windows, metrics
+
+
+def same_run(folder, reference):
+    (windows, metrics), (expected_windows, expected) = read(folder), read(reference)
+    for step in metrics:
+        assert sorted(windows[step]) == sorted(expected_windows[step])
+        assert metrics[step]["n_tokens_seen"] == expected[step]["n_tokens_seen"]
+        for key, tolerance in [("loss_metrics/global_avg_loss", 1e-5), ("grad_norm", 5e-5)]:
+            assert metrics[step][key] == pytest.approx(expected[step][key], rel=tolerance)
+    return list(metrics)
+
+
+def go_on(launch, source, folder, step, processes, *args):
+    shutil.copytree(source / f"checkpoint/step-{step}", folder / f"checkpoint/step-{step}")
+    launch("recording_worker", *JOB, f"--job.dump_folder={folder}", *args, processes=processes)
+
+
+def test_two_ranks_then_four_then_one_across_the_boundary(two_ranks, launch, tmp_path):
+    four, one = tmp_path / "four", tmp_path / "one"
+    go_on(launch, two_ranks, four, 2, 4)
+    assert same_run(four, two_ranks) == [3, 4, 5, 6, 7, 8]
+    go_on(launch, four, one, 6, 1)
+    assert same_run(one, two_ranks) == [7, 8]
+    # and what the ranks of the last launch leave is again what two ranks would have
+    for key, value in load_full(one / "checkpoint/step-8").items():
+        assert value.allclose(load_full(two_ranks / "checkpoint/step-8")[key], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("processes", "layout"),
+    [
+        (2, ("--parallelism.tensor_parallel_degree=2",)),
+        (4, ("--parallelism.data_parallel_replicate_degree=2",)),
+    ],
+    ids=["tensor parallel", "HSDP"],
+)
+def test_another_layout_in_superposition(two_ranks, launch, tmp_path, processes, layout):
+    go_on(launch, two_ranks, tmp_path / "run", 2, processes, *layout)
+    assert same_run(tmp_path / "run", two_ranks) == [3, 4, 5, 6, 7, 8]
+
+
+def test_a_rank_whose_loss_is_not_finite_stops_all(launch, tmp_path):
+    folder = f"--job.dump_folder={tmp_path}"
+    result = launch("recording_worker", *JOB, folder, "--poison=5", processes=2, check=False)
+    assert result.returncode == 1
+    output = result.stdout + result.stderr
+    for rank in (0, 1):
+        assert f"rank {rank} ended with 'training stopped: step 5 (recovery phase): " in output
+    assert "loss not finite on ranks [1]" in output
+    assert files.complete_steps(tmp_path / "checkpoint") == [2, 4]
+
+
+def test_a_damage_that_one_rank_finds_stops_all(two_ranks, launch, tmp_path):
+    source = two_ranks / "checkpoint"
+    shutil.copytree(source / "step-6", tmp_path / "checkpoint/step-6")
+    for path in (tmp_path / "checkpoint/step-6").glob("*.distcp"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    folder = f"--job.dump_folder={tmp_path}"
+    result = launch(TST, *JOB, folder, processes=2, check=False)
+    assert result.returncode == 1
+    for rank in (0, 1):
+        assert f"step-6/__{rank}_0.distcp: not the content that was written" in result.stderr
+
+
+def test_short_fault_injection(corpus, tmp_path, capsys):
+    """Two kills and a stop; ``scripts/inject_faults.py`` does as many as are wanted."""
+    import inject_faults
+
+    options = f"--kills=2 --stops=1 --seed=3 --corpus={corpus} --folder={tmp_path}"
+    inject_faults.main(options.split())
+    assert "bit for bit" in capsys.readouterr().out
