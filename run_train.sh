@@ -43,7 +43,8 @@ if [[ -n $COMM_MODE ]]; then
     export NGPU RANK=0 LOCAL_RANK=0 WORLD_SIZE=$NGPU
     python -m "$TRAIN_FILE" \
         --job.config_file "$CONFIG_FILE" "$@" --comm.mode="$COMM_MODE" --training.steps=2 \
-        --superposition.steps=None --superposition.step_ratio=0.5
+        --superposition.steps=None --superposition.step_ratio=0.5 \
+        --checkpoint.no-enable --job.dump_folder="$(mktemp -d)" # a rank alone has no whole model
     exit
 fi
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from conftest import ROOT, run_again_if_aborted
 from torchtitan.experiments.tst.job_config import (
+    Resilience,
     Superposition,
     SuperpositionConfigManager,
     build_schedule,
@@ -87,6 +88,14 @@ def debug(shell):
     )
 
 
+def dry_run(shell):
+    shell(
+        "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml ./run_train.sh",
+        dump_folder="dry",
+    )
+    assert not (shell("true") / "dry").exists()  # leaves the run's folder alone
+
+
 def benchmark(shell):
     shell(
         "python scripts/benchmark_step.py --rounds 3 --job.config_file train_configs/demo/tst.toml",
@@ -103,6 +112,8 @@ TRIED = {
     "./run_train.sh --help": lambda shell: shell("./run_train.sh --help"),
     "CONFIG_FILE=train_configs/debug/qwen3_moe.toml NGPU=4 ./run_train.sh "
     "--superposition.bag_size 8": debug,
+    "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml "
+    "./run_train.sh": dry_run,
     "python scripts/benchmark_step.py --job.config_file train_configs/demo/tst.toml": benchmark,
     "scripts/test.sh": lambda shell: shell("scripts/test.sh --version"),
 }
@@ -148,9 +159,12 @@ def test_reading_order_names_files_that_exist():
 
 
 def test_the_table_has_the_configs_keys():
-    table = README.partition("| key of `[superposition]`")[2].partition("\n\n")[0]
-    keys = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
-    assert keys == [f.name for f in fields(Superposition)]
+    checkpoints = (ROOT / "docs/checkpoints.md").read_text()
+    for text, section in [(README, Superposition), (checkpoints, Resilience)]:
+        name = section.__name__.lower()
+        table = text.partition(f"| key of `[{name}]`")[2].partition("\n\n")[0]
+        keys = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+        assert keys == [f.name for f in fields(section)]
 
 
 def test_the_toml_is_a_config(tmp_path):

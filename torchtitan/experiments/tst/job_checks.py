@@ -57,6 +57,13 @@ def check_job(job_config: UpstreamJobConfig) -> None:
     _check_dataset(job_config, "training")
     if job_config.validation.enable:
         _check_dataset(job_config, "validation")
+    skipped = resilience_section(job_config).max_skipped_steps
+    if skipped and job_config.optimizer.early_step_in_backward:
+        raise ConfigError(
+            "resilience.max_skipped_steps",
+            skipped,
+            "must be 0 with optimizer.early_step_in_backward, whose steps cannot be held back",
+        )
     tokenizer = _check_tokenizer(job_config, model_args)
     _check_folders(job_config)
     if job_config.checkpoint.enable:

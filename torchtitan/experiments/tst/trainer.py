@@ -37,7 +37,7 @@ CONFIG_FILE = "config.toml"
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient norm that is not finite; the step has not changed the model."""
+    """A loss or gradient norm that is not finite, found before the optimizer's step."""
 
 
 class SuperpositionTrainer(Trainer):
@@ -57,7 +57,8 @@ class SuperpositionTrainer(Trainer):
     def __init__(self, job_config: JobConfig):
         check_job(job_config)
         self.stop_request = StopRequest()
-        self.stop_request.listen()
+        if job_config.checkpoint.enable and not job_config.checkpoint.load_only:
+            self.stop_request.listen()
         self.schedule = build_schedule(job_config)
         with _superposition_train_spec(job_config.model.name):
             super().__init__(job_config)
@@ -190,8 +191,8 @@ class SuperpositionTrainer(Trainer):
             )
             return
         raise NonFiniteError(
-            f"{where}: {what}, gradient norm {grad_norm}. The model is as it was before this "
-            f"step, and no checkpoint has been written since. {self.skipped_steps} steps were "
+            f"{where}: {what}, gradient norm {grad_norm}. The optimizer's step was not taken "
+            f"and no checkpoint written. {self.skipped_steps} steps were "
             f"skipped before, resilience.max_skipped_steps = {allowed}. Look at the losses before "
             f"it in the metrics, the learning rate (optimizer.lr, lr_scheduler.warmup_steps; now "
             f"{self.lr_schedulers.schedulers[0].get_last_lr()[0]:.3g}), "
@@ -223,12 +224,9 @@ class SuperpositionTrainer(Trainer):
         except Stopped:
             self.share(None)  # every rank has come as far as this
             self.stop_request.ignore_signals()
-            if self.checkpointer.enable:
-                logger.warning(
-                    f"Stopped after step {self.step}, which has a checkpoint; launch again to go on"
-                )
-            else:
-                logger.warning(f"Stopped after step {self.step}; checkpoint.enable = false")
+            logger.warning(
+                f"Stopped after step {self.step}, which has a checkpoint; launch again to go on"
+            )
             self.close()
             dist.destroy_process_group()
             raise

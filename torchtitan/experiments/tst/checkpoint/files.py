@@ -122,7 +122,11 @@ def newest_resumable(folder: Path) -> Path | None:
 
 def incomplete(folder: Path) -> list[Path]:
     """Folders that look like checkpoints and are none: upstream's trainer was cut short there."""
-    return [path for _, path in _named(folder, "step") if not (path / METADATA).is_file()]
+    return [
+        path
+        for _, path in _named(folder, "step")
+        if not (path / METADATA).is_file() and not any(path.glob("*.safetensors"))
+    ]
 
 
 def _named(folder: Path, kind: str) -> list[tuple[int, Path]]:

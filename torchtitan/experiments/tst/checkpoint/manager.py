@@ -23,6 +23,7 @@ from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import GarbageCollection
 from typing_extensions import override
 
+from ..data.loader import StreamsDataloader
 from . import files
 from .agreement import contradiction_error, contradictions
 from .files import CheckpointError
@@ -34,6 +35,7 @@ class Run(Protocol):
     """What the manager asks of the trainer."""
 
     step: int
+    dp_degree: int
 
     def manifest(self) -> dict[str, Any]:
         """What to write into the manifest of a checkpoint of now; "run" holds the run's facts."""
@@ -258,13 +260,13 @@ class ResilientCheckpointManager(CheckpointManager):
         manifest = files.read_manifest(checkpoint)
         if TRAIN_STATE in state_dict and manifest:
             self._check_agreement(checkpoint, manifest)
-        if DATALOADER in state_dict:
-            self._open_streams(checkpoint)
         try:
+            if DATALOADER in state_dict:
+                self._open_streams(checkpoint)
             dcp.load(
                 state_dict, storage_reader=SafeReader(checkpoint_id), planner=SafeLoadPlanner()
             )
-        except CheckpointException as error:
+        except (CheckpointException, ValueError) as error:
             raise CheckpointError(f"could not load {checkpoint}: {_causes(error)}") from error
         if MODEL in self.states:
             self.states[MODEL].load_state_dict(state_dict)
@@ -290,8 +292,16 @@ class ResilientCheckpointManager(CheckpointManager):
         keys = read_metadata(checkpoint).state_dict_metadata
         count = sum(key.startswith(f"{DATALOADER}.dp_rank_") for key in keys)
         loader = self.states[DATALOADER]
-        if count and hasattr(loader, "set_streams"):
+        if count and isinstance(loader, StreamsDataloader):
             loader.set_streams(count)
+        elif count not in (0, self.run.dp_degree):
+            raise CheckpointError(
+                f"{checkpoint} has the position in the data of {count} data-parallel ranks, this "
+                f"launch has {self.run.dp_degree}, and {type(loader).__name__} cannot share it out "
+                "anew. Launch with as many as before; or with training.dataloader.num_workers at "
+                "most 1 from the start of a run, which can be shared out; or start the data anew "
+                "with checkpoint.exclude_from_loading = ['dataloader']"
+            )
 
     def _from_rank_0(self, function: Callable[[], Any]) -> Any:
         """The function's result on rank 0, there called alone."""

@@ -1,0 +1,74 @@
+"""What the checksums of a checkpoint cost on a folder's disk.
+
+Saves and loads the same tensors with DCP's own writer and reader and with ours, in turn, in one
+process; medians of the rounds. "checking" is what a resume does before it loads.
+
+    python scripts/benchmark_checkpoint.py --gigabytes 2 --folder /scratch
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+from torchtitan.experiments.tst.checkpoint import files
+from torchtitan.experiments.tst.checkpoint.reader import SafeLoadPlanner, SafeReader
+from torchtitan.experiments.tst.checkpoint.writer import CheckpointWriter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="of a checkpoint")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="on the disk in question (default: temporary)")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=UserWarning)
+    folder = Path(tempfile.mkdtemp(prefix="benchmark-checkpoint-", dir=options.folder))
+    tensors = 64
+    numbers = int(options.gigabytes * 1e9 / 4 / tensors)
+    state = {f"layer.{i}": torch.randn(numbers) for i in range(tensors)}
+    loaded = {name: torch.empty_like(value) for name, value in state.items()}
+    manifest = {"step": 1, "boundary": False}
+    ours, theirs = files.step_folder(folder, 1), folder / "dcp"
+
+    def check() -> None:
+        assert not files.damages(ours, files.read_manifest(ours)["files"])
+
+    actions = {
+        "saving, DCP alone": lambda: dcp.save(state, storage_writer=dcp.FileSystemWriter(theirs)),
+        "saving with checksums": lambda: dcp.save(
+            state, storage_writer=CheckpointWriter(folder, 1, manifest)
+        ),
+        "checking": check,
+        "loading, DCP alone": lambda: dcp.load(loaded, checkpoint_id=theirs),
+        "loading, ours": lambda: dcp.load(
+            loaded, storage_reader=SafeReader(ours), planner=SafeLoadPlanner()
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    try:
+        for _ in range(options.rounds + 1):
+            for name, action in actions.items():
+                if name.startswith("saving"):  # both to a new folder: writing over files is faster
+                    shutil.rmtree(theirs if "alone" in name else ours, ignore_errors=True)
+                begin = time.perf_counter()
+                action()
+                seconds[name].append(time.perf_counter() - begin)
+    finally:
+        shutil.rmtree(folder)
+    median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    for name, time_taken in median.items():
+        print(f"{name:22} {time_taken:8.2f} s {options.gigabytes / time_taken:8.2f} GB/s")
+    ratio = median["saving with checksums"] / median["saving, DCP alone"]
+    print(json.dumps({"gigabytes": options.gigabytes, "saving ratio": ratio, "seconds": median}))
+
+
+if __name__ == "__main__":
+    main()
