@@ -109,6 +109,24 @@ def section(**values):
             2,
             "must be 1",
         ),
+        (
+            ["--resilience.max_skipped_steps=1", "--optimizer.early_step_in_backward"],
+            "resilience.max_skipped_steps",
+            1,
+            "must be 0",
+        ),
+        (
+            ["--resilience.max_skipped_steps=-1"],
+            "resilience.max_skipped_steps",
+            -1,
+            "at least 0",
+        ),
+        (
+            ["--checkpoint.async_mode=async_with_pinned_mem"],
+            "checkpoint.async_mode",
+            "'async_with_pinned_mem'",
+            "needs an accelerator",
+        ),
         (["--model.name=gpt2"], "model.name", "'gpt2'", "not registered"),
         (["--model.flavor=demo2"], "model.flavor", "'demo2'", "demo"),
         (["--training.dataset=pile"], "training.dataset", "'pile'", "jsonl"),
@@ -176,6 +194,23 @@ def test_bad_toml(tmp_path, section, key, value, allowed):
     message = str(error.value)
     assert f"superposition.{key} = {value}" in message
     assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("skip_damage", True, "did you mean skip_damaged?"),
+        ("skip_damaged", 1, "true or false"),
+        ("max_skipped_steps", "2", "an integer"),
+    ],
+)
+def test_bad_resilience_section(tmp_path, key, value, allowed):
+    path = tmp_path / "job.toml"
+    path.write_text(tomli_w.dumps({"resilience": {key: value}}))
+    with pytest.raises(ConfigError) as error:
+        SuperpositionConfigManager().parse_args([f"--job.config_file={path}"])
+    assert f"resilience.{key} = {value!r}: " in str(error.value)
+    assert allowed in str(error.value)
 
 
 def test_tokenizer_larger_than_the_model(make_config, monkeypatch):

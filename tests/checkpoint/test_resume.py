@@ -469,3 +469,30 @@ def test_data_that_vanish(whole, train, corpus, monkeypatch, tmp_path):
     with pytest.raises(DataError, match=r"training\.dataset = 'vanishing'"):
         train(*ON, *SAVE, "--training.dataset=vanishing", trainer_class=Trainer)
     assert files.complete_steps(tmp_path / "run" / "checkpoint")
+
+
+# The streaming loader with worker processes, which is upstream's own
+
+
+def test_a_loader_that_cannot_share_its_position_out_anew(whole, train, corpus, monkeypatch):
+    from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+
+    def load(path):
+        files = [str(corpus / f"{name}.jsonl") for name in ("train", "validation")]
+        return load_dataset("json", data_files=files, split="train", streaming=True)
+
+    config = DatasetConfig("on the hub", load, lambda sample: sample["text"])
+    monkeypatch.setitem(DATASETS, "streaming", config)
+    args = (*SAVE, "--training.dataset=streaming", "--training.dataloader.num_workers=2")
+    train(*args, "--training.steps=2")
+
+    class OnTwoRanks(SuperpositionTrainer):
+        def __init__(self, job_config):
+            super().__init__(job_config)
+            self.dp_degree = 2
+
+    with pytest.raises(CheckpointError, match="of 1 data-parallel ranks, this launch has 2"):
+        train(*args, trainer_class=OnTwoRanks)
+    train(*args)
+    with pytest.raises(CheckpointError, match="without worker processes"):
+        train(*args, "--checkpoint.load_step=2", "--training.dataloader.num_workers=0")

@@ -231,8 +231,10 @@ def test_what_cannot_be_shared_out(loaders):
     (loader,) = loaders(1)
     with pytest.raises(ValueError, match=r"global_batch_size = 12: .* 5 streams"):
         loader.set_streams(5)
+    config = loader.dataset.job_config
+    config.training.global_batch_size = 120
     with pytest.raises(ValueError, match="fewer documents than the 120 data-parallel ranks"):
-        loaders(120, "--training.global_batch_size=120")
+        build_dataloader(120, 119, CharacterTokenizer(), config)
 
 
 @pytest.mark.parametrize("streaming", [False], indirect=True)

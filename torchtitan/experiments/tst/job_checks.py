@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torchtitan.protocols.train_spec as train_spec_module
-from torchtitan.components.checkpoint import TRAIN_STATE
+from torchtitan.components.checkpoint import TRAIN_STATE, AsyncMode
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig as UpstreamJobConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, build_text_dataloader
+from torchtitan.tools.utils import device_type
 
 from .checkpoint import files
 from .checkpoint.agreement import contradiction_error, contradictions, run_facts
@@ -57,6 +58,11 @@ def check_job(job_config: UpstreamJobConfig) -> None:
     _check_dataset(job_config, "training")
     if job_config.validation.enable:
         _check_dataset(job_config, "validation")
+    async_mode = job_config.checkpoint.async_mode
+    if async_mode.lower() == AsyncMode.ASYNC_WITH_PINNED_MEM and device_type == "cpu":
+        raise ConfigError(
+            "checkpoint.async_mode", async_mode, 'needs an accelerator; on CPU there is "async"'
+        )
     skipped = resilience_section(job_config).max_skipped_steps
     if skipped and job_config.optimizer.early_step_in_backward:
         raise ConfigError(

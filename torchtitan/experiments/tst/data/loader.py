@@ -139,13 +139,15 @@ class _Streams(IterableDataset):
 
     def _dataset(self, stream: int) -> HuggingFaceTextDataset:
         """What upstream's rank ``stream`` of ``count`` reads."""
-        dataset = build_text_dataloader(self.count, stream, self.tokenizer, self.job_config).dataset
-        if isinstance(dataset._data, Dataset) and not len(dataset._data):
+        try:
+            return build_text_dataloader(
+                self.count, stream, self.tokenizer, self.job_config
+            ).dataset
+        except IndexError:
             raise ValueError(
                 f"training.dataset_path = {self.job_config.training.dataset_path!r}: fewer "
                 f"documents than the {self.count} data-parallel ranks that share them"
-            )
-        return dataset
+            ) from None
 
     @override
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, str | None]]:
