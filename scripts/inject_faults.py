@@ -1,6 +1,7 @@
 """Kill and stop a run at random moments, resume it, and compare it with an undisturbed run.
 
-    python scripts/inject_faults.py --kills 50 --stops 20
+    python scripts/inject_faults.py --kills 50 --stops 20                 one long run
+    python scripts/inject_faults.py --kills 50 --per-run 10 --steps 36    several short ones
 
 Kills (SIGKILL) hit one random rank or all of them: between two steps, in a save, around the
 boundary, or while a launch starts. Stops are SIGTERM or SIGUSR1 to one random rank, after which the
@@ -22,10 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-STEPS, BOUNDARY, INTERVAL = 36, 18, 4
+INTERVAL = 4  # steps from checkpoint to checkpoint
 LAUNCH_SECONDS = 8.0  # about as long as it takes until the first step
 MOMENTS = ("step", "save", "boundary", "start")
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +58,8 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
         for fault in of_run:
             process = launch(folder, corpus, options)
             hit = fault(process, folder, chance, options)
+            if hit is None:
+                sys.exit(f"the run in {folder} ended before all its faults: give it more --steps")
             counts[hit] += 1
             print(
                 f"run {run}, fault {sum(counts.values())} of {options.kills + options.stops}: "
@@ -63,7 +67,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
                 flush=True,
             )
         finish(launch(folder, corpus, options), folder)
-        compare(undisturbed, folder, options.processes)
+        compare(undisturbed, folder, options)
         print(f"run {run} is the undisturbed one, bit for bit", flush=True)
     print(json.dumps(counts, indent=2))
     return dict(counts)
@@ -73,14 +77,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--stops", type=int, default=20)
-    parser.add_argument("--per-run", type=int, default=10, help="kills and stops of one run")
+    parser.add_argument("--per-run", type=int, help="kills and stops of one run (default: all)")
+    parser.add_argument("--steps", type=int, help="of a run (default: enough for its faults)")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--async-mode", choices=("disabled", "async"), default="disabled")
+    parser.add_argument("--async-mode", default="disabled", help="of the checkpoints")
     parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and targets")
     parser.add_argument("--corpus", type=Path, help="made by make_demo_corpus.py")
     parser.add_argument("--folder", type=Path, help="for the runs (default: a temporary one)")
     options = parser.parse_args(arguments)
+    options.per_run = options.per_run or options.kills + options.stops
+    options.steps = options.steps or 24 + 5 * options.per_run
+    options.boundary = options.steps // 2
     options.folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
     return options
 
@@ -93,12 +101,12 @@ def launch(folder: Path, corpus: Path, options: argparse.Namespace) -> subproces
         "model.flavor": "demo",
         "model.hf_assets_path": corpus / "tokenizer",
         "superposition.bag_size": 4,
-        "superposition.steps": BOUNDARY,
+        "superposition.steps": options.boundary,
         "training.dataset": "jsonl",
         "training.dataset_path": corpus / "train.jsonl",
         "training.seq_len": 32,
         "training.local_batch_size": 4,
-        "training.steps": STEPS,
+        "training.steps": options.steps,
         "training.mixed_precision_param": "float32",
         "lr_scheduler.warmup_steps": 2,
         "activation_checkpoint.mode": "none",
@@ -130,11 +138,11 @@ def launch(folder: Path, corpus: Path, options: argparse.Namespace) -> subproces
 
 def kill_ranks(
     process: subprocess.Popen, folder: Path, chance: random.Random, options: argparse.Namespace
-) -> str:
-    """Wait for a random moment and kill; gives what was hit."""
-    done = last_step(folder)
+) -> str | None:
+    """Wait for a random moment and kill; gives what was hit, None if the run had ended."""
+    done, begin = last_step(folder), time.time()
     moments = list(options.moments)
-    if "boundary" in moments and done > BOUNDARY:
+    if "boundary" in moments and not 0 <= options.boundary - done <= 4 * INTERVAL:
         moments.remove("boundary")
     moment = chance.choice(moments or ["step"])
     if moment == "start":
@@ -152,12 +160,14 @@ def kill_ranks(
     else:
         step = done + chance.randint(1, 2 * INTERVAL)
         if moment == "boundary":
-            step = BOUNDARY - 1
-        while process.poll() is None and last_step(folder) < min(step, STEPS - 2):
+            step = options.boundary - 1
+        while process.poll() is None and last_step(folder) < min(step, options.steps - 2):
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.3 if moment == "boundary" else 0.05))
     pids = [int(path.read_text() or 0) for path in sorted(folder.glob("pid-*"))]
-    in_save = " (in a save)" if saving(folder) else ""
+    if process.poll() is not None:
+        return None
+    in_save = " (in a save)" if saving(folder, since=begin) else ""
     if pids and all(pids) and chance.random() < 0.5:
         target = chance.randrange(len(pids))
         kill(pids[target])
@@ -174,14 +184,16 @@ def kill_ranks(
 
 def stop(
     process: subprocess.Popen, folder: Path, chance: random.Random, options: argparse.Namespace
-) -> str:
+) -> str | None:
     """Wait for a random step and send a signal; checks what is left behind."""
     from torchtitan.experiments.tst.checkpoint import files
     from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
-    step = min(last_step(folder) + chance.randint(1, 5), STEPS - 3)
+    step = min(last_step(folder) + chance.randint(1, 5), options.steps - 3)
     while process.poll() is None and last_step(folder) < step:
         time.sleep(0.002)
+    if process.poll() is not None:
+        return None
     number, rank = chance.choice(STOP_SIGNALS), chance.randrange(options.processes)
     os.kill(int((folder / f"pid-{rank}").read_text()), number)
     wait(process)
@@ -197,11 +209,9 @@ def stop(
 
 
 def kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         if pid:
             os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def wait(process: subprocess.Popen) -> None:
@@ -215,8 +225,14 @@ def finish(process: subprocess.Popen, folder: Path) -> None:
         sys.exit(f"the run in {folder} failed:\n{(folder / 'output.txt').read_text()[-5000:]}")
 
 
-def saving(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "checkpoint").glob("saving-*"))
+def saving(folder: Path, since: float = 0.0) -> list[str]:
+    """Saves that are going on, or left from a kill if they are older than ``since``."""
+    found = []
+    for path in (folder / "checkpoint").glob("saving-*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime >= since:
+                found.append(path.name)
+    return sorted(found)
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -240,20 +256,21 @@ def lines_of(path: Path) -> list[dict]:
     return lines
 
 
-def compare(undisturbed: Path, disturbed: Path, processes: int) -> None:
+def compare(undisturbed: Path, disturbed: Path, options: argparse.Namespace) -> None:
     """Exit unless the runs are the same."""
-    for name in ["metrics.jsonl", *(f"data-{rank}.jsonl" for rank in range(processes))]:
+    for name in ["metrics.jsonl", *(f"data-{rank}.jsonl" for rank in range(options.processes))]:
         keys = ("loss_metrics/global_avg_loss", "grad_norm", "n_tokens_seen", "checksum")
         expected, found = (
             [(line["step"], [line.get(key) for key in keys]) for line in lines_of(folder / name)]
             for folder in (undisturbed, disturbed)
         )
-        if len(expected) != STEPS or {step for step, _ in found} != set(range(1, STEPS + 1)):
+        steps = set(range(1, options.steps + 1))
+        if len(expected) != options.steps or {step for step, _ in found} != steps:
             sys.exit(f"{name}: not every step is there in both runs")
         for step, values in found:  # those of every launch, also the steps that were lost
             if values != dict(expected)[step]:
                 sys.exit(f"{name}: step {step} differs: {values}, not {dict(expected)[step]}")
-    for step in (BOUNDARY, STEPS):
+    for step in (options.boundary, options.steps):
         expected, found = (
             read_state(folder / "checkpoint" / f"step-{step}")
             for folder in (undisturbed, disturbed)

@@ -6,11 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
-from conftest import ROOT, load_full
+from conftest import ROOT, free_port, load_full
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS
 from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE, Stopped
@@ -69,11 +70,13 @@ def test_asked_to_stop_in_the_last_step(train):
 def test_a_second_signal_ends_at_once():
     script = """if True:
         import os, signal
-        from torchtitan.experiments.tst.stop import StopRequest
-        request = StopRequest()
+        from torchtitan.experiments.tst import stop
+        request = stop.StopRequest()
         request.listen()
         os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)  # the same, from another sender
         print(request.signal == signal.SIGUSR1, flush=True)
+        stop.REPEAT_SECONDS = 0.0
         os.kill(os.getpid(), signal.SIGTERM)
         print("still there")
     """
@@ -161,6 +164,35 @@ def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path):
         output, _ = launcher.communicate(timeout=60)
         assert launcher.returncode == STOPPED_EXIT_CODE
         assert f"got {int(number)}" in output
+
+
+@pytest.mark.parametrize("moment", ["rendezvous", "imports"])
+def test_launch_that_is_stopped_before_it_trains(tmp_path, moment):
+    """Nothing is lost, and the batch script knows that it may queue the job again."""
+    rank = tmp_path / "rank.py"
+    rank.write_text(f"open('{tmp_path / 'started'}', 'w'); import time; time.sleep(60)")
+    nodes = "--nnodes=2" if moment == "rendezvous" else "--nnodes=1"
+    launcher = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torchtitan.experiments.tst.launch", nodes),
+            *("--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", str(rank)),
+        ],
+        cwd=ROOT,
+    )
+    if moment == "imports":
+        while not (tmp_path / "started").exists():
+            time.sleep(0.1)
+    else:
+        time.sleep(8)  # it waits for another node
+    launcher.send_signal(signal.SIGUSR1)
+    assert launcher.wait(timeout=60) == STOPPED_EXIT_CODE
+
+
+def test_launch_does_not_start_again():
+    command = ["-m", "torchtitan.experiments.tst.launch", "--max-restarts=1", "rank.py"]
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "--max-restarts" in result.stderr
 
 
 def test_launch_gives_other_failures_as_torchrun_does(tmp_path):

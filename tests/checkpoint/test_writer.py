@@ -46,3 +46,13 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     dcp.load(loaded, checkpoint_id=tmp_path / "step-7")
     assert loaded["weights"].tolist() == [2.0] * 5
     assert not (tmp_path / "step-7" / "__5_0.distcp").exists()
+
+
+def test_a_file_is_synced_with_all_of_its_bytes(tmp_path):
+    from torchtitan.experiments.tst.checkpoint.writer import _ChecksummingFileSystem
+
+    path = tmp_path / "file"
+    with _ChecksummingFileSystem().create_stream(path, "wb") as stream:
+        stream.write(b"a few bytes")
+        stream.fileno()  # as DCP calls it for fsync, before it closes the file
+        assert path.read_bytes() == b"a few bytes"

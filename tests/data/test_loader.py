@@ -187,6 +187,35 @@ def test_upstream_goes_on_from_the_state_and_back(loaders, dataset, ranks):
     assert steps == undisturbed
 
 
+@pytest.mark.parametrize("streaming", ["streaming"], indirect=True)
+@pytest.mark.parametrize("stop", [4, 7, 9])
+def test_resuming_in_a_later_epoch(loaders, documents, stop):
+    """The positions of a streaming dataset count in their epoch only."""
+    for path in documents:  # about one step's tokens in all
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+    undisturbed = read(loaders(1), 1, 10)
+    mine = loaders(1)
+    steps = read(mine, 1, stop)
+    assert json.loads(mine[0]._state)["0"]["data"]["epoch"] > 0
+    states = save(mine)
+    mine = loaders(1)
+    load(mine, states)
+    assert steps + read(mine, stop + 1, 10) == undisturbed
+
+
+@pytest.mark.parametrize("streaming", ["streaming"], indirect=True)
+def test_a_shuffle_buffer_is_warned_of(loaders, documents, monkeypatch, caplog):
+    def load_shuffled(path):
+        files = [str(p) for p in documents]
+        dataset = load_dataset("json", data_files=files, split="train", streaming=True)
+        return dataset.shuffle(buffer_size=10, seed=0)
+
+    config = DatasetConfig("", load_shuffled, lambda s: s["text"])
+    monkeypatch.setitem(DATASETS, "numbered", config)
+    loaders(1)
+    assert "streams through a shuffle buffer" in caplog.text
+
+
 def test_state_before_anything_is_read(loaders):
     """As a stop during a launch's first moments saves it."""
     undisturbed = read(loaders(2), 1, STEPS)
@@ -202,7 +231,7 @@ def test_state_before_anything_is_read(loaders):
     assert read(fresh, 1, STEPS) == undisturbed
 
 
-@pytest.mark.parametrize("streaming", [False], indirect=True)
+@pytest.mark.parametrize("streaming", ["map-style"], indirect=True)
 def test_a_position_cannot_run_code(loaders):
     (loader,) = loaders(1)
     with pytest.raises(ValueError, match=r"refused to load .*\.system"):
@@ -216,7 +245,7 @@ class Command:
         return os.system, ("true",)
 
 
-@pytest.mark.parametrize("streaming", [True], indirect=True)
+@pytest.mark.parametrize("streaming", ["streaming"], indirect=True)
 def test_a_position_of_upstreams_workers_is_refused(loaders, dataset):
     hf = HuggingFaceTextDataset("numbered", None, CharacterTokenizer(), L)
     upstream = ParallelAwareDataloader(hf, 0, 1, batch_size=1, num_workers=2)
@@ -226,7 +255,7 @@ def test_a_position_of_upstreams_workers_is_refused(loaders, dataset):
         loader.load_state_dict(upstream.state_dict())
 
 
-@pytest.mark.parametrize("streaming", [False], indirect=True)
+@pytest.mark.parametrize("streaming", ["map-style"], indirect=True)
 def test_what_cannot_be_shared_out(loaders):
     (loader,) = loaders(1)
     with pytest.raises(ValueError, match=r"global_batch_size = 12: .* 5 streams"):
@@ -237,7 +266,7 @@ def test_what_cannot_be_shared_out(loaders):
         build_dataloader(120, 119, CharacterTokenizer(), config)
 
 
-@pytest.mark.parametrize("streaming", [False], indirect=True)
+@pytest.mark.parametrize("streaming", ["map-style"], indirect=True)
 def test_upstream_repeats_map_style_data_in_every_worker(dataset):
     """Why more than one worker is refused."""
     hf = HuggingFaceTextDataset("numbered", None, CharacterTokenizer(), L)

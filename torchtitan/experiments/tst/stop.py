@@ -7,6 +7,7 @@ with :data:`STOPPED_EXIT_CODE`, on which a batch script can queue the job again.
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -22,15 +23,18 @@ class Stopped(SystemExit):
         super().__init__(STOPPED_EXIT_CODE)
 
 
+REPEAT_SECONDS = 5.0  # within which a signal is taken for the same request, sent on by somebody
+
+
 class StopRequest:
-    """Remembers the first signal of :data:`STOP_SIGNALS`; a second one ends the process at once.
+    """Remembers the first signal of :data:`STOP_SIGNALS`; a later one ends the process at once.
 
     Attributes:
         signal: number of the signal received, 0 for none.
     """
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self._since = 0, 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def listen(self) -> None:
@@ -51,8 +55,10 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
+        if self.signal and time.monotonic() - self._since < REPEAT_SECONDS:
+            return
         if self.signal:
             os.write(2, f"{name} again: ending at once\n".encode())
             os._exit(128 + number)
-        self.signal = number
+        self.signal, self._since = number, time.monotonic()
         os.write(2, f"{name}: stopping after this step; a second signal ends at once\n".encode())

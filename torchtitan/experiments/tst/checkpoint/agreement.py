@@ -12,6 +12,8 @@ from torchtitan.config import JobConfig
 from ..core import Schedule
 from ..job_config import SECTION, global_batch_size, superposition_section
 
+# of which different rules make different tokens
+_PROBE = "The  year 2026's\n\tnaïve café, 你好! <|x|> for i in range(10): x += 1.5e-3 # Ünïcödé 🙂"
 TOKENIZER = "model.hf_assets_path"
 
 
@@ -28,6 +30,7 @@ def run_facts(
         job_config.training,
         job_config.model,
     )
+    workers = training.dataloader.num_workers  # upstream's loader counts by them
     superposition = {
         "bag_size": schedule.bag_size if schedule.enabled else 1,
         "steps": schedule.boundary,
@@ -40,6 +43,7 @@ def run_facts(
         "training.seq_len": training.seq_len,
         "training.global_batch_size": global_batch_size(job_config, dp_degree),
         "training.dataset": training.dataset,
+        "training.dataloader.num_workers": workers if workers > 1 else "at most 1",
         "model.name": model.name,
         "model.flavor": model.flavor,
         TOKENIZER: _tokenizer_checksum(tokenizer),
@@ -49,9 +53,14 @@ def run_facts(
 def _tokenizer_checksum(tokenizer: BaseTokenizer | None) -> str | None:
     if tokenizer is None:
         return None
-    rules = getattr(tokenizer, "tokenizer", None)  # of the tokenizers library
-    special = {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos")}
-    content = [rules.to_str() if rules else sorted(tokenizer.get_vocab().items()), special]
+    merges = []
+    if rules := getattr(tokenizer, "tokenizer", None):  # of the tokenizers library
+        merges = json.loads(rules.to_str())["model"].get("merges", [])
+    content = [
+        sorted(tokenizer.get_vocab().items()),
+        [merge.split(" ") if isinstance(merge, str) else merge for merge in merges],
+        tokenizer.encode(_PROBE, add_bos=True, add_eos=True),
+    ]
     return f"a tokenizer with checksum {xxhash.xxh3_64_hexdigest(json.dumps(content).encode())}"
 
 
@@ -75,7 +84,7 @@ def contradictions(
     if not (both_off or (off and in_recovery)):
         ignored = set()
     if DATALOADER in not_loaded:
-        ignored.add("training.dataset")
+        ignored |= {"training.dataset", "training.dataloader.num_workers"}
     return [
         f"{key} = {facts.get(key)!r}, in the checkpoint {value!r}"
         for key, value in saved.items()

@@ -143,14 +143,15 @@ def publish(folder: Path, step: int, boundary: bool) -> None:
     """Give a save that is complete its name, at once."""
     saving, final = step_folder(folder, step, "saving"), step_folder(folder, step)
     sync_folder(saving)
+    if boundary:
+        link = folder / f"{BOUNDARY}.new"
+        with suppress(OSError):  # of a file system without links
+            link.unlink(missing_ok=True)
+            link.symlink_to(final.name)
+            link.replace(folder / BOUNDARY)
     if final.exists():
         set_aside(folder, step, "deleting")
     saving.rename(final)
-    if boundary:
-        link = folder / f"{BOUNDARY}.new"
-        link.unlink(missing_ok=True)
-        link.symlink_to(final.name)
-        link.replace(folder / BOUNDARY)
     sync_folder(folder)
     shutil.rmtree(step_folder(folder, step, "deleting"), ignore_errors=True)
 
@@ -187,9 +188,9 @@ def tidy(folder: Path) -> Iterable[str]:
             yield f"Skipped and removed {path}: its save was cut short"
 
 
-def boundary_steps(folder: Path) -> set[int]:
-    """The step that the ``boundary`` link names, if there is one."""
-    link = folder / BOUNDARY
-    if link.is_symlink() and (match := re.fullmatch(r"step-(\d+)", str(link.readlink()))):
-        return {int(match[1])}
-    return set()
+def is_boundary(checkpoint: Path) -> bool:
+    """Whether the checkpoint is one of the last superposition step."""
+    with suppress(CheckpointError):
+        manifest = read_manifest(checkpoint)
+        return manifest is not None and manifest["boundary"]
+    return False

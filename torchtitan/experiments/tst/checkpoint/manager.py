@@ -155,7 +155,7 @@ class ResilientCheckpointManager(CheckpointManager):
     def _save_errors(self) -> Iterator[None]:
         try:
             yield
-        except (CheckpointException, OSError) as error:
+        except (CheckpointException, OSError, RuntimeError) as error:
             folder = Path(self.folder)
             if dist.get_rank() == 0:
                 for path in folder.glob("saving-*"):  # on a full disk, room for the next one
@@ -171,9 +171,10 @@ class ResilientCheckpointManager(CheckpointManager):
         if self.keep_latest_k <= 0 or dist.get_rank() != 0:
             return
         folder = Path(self.folder)
-        kept = files.boundary_steps(folder)
-        for step in files.complete_steps(folder)[: -self.keep_latest_k]:
-            if step not in kept:
+        # not those of a time before checkpoint.load_step went back
+        steps = [step for step in files.complete_steps(folder) if step <= self.run.step]
+        for step in steps[: -self.keep_latest_k]:
+            if not files.is_boundary(files.step_folder(folder, step)):
                 self.purge_queue.put(str(files.set_aside(folder, step, "deleting")))
 
     # Resuming
@@ -184,7 +185,7 @@ class ResilientCheckpointManager(CheckpointManager):
         if not self.enable:
             return super().load(step)
         folder = Path(self.folder)
-        if dist.get_rank() == 0:
+        if dist.get_rank() == 0 and not self.load_only:  # others may be at work there
             for message in files.tidy(folder):
                 logger.warning(message)
         listing = self._from_rank_0(lambda: _listing(folder))
@@ -214,7 +215,7 @@ class ResilientCheckpointManager(CheckpointManager):
                 if not self.skip_damaged:
                     raise _damage_error(damages)
                 reason = "; ".join(damages)
-                if dist.get_rank() == 0:
+                if dist.get_rank() == 0 and not self.load_only:
                     aside = files.set_aside(folder, step, "damaged")
                     logger.warning(f"{files.step_folder(folder, step)} is now {aside}")
             if not reason:
@@ -229,7 +230,7 @@ class ResilientCheckpointManager(CheckpointManager):
         return -1
 
     def _damages(self, checkpoint: Path) -> list[str]:
-        """What is damaged; every rank reads its share of the files."""
+        """What is damaged, on any rank; every rank reads its share of the files."""
         try:
             manifest = files.read_manifest(checkpoint)
             if manifest is None:
@@ -238,14 +239,14 @@ class ResilientCheckpointManager(CheckpointManager):
                     "is not checked for damage"
                 )
                 read_metadata(checkpoint)
-        except CheckpointError as error:
-            return [str(error)]  # the same on all ranks
-        written = manifest["files"] if manifest else {}
-        # largest first, so that the shares are of about the same size
-        names = sorted(written, key=lambda name: (-written[name]["bytes"], name))
-        share = names[dist.get_rank() :: dist.get_world_size()]
-        found = files.damages(checkpoint, {name: written[name] for name in share})
-        return sorted(damage for of_rank in self.run.share(found) for damage in of_rank)
+            written = manifest["files"] if manifest else {}
+            # largest first, so that the shares are of about the same size
+            names = sorted(written, key=lambda name: (-written[name]["bytes"], name))
+            share = names[dist.get_rank() :: dist.get_world_size()]
+            found = files.damages(checkpoint, {name: written[name] for name in share})
+        except (CheckpointError, OSError) as error:
+            found = [str(error)]
+        return sorted({damage for of_rank in self.run.share(found) for damage in of_rank})
 
     @override
     def dcp_load(

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import filesystem as dcp_filesystem
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
+from torchtitan.components.checkpoint import DATALOADER
 from typing_extensions import override
 
 from .files import METADATA, CheckpointError
@@ -84,9 +85,13 @@ class SafeLoadPlanner(DefaultLoadPlanner):
 
     @override
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        torch.load(value, weights_only=True)  # refuses what DCP would go on to run
-        value.seek(0)
-        super().load_bytes(read_item, value)
+        loaded = torch.load(value, weights_only=True)  # refuses what DCP itself would run
+        if isinstance(loaded, bytes) and read_item.dest_index.fqn.startswith(f"{DATALOADER}."):
+            PlainUnpickler.loads(loaded)  # refuses what upstream's loader would run
+        harmless = io.BytesIO()
+        torch.save(loaded, harmless)
+        harmless.seek(0)
+        super().load_bytes(read_item, harmless)
 
 
 def read_metadata(folder: Path) -> Metadata:

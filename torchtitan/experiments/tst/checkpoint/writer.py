@@ -105,6 +105,11 @@ class _ChecksummingStream(io.BufferedWriter):
         return size
 
     @override
+    def fileno(self) -> int:
+        self.flush()  # DCP asks for it to have the file synced
+        return super().fileno()
+
+    @override
     def seek(self, *args) -> int:
         raise io.UnsupportedOperation("a checksum wants its file written in order")
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets import IterableDataset as HFIterableDataset
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -30,6 +31,7 @@ from torchtitan.components.dataloader import BaseDataLoader, ParallelAwareDatalo
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataset, build_text_dataloader
+from torchtitan.tools.logging import logger
 from typing_extensions import override
 
 from ..checkpoint.reader import PlainUnpickler
@@ -136,6 +138,12 @@ class _Streams(IterableDataset):
         first, end = self.rank * count // self.ranks, -(-(self.rank + 1) * count // self.ranks)
         self.count = count
         self.streams = {n: _Stream(self._dataset(n)) for n in range(first, end)}
+        if any(_has_shuffle_buffer(stream.dataset._data) for stream in self.streams.values()):
+            logger.warning(
+                f"training.dataset = {self.job_config.training.dataset!r} streams through a "
+                "shuffle buffer, which is not part of its position: the documents in it are lost "
+                "at every resume and at the boundary. Shuffled beforehand, none would be"
+            )
 
     def _dataset(self, stream: int) -> HuggingFaceTextDataset:
         """What upstream's rank ``stream`` of ``count`` reads."""
@@ -199,6 +207,8 @@ class _Stream:
                 self._start = self.dataset.state_dict()
             if self._start is not None:
                 self.dataset.load_state_dict(self._start)
+                if "data" in self._start:  # streaming: its position counts in its epoch only
+                    self.dataset._data.set_epoch(self._start["data"]["epoch"])
             self.dataset.seq_len = data_tokens
             self._windows, self._start = iter(self.dataset), None
         return list(itertools.islice(self._windows, windows))
@@ -206,6 +216,15 @@ class _Stream:
     def state(self) -> dict[str, Any]:
         """Plain values. Not a copy: reading on changes them."""
         return self.dataset.state_dict() if self._start is None else self._start
+
+
+def _has_shuffle_buffer(data: Dataset | HFIterableDataset) -> bool:
+    part = getattr(data, "_ex_iterable", None)
+    while part is not None:
+        if type(part).__name__ == "BufferShuffledExamplesIterable":
+            return True
+        part = getattr(part, "ex_iterable", None)
+    return False
 
 
 class _State(IterableDataset, Stateful):
@@ -249,8 +268,9 @@ def _unpack(packed: bytes) -> dict[str, Any]:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
+    """Survive what a cluster sends to all processes; a second SIGTERM is the parent's own."""
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 def build_dataloader(
