@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.core import LOSSES, BagLoss
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS
 
@@ -49,10 +50,14 @@ def test_both_phases_train_in_bfloat16(train, compile):
     assert losses[19] < losses[10]
 
 
-def test_resume_at_the_boundary(train, tmp_path):
-    args = (*JOB, "--checkpoint.enable", "--checkpoint.interval=100")
+@pytest.mark.parametrize("mode", ["disabled", "async", "async_with_pinned_mem"])
+def test_resume_at_the_boundary(train, tmp_path, mode):
+    args = (*JOB, "--checkpoint.enable", "--checkpoint.interval=4")
+    args += (f"--checkpoint.async_mode={mode}",)
     losses = [line[TRAINING_LOSS] for line in train(*args)]
     shutil.move(tmp_path / "run", tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole/checkpoint/step-10", tmp_path / "run/checkpoint/step-10")
+    source = tmp_path / "whole/checkpoint/step-10"
+    assert files.damages(source, files.read_manifest(source)["files"]) == []
+    shutil.copytree(source, tmp_path / "run/checkpoint/step-10")
     resumed = [line[TRAINING_LOSS] for line in train(*args)]
     assert resumed == pytest.approx(losses[10:], rel=1e-3)

@@ -180,7 +180,7 @@ def tidy(folder: Path) -> Iterable[str]:
         manifest = None
         with suppress(CheckpointError):
             manifest = read_manifest(path)
-        if manifest and not step_folder(folder, step).exists():
+        if manifest:
             publish(folder, step, manifest["boundary"])
             yield f"{path} was complete but for its name: it is step-{step} now"
         else:
