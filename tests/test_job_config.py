@@ -127,6 +127,7 @@ def section(**values):
             "'async_with_pinned_mem'",
             "needs an accelerator",
         ),
+        (["--training.global_batch_size=6"], "training.global_batch_size", 6, "a multiple of 4"),
         (["--model.name=gpt2"], "model.name", "'gpt2'", "not registered"),
         (["--model.flavor=demo2"], "model.flavor", "'demo2'", "demo"),
         (["--training.dataset=pile"], "training.dataset", "'pile'", "jsonl"),

@@ -54,6 +54,7 @@ def check_job(job_config: UpstreamJobConfig) -> None:
         _check_shapes(job_config, schedule)
         _check_attention(section, job_config.model.flavor, model_args)
         _check_parallelism(job_config)
+    _check_batch(job_config)
     _check_workers(job_config, schedule)
     _check_dataset(job_config, "training")
     if job_config.validation.enable:
@@ -149,6 +150,18 @@ def _check_shapes(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
             "validation.seq_len",
             validation.seq_len,
             f"must be training.seq_len = {training.seq_len} tokens, the ordinary sequence length",
+        )
+
+
+def _check_batch(job_config: UpstreamJobConfig) -> None:
+    training, ranks = job_config.training, _dp_degree(job_config)
+    at_once = training.local_batch_size * ranks
+    if training.global_batch_size > 0 and training.global_batch_size % at_once:
+        raise ConfigError(
+            "training.global_batch_size",
+            training.global_batch_size,
+            f"must be a multiple of {at_once}, training.local_batch_size = "
+            f"{training.local_batch_size} on {ranks} data-parallel ranks",
         )
 
 
