@@ -87,8 +87,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="for the runs (default: a temporary one)")
     options = parser.parse_args(arguments)
     options.per_run = options.per_run or options.kills + options.stops
-    options.steps = options.steps or 24 + 5 * options.per_run
-    options.boundary = options.steps // 2
+    options.steps = options.steps or 24 + 3 * options.per_run
+    options.boundary = options.steps // 3
     options.folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
     return options
 
