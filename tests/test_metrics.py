@@ -1,4 +1,7 @@
 import json
+from pathlib import Path
+
+import pytest
 
 from torchtitan.experiments.tst.core import Schedule
 from torchtitan.experiments.tst.metrics import (
@@ -25,3 +28,19 @@ def test_lines_that_a_later_launch_went_back_behind_are_left_out(tmp_path):
     assert [line["phase"] for line in lines[:3]] == ["superposition"] * 2 + ["recovery"]
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         assert isinstance(json.loads(line), dict)
+
+
+def test_a_line_that_a_kill_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss_metrics/global_avg_loss": 0.0}\n{"step": 2, "loss_met')
+    log = JsonLinesLogger(path, Schedule())
+    log.log({TRAINING_LOSS: 1.0}, 2)
+    log.close()
+    lines = [(line["step"], line[TRAINING_LOSS]) for line in read_metrics(tmp_path)]
+    assert lines == [(1, 0.0), (2, 1.0)]
+
+
+def test_a_full_disk_names_the_file():
+    log = JsonLinesLogger(Path("/dev/full"), Schedule())
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        log.log({TRAINING_LOSS: 1.0}, 1)

@@ -56,7 +56,10 @@ class JsonLinesLogger(BaseLogger):
     @override
     def log(self, metrics: dict[str, Any], step: int) -> None:
         line = {"step": step, "phase": str(self.schedule.phase(step)), **metrics}
-        self.file.write(json.dumps(line) + "\n")
+        try:
+            self.file.write(json.dumps(line) + "\n")
+        except OSError as error:  # such as a full disk; does not say of which file
+            raise OSError(error.errno, error.strerror, self.file.name) from error
 
     @override
     def close(self) -> None:

@@ -29,7 +29,7 @@ def main() -> None:
         sys.exit(f"config error: {error}")
     except CheckpointError as error:
         sys.exit(f"checkpoint error: {error}")
-    except (DataError, NonFiniteError) as error:
+    except (DataError, NonFiniteError, OSError) as error:
         sys.exit(f"training stopped: {error}")
 
 
