@@ -54,12 +54,12 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
         run += 1
         folder = options.folder / f"disturbed-{run}"
         shutil.rmtree(folder, ignore_errors=True)
-        of_run, faults = faults[: options.per_run], faults[options.per_run :]
-        for fault in of_run:
+        for _ in range(min(options.per_run, len(faults))):
             process = launch(folder, corpus, options)
-            hit = fault(process, folder, chance, options)
-            if hit is None:
-                sys.exit(f"the run in {folder} ended before all its faults: give it more --steps")
+            hit = faults[0](process, folder, chance, options)
+            if hit is None:  # the run ended first; the fault is the next run's
+                break
+            del faults[0]
             counts[hit] += 1
             print(
                 f"run {run}, fault {sum(counts.values())} of {options.kills + options.stops}: "
