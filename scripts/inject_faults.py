@@ -88,7 +88,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.per_run = options.per_run or options.kills + options.stops
     options.steps = options.steps or 24 + 3 * options.per_run
-    options.boundary = options.steps // 3
+    options.boundary = options.steps // 3 | 1  # odd, so no step of another checkpoint
     options.folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
     return options
 
