@@ -46,5 +46,5 @@ if __name__ == "__main__":
     try:
         train.main()
     except SystemExit as error:
-        print(f"rank {os.environ['RANK']} ended with {error.code!r}", file=sys.stderr)
+        print(f"rank {os.environ['RANK']} ended with {error.code}", file=sys.stderr)
         raise

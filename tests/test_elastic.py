@@ -99,7 +99,7 @@ def test_a_rank_whose_loss_is_not_finite_stops_all(launch, tmp_path):
     assert result.returncode == 1
     output = result.stdout + result.stderr
     for rank in (0, 1):
-        assert f"rank {rank} ended with 'training stopped: step 5 (recovery phase): " in output
+        assert f"rank {rank} ended with training stopped: step 5 (recovery phase): " in output
     assert "loss not finite on ranks [1]" in output
     assert files.complete_steps(tmp_path / "checkpoint") == [2, 4]
 
