@@ -12,8 +12,9 @@ def load(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_is_valid(path, corpus):
+def test_is_valid(path, corpus, tmp_path):
     config = load(path)
+    config.job.dump_folder = str(tmp_path)  # not one where such a run has been
     config.model.hf_assets_path = str(corpus / "tokenizer")
     config.training.dataset_path = str(corpus / "train.jsonl")
     config.validation.dataset_path = str(corpus / "validation.jsonl")
