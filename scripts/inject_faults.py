@@ -203,7 +203,9 @@ def stop(
         sys.exit(f"{number.name}: exit code {process.returncode}, output:\n{output[-5000:]}")
     checkpoint = files.step_folder(folder / "checkpoint", int(reports[-1]))
     manifest = files.read_manifest(checkpoint)
-    if manifest is None or (damages := files.damages(checkpoint, manifest["files"])):
+    if manifest is None:
+        sys.exit(f"{number.name}: {checkpoint} is not there")
+    if damages := files.damages(checkpoint, manifest["files"]):
         sys.exit(f"{number.name}: {checkpoint} is not complete: {damages}")
     return f"stop: {number.name}"
 

@@ -17,12 +17,12 @@ if "gpu" not in sys.argv:  # these tests are of the CPU; those of a GPU are run 
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
 enable_cpu_if_alone()
 
+from inject_faults import read_state  # noqa: E402
 from make_demo_corpus import make_corpus  # noqa: E402
 from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
@@ -190,16 +190,5 @@ def tensorboard_scalars(run_folder: Path) -> dict[str, list[float]]:
 
 def load_full(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Tensors of a checkpoint by name."""
-    path = checkpoint / "checkpoint.pt"
-    dcp_to_torch_save(checkpoint, path)
-    return _flatten(torch.load(path, weights_only=False))
-
-
-def _flatten(state, prefix=""):
-    flat = {}
-    for key, value in state.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, torch.Tensor):
-            flat[f"{prefix}{key}"] = value
-    return flat
+    state = read_state(checkpoint)
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}

@@ -144,6 +144,7 @@ def test_paths_exist():
         text = document.read_text()
         names = re.findall(r"`((?:torchtitan|train_configs|scripts|tests|docs)/[\w./-]*)`", text)
         links = re.findall(r"\]\(((?!http)[^)]+)\)", text)
+        assert names
         for name in names:
             assert (ROOT / name).exists(), f"{document.name}: {name}"
         for link in links:

@@ -74,9 +74,7 @@ def check_job(job_config: UpstreamJobConfig) -> None:
     tokenizer = _check_tokenizer(job_config, model_args)
     _check_folders(job_config)
     if job_config.checkpoint.enable:
-        _check_agreement(
-            job_config, run_facts(job_config, schedule, tokenizer, _dp_degree(job_config))
-        )
+        _check_agreement(job_config, schedule, tokenizer)
 
 
 def _check_steps(section: Superposition, total_steps: int) -> None:
@@ -277,7 +275,9 @@ def _check_folders(job_config: UpstreamJobConfig) -> None:
             ) from None
 
 
-def _check_agreement(job_config: UpstreamJobConfig, facts: dict[str, Any]) -> None:
+def _check_agreement(
+    job_config: UpstreamJobConfig, schedule: Schedule, tokenizer: BaseTokenizer | None
+) -> None:
     """Of config and checkpoint, as far as the checkpoint can be told yet."""
     config = job_config.checkpoint
     folder = Path(job_config.job.dump_folder, config.folder)
@@ -298,7 +298,10 @@ def _check_agreement(job_config: UpstreamJobConfig, facts: dict[str, Any]) -> No
         manifest = files.read_manifest(checkpoint)
     except CheckpointError:
         return  # damaged: there may be another
-    if manifest and (found := contradictions(manifest, facts, config.exclude_from_loading)):
+    if manifest is None:
+        return
+    facts = run_facts(job_config, schedule, tokenizer, _dp_degree(job_config))
+    if found := contradictions(manifest, facts, config.exclude_from_loading):
         raise CheckpointError(contradiction_error(checkpoint, found))
 
 

@@ -1,5 +1,6 @@
 """Saving and resuming: upstream's checkpoint manager, held to more."""
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -188,16 +189,16 @@ class ResilientCheckpointManager(CheckpointManager):
         if dist.get_rank() == 0 and not self.load_only:  # others may be at work there
             for message in files.tidy(folder):
                 logger.warning(message)
-        listing = self._from_rank_0(lambda: _listing(folder))
+        steps = self._from_rank_0(lambda: _newest_first(folder))
         if step != -1:
-            newer = [n for n, _ in listing if n > step]
+            newer = [n for n in steps if n > step]
             if newer:
                 logger.warning(
                     f"checkpoint.load_step = {step}: there are newer checkpoints ({newer}), which "
                     "a launch without it will go on from"
                 )
         else:
-            step = self._newest_usable(listing)
+            step = self._newest_usable(steps)
         if step == -1 and folder.exists():
             # As if the folder were not there: upstream takes an empty one, such as a kill during
             # the first save leaves, for the start of a run and ignores initial_load_path.
@@ -208,21 +209,23 @@ class ResilientCheckpointManager(CheckpointManager):
                 self.folder = str(folder)
         return super().load(step)
 
-    def _newest_usable(self, listing: list[tuple[int, str]]) -> int:
+    def _newest_usable(self, steps: list[int]) -> int:
         folder = Path(self.folder)
-        for step, reason in listing:
-            if not reason and (damages := self._damages(files.step_folder(folder, step))):
+        for step in steps:
+            checkpoint = files.step_folder(folder, step)
+            reason = self._from_rank_0(functools.partial(_not_resumable, checkpoint))
+            if not reason and (damages := self._damages(checkpoint)):
                 if not self.skip_damaged:
                     raise _damage_error(damages)
                 reason = "; ".join(damages)
                 if dist.get_rank() == 0 and not self.load_only:
                     aside = files.set_aside(folder, step, "damaged")
-                    logger.warning(f"{files.step_folder(folder, step)} is now {aside}")
+                    logger.warning(f"{checkpoint} is now {aside}")
             if not reason:
-                self.checked = files.step_folder(folder, step)
+                self.checked = checkpoint
                 return step
-            logger.warning(f"Skipped {files.step_folder(folder, step)}: {reason}")
-        if listing:
+            logger.warning(f"Skipped {checkpoint}: {reason}")
+        if steps:
             raise CheckpointError(
                 f"none of the checkpoints in {folder} can be resumed (see above). To start anew "
                 "choose another job.dump_folder or checkpoint.folder"
@@ -309,17 +312,15 @@ class ResilientCheckpointManager(CheckpointManager):
         return self.run.share(function() if dist.get_rank() == 0 else None)[0]
 
 
-def _listing(folder: Path) -> list[tuple[int, str]]:
-    """Steps of a run's checkpoints, newest first, each with the reason why it is no good, or ""."""
+def _newest_first(folder: Path) -> list[int]:
+    """Steps of a run's complete checkpoints; says what is not complete."""
     for path in files.incomplete(folder):
         logger.warning(f"Skipped {path}: its save was cut short (no {files.METADATA})")
-    return [
-        (step, _not_resumable(files.step_folder(folder, step)))
-        for step in reversed(files.complete_steps(folder))
-    ]
+    return files.complete_steps(folder)[::-1]
 
 
 def _not_resumable(checkpoint: Path) -> str:
+    """Why a job cannot go on from it though it is complete; "" if it can, or is damaged."""
     if checkpoint.name == "step-0":
         return ""  # a seed checkpoint, which is of the model only
     try:
