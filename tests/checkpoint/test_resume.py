@@ -404,7 +404,7 @@ def test_a_checkpoint_cannot_run_code(run_folder, corpus, train, monkeypatch, tm
         (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
     else:
         shutil.rmtree(checkpoint)
-        from torchtitan.experiments.tst.data import loader
+        from torchtitan.experiments.tst.data import streams
         from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
         with monkeypatch.context() as patch:
@@ -413,7 +413,7 @@ def test_a_checkpoint_cannot_run_code(run_folder, corpus, train, monkeypatch, tm
                 patch.setattr(SuperpositionTrainer, "state_dict", lambda self: state)
             else:
                 packed = {"dp_rank_0": pickle.dumps(Command(trap)), "world_size": 1}
-                patch.setattr(loader.StreamsDataloader, "state_dict", lambda self: packed)
+                patch.setattr(streams.StreamsDataloader, "state_dict", lambda self: packed)
             train(*ON, *SAVE, "--training.steps=4")
         for step in (1, 2, 3):
             shutil.rmtree(checkpoint.parent / f"step-{step}")

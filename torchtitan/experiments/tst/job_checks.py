@@ -14,13 +14,15 @@ import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.components.checkpoint import TRAIN_STATE, AsyncMode
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig as UpstreamJobConfig
-from torchtitan.hf_datasets.text_datasets import DATASETS, build_text_dataloader
 from torchtitan.tools.utils import device_type
 
 from .checkpoint import files
 from .checkpoint.agreement import contradiction_error, contradictions, run_facts
 from .checkpoint.files import CheckpointError
 from .core import Schedule
+from .data.checks import check_data
+from .data.mixture import Mixture
+from .data.tokenizer_identity import entries
 from .job_config import (
     ConfigError,
     Superposition,
@@ -55,10 +57,6 @@ def check_job(job_config: UpstreamJobConfig) -> None:
         _check_attention(section, job_config.model.flavor, model_args)
         _check_parallelism(job_config)
     _check_batch(job_config)
-    _check_workers(job_config, schedule)
-    _check_dataset(job_config, "training")
-    if job_config.validation.enable:
-        _check_dataset(job_config, "validation")
     async_mode = job_config.checkpoint.async_mode
     if async_mode.lower() == AsyncMode.ASYNC_WITH_PINNED_MEM and device_type == "cpu":
         raise ConfigError(
@@ -72,9 +70,10 @@ def check_job(job_config: UpstreamJobConfig) -> None:
             "must be 0 with optimizer.early_step_in_backward, whose steps cannot be held back",
         )
     tokenizer = _check_tokenizer(job_config, model_args)
+    mixture = check_data(job_config, schedule, tokenizer, _dp_degree(job_config))
     _check_folders(job_config)
     if job_config.checkpoint.enable:
-        _check_agreement(job_config, schedule, tokenizer)
+        _check_agreement(job_config, schedule, tokenizer, mixture)
 
 
 def _check_steps(section: Superposition, total_steps: int) -> None:
@@ -194,45 +193,6 @@ def _model_args(job_config: UpstreamJobConfig) -> Any:
     return flavors[flavor]
 
 
-def _check_dataset(job_config: UpstreamJobConfig, section: str) -> None:
-    config = getattr(job_config, section)
-    if config.dataset.lower() not in DATASETS:
-        raise ConfigError(
-            f"{section}.dataset", config.dataset, f"must be one of {', '.join(DATASETS)}"
-        )
-    registered = DATASETS[config.dataset.lower()].path
-    path = registered if config.dataset_path is None else config.dataset_path
-    if _HUB_NAME.fullmatch(registered) and not path.startswith(("/", ".", "~")):
-        return  # on the Hugging Face hub, under this name or another
-    if not path or not ("://" in path or Path(path).exists()):
-        raise ConfigError(
-            f"{section}.dataset_path", path, f"no such file or folder (dataset {config.dataset})"
-        )
-
-
-def _check_workers(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
-    spec = train_spec_module.get_train_spec(job_config.model.name)
-    if schedule.enabled and spec.build_dataloader_fn is not build_text_dataloader:
-        raise ConfigError(
-            "model.name",
-            job_config.model.name,
-            "superposition reads text with torchtitan's build_text_dataloader, and this model's "
-            f"train spec has {spec.build_dataloader_fn}",
-        )
-    if (workers := job_config.training.dataloader.num_workers) > 1 and schedule.enabled:
-        raise ConfigError(
-            "training.dataloader.num_workers",
-            workers,
-            "must be 0 or 1 with superposition: the position of several is not exact",
-        )
-    if job_config.validation.enable and (workers := job_config.validation.dataloader.num_workers):
-        raise ConfigError(
-            "validation.dataloader.num_workers",
-            workers,
-            "must be 0: each validation starts the data anew, which workers do not do exactly",
-        )
-
-
 def _check_tokenizer(job_config: UpstreamJobConfig, model_args: Any) -> BaseTokenizer | None:
     path = job_config.model.hf_assets_path
     if not Path(path).exists():
@@ -244,12 +204,11 @@ def _check_tokenizer(job_config: UpstreamJobConfig, model_args: Any) -> BaseToke
         tokenizer = spec.build_tokenizer_fn(job_config)
     except FileNotFoundError as error:
         raise ConfigError("model.hf_assets_path", path, str(error)) from None
-    entries = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
-    if entries > model_args.vocab_size:
+    if (count := entries(tokenizer)) > model_args.vocab_size:
         raise ConfigError(
             "model.hf_assets_path",
             path,
-            f"its tokenizer has {entries:,} "
+            f"its tokenizer has {count:,} "
             f"entries, more than the {model_args.vocab_size:,} of model.flavor = "
             f"{job_config.model.flavor!r}",
         )
@@ -276,7 +235,10 @@ def _check_folders(job_config: UpstreamJobConfig) -> None:
 
 
 def _check_agreement(
-    job_config: UpstreamJobConfig, schedule: Schedule, tokenizer: BaseTokenizer | None
+    job_config: UpstreamJobConfig,
+    schedule: Schedule,
+    tokenizer: BaseTokenizer | None,
+    mixture: Mixture | None,
 ) -> None:
     """Of config and checkpoint, as far as the checkpoint can be told yet."""
     config = job_config.checkpoint
@@ -300,7 +262,7 @@ def _check_agreement(
         return  # damaged: there may be another
     if manifest is None:
         return
-    facts = run_facts(job_config, schedule, tokenizer, _dp_degree(job_config))
+    facts = run_facts(job_config, schedule, tokenizer, mixture, _dp_degree(job_config))
     if found := contradictions(manifest, facts, config.exclude_from_loading):
         raise CheckpointError(contradiction_error(checkpoint, found))
 

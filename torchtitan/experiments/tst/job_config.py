@@ -1,13 +1,13 @@
-"""The ``[superposition]`` and ``[resilience]`` sections of the job config.
+"""The ``[superposition]``, ``[token_shards]`` and ``[resilience]`` sections of the job config.
 
 What a value may be by itself is checked here; what must fit together, in ``job_checks``.
 """
 
 import difflib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
-from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torchtitan.config import ConfigManager
@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from .core import Schedule
 
-SECTION, RESILIENCE = "superposition", "resilience"
+SECTION, TOKEN_SHARDS, RESILIENCE = "superposition", "token_shards", "resilience"
 
 
 class ConfigError(ValueError):
@@ -75,6 +75,26 @@ REINIT_MODULES = ("tok_embeddings", "output")
 
 
 @dataclass
+class TokenShards:
+    """The sources of `training.dataset = "token_shards"`."""
+
+    paths: list[str] = field(default_factory=list)
+    """Folders of token shards to mix. Empty if training.dataset_path is the only one."""
+
+    weights: list[float] = field(default_factory=list)
+    """
+    For each of `paths` its part of the tokens read, of any sum. Empty for the numbers of tokens
+    that they have, with which all of them end together.
+    """
+
+    at_end: Literal["repeat", "stop"] = "repeat"
+    """
+    When a source has no tokens left: 'repeat' begins it anew, in the same order; 'stop' ends the
+    run before the step that it is too short for, with a checkpoint.
+    """
+
+
+@dataclass
 class Resilience:
     """What to do when a run meets trouble."""
 
@@ -102,10 +122,11 @@ class JobConfig(UpstreamJobConfig):
     """Upstream's job config with the sections of this package."""
 
     superposition: Superposition = field(default_factory=Superposition)
+    token_shards: TokenShards = field(default_factory=TokenShards)
     resilience: Resilience = field(default_factory=Resilience)
 
 
-SECTIONS = {SECTION: Superposition, RESILIENCE: Resilience}
+SECTIONS = {SECTION: Superposition, TOKEN_SHARDS: TokenShards, RESILIENCE: Resilience}
 
 
 class SuperpositionConfigManager(ConfigManager):
@@ -130,6 +151,11 @@ class SuperpositionConfigManager(ConfigManager):
 def superposition_section(job_config: UpstreamJobConfig) -> Superposition:
     """The ``[superposition]`` section; of upstream's config, which has none, one that is off."""
     return getattr(job_config, SECTION, Superposition())
+
+
+def token_shards_section(job_config: UpstreamJobConfig) -> TokenShards:
+    """The ``[token_shards]`` section; of upstream's config, which has none, its defaults."""
+    return getattr(job_config, TOKEN_SHARDS, TokenShards())
 
 
 def resilience_section(job_config: UpstreamJobConfig) -> Resilience:
@@ -193,6 +219,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda names: all(name in REINIT_MODULES for name in names),
         f"a list of {', '.join(REINIT_MODULES)}",
     ),
+    "weights": (
+        lambda weights: all(0 < weight < math.inf for weight in weights),
+        "a list of finite numbers above 0",
+    ),
 }
 
 
@@ -203,14 +233,30 @@ def _check_value(section: str, f: Field, value: Any) -> None:
         if value not in get_args(kind):
             raise ConfigError(key, value, f"must be one of {', '.join(get_args(kind))}")
         return
-    types = get_args(kind) if NoneType in get_args(kind) else (get_origin(kind) or kind,)
-    if float in types:
-        types += (int,)
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        names = {bool: "true or false", int: "an integer", float: "a number"}
-        names[list] = "a list of strings"
-        raise ConfigError(key, value, f"must be {next(names[t] for t in types if t in names)}")
+    if not _fits(value, kind):
+        raise ConfigError(key, value, f"must be {_KINDS[kind]}")
     if value is not None and f.name in _RANGES:
         in_range, allowed = _RANGES[f.name]
         if not in_range(value):
             raise ConfigError(key, value, f"must be {allowed}")
+
+
+_KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "an integer",
+    int | None: "an integer",
+    float | None: "a number",
+    list[str]: "a list of strings",
+    list[float]: "a list of numbers",
+}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of one of the annotations above."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(part, *get_args(kind)) for part in value)
+    if options := get_args(kind):
+        return any(_fits(value, option) for option in options)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -3,7 +3,9 @@
 Upstream's ``throughput(tps)``, ``tflops`` and ``mfu(%)`` count latents, the positions that the
 transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts data tokens. Beside
 them: ``superposition`` (1 or 0), ``bag_size`` and ``data_throughput(tps)``, data tokens per second
-and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their number so far.
+and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their number so far; with
+token shards, for each source ``data_share/NAME(%)``, of the tokens read so far, and
+``data_epochs/NAME``, how often it has been read.
 Throughputs are means since the last log; that of the first log after the boundary may hold steps of
 both phases.
 """
@@ -12,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -76,6 +78,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         self.schedule = build_schedule(job_config)
         self.data_tokens_less_latents = 0  # since the last log
         self.skipped_steps = 0  # of the run, set by the trainer
+        self.data_metrics: Callable[[], dict[str, float]] = dict  # of the loader, too
         self.first_log: tuple[int, float] | None = None  # step, time (s)
         if torch.distributed.get_rank() == _get_metrics_rank(parallel_dims, job_config):
             loggers = LoggerContainer()
@@ -106,6 +109,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
             "superposition": int(phase is Phase.SUPERPOSITION),
             "bag_size": bag_size,
             "data_throughput(tps)": data_tps,
+            **self.data_metrics(),
         }
         color = self.color
         if resilience_section(self.job_config).max_skipped_steps:

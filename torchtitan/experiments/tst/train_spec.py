@@ -16,7 +16,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 from torchtitan.tools.logging import logger
 
 from .core import BagEmbedding, BagLoss
-from .data.loader import build_dataloader
+from .data.build import build_dataloader
 from .job_config import superposition_section
 from .metrics import build_metrics_processor
 from .validate import build_validator

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torchtitan.protocols.train_spec as train_spec_module
 from torch.distributed.tensor import DTensor
+from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.config import JobConfig
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.tools.logging import logger
@@ -26,7 +27,8 @@ from typing_extensions import override
 from .checkpoint.agreement import run_facts
 from .checkpoint.manager import ResilientCheckpointManager
 from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, fold
-from .data.loader import Batch, StreamsDataloader
+from .data.loader import Batch, PhaseDataloader
+from .data.shards_loader import ShardsDataloader, announce_data
 from .job_checks import check_job
 from .job_config import build_schedule, resilience_section, superposition_section
 from .reinit import reinitialize
@@ -66,7 +68,11 @@ class SuperpositionTrainer(Trainer):
         self.dp_degree = (
             self.parallel_dims.get_mesh("batch").size() if self.parallel_dims.dp_enabled else 1
         )
-        self.facts = run_facts(job_config, self.schedule, self.tokenizer, self.dp_degree)
+        mixture = None
+        if isinstance(self.dataloader, ShardsDataloader):
+            mixture = self.dataloader.mixture
+            self.metrics_processor.data_metrics = self.dataloader.metrics
+        self.facts = run_facts(job_config, self.schedule, self.tokenizer, mixture, self.dp_degree)
         self._set_skipped_steps(0)
         self.stopping = False
         self._losses: list[torch.Tensor] = []
@@ -82,6 +88,8 @@ class SuperpositionTrainer(Trainer):
         )
         if dist.get_rank() == 0:
             _write_config(job_config)
+        if mixture:
+            announce_data(job_config, mixture, self.dp_degree)
         if self.schedule.enabled:
             if not job_config.checkpoint.enable:
                 logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
@@ -92,7 +100,7 @@ class SuperpositionTrainer(Trainer):
     @override
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
         """Micro-batches of data tokens, shaped for the phase of the current step."""
-        if isinstance(data_iterable, StreamsDataloader):
+        if isinstance(data_iterable, PhaseDataloader):
             data_iterable.begin(completed_steps=self.step - 1)
         shape = None
         for input_dict, labels in super().batch_generator(data_iterable):
@@ -107,15 +115,22 @@ class SuperpositionTrainer(Trainer):
 
     @override
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
-        if self.schedule.phase(self.step) is Phase.SUPERPOSITION:
-            data_iterator = iter(self._fold_step(data_iterator))
-        elif self.schedule.enabled and self.step == self.schedule.boundary + 1:
-            self._enter_recovery()
         self._losses.clear()
-        with _recorded_grad_norm(self):
-            super().train_step(data_iterator)
+        try:
+            if self.schedule.phase(self.step) is Phase.SUPERPOSITION:
+                data_iterator = iter(self.fold_step(data_iterator))
+            elif self.schedule.enabled and self.step == self.schedule.boundary + 1:
+                self._enter_recovery()
+            with _recorded_grad_norm(self):
+                super().train_step(data_iterator)
+        except DataloaderExhaustedError:  # on all ranks in the same step
+            self.step -= 1
+            steps = self.job_config.training.steps
+            logger.warning(f"The data ends after step {self.step} of {steps}")
+            self.checkpointer.save_unless_saved(self.step)
+            raise
 
-    def _fold_step(self, data_iterator: Iterator[Batch]) -> list[Batch]:
+    def fold_step(self, data_iterator: Iterator[Batch]) -> list[Batch]:
         """All micro-batches of a step, folded, and the loss told how to normalise them."""
         microbatches = []
         for _ in range(self.gradient_accumulation_steps):

@@ -2,20 +2,28 @@
 
 from typing import Any
 
+import torchtitan.components.validate as upstream
 from torch import nn
 from torchtitan.components.validate import Validator
 from typing_extensions import override
+
+from .data.build import build_validation_dataloader
 
 
 class FixedSetValidator(Validator):
     """Upstream's validator, each time from the start of the validation data.
 
     Upstream's goes on where the last validation stopped, and anywhere after a resume, so that
-    losses of different steps would be of different data.
+    losses of different steps would be of different data. The data may also be token shards.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        build = upstream.build_text_validation_dataloader
+        upstream.build_text_validation_dataloader = build_validation_dataloader
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            upstream.build_text_validation_dataloader = build
         self._start = self.validation_dataloader.state_dict()
 
     @override

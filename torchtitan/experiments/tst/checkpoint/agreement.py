@@ -1,36 +1,43 @@
 """What a job and the checkpoint that it goes on from must agree on."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from torchtitan.components.checkpoint import DATALOADER
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 
 from ..core import Schedule
+from ..data.mixture import Mixture
+from ..data.tokenizer_identity import checksum
 from ..job_config import SECTION, global_batch_size, superposition_section
 
-# of which different rules make different tokens
-_PROBE = "The  year 2026's\n\tnaïve café, 你好! <|x|> for i in range(10): x += 1.5e-3 # Ünïcödé 🙂"
-TOKENIZER = "model.hf_assets_path"
+# what the position in the data counts by
+_OF_POSITION = {
+    "training.dataset",
+    "training.dataset_path",
+    "training.dataloader.num_workers",
+    "token_shards.weights",
+}
 
 
 def run_facts(
-    job_config: JobConfig, schedule: Schedule, tokenizer: BaseTokenizer | None, dp_degree: int
+    job_config: JobConfig,
+    schedule: Schedule,
+    tokenizer: BaseTokenizer | None,
+    mixture: Mixture | None,
+    dp_degree: int,
 ) -> dict[str, Any]:
     """The values that a checkpoint holds its resume to, by their keys in the TOML.
 
-    The number of superposition steps stands for the ratio; the tokenizer's folder is told by a
-    checksum of its content.
+    The number of superposition steps stands for the ratio; tokenizer and token shards are told by
+    checksums of their content.
     """
     section, training, model = (
         superposition_section(job_config),
         job_config.training,
         job_config.model,
     )
-    workers = training.dataloader.num_workers  # upstream's loader counts by them
     superposition = {
         "bag_size": schedule.bag_size if schedule.enabled else 1,
         "steps": schedule.boundary,
@@ -43,25 +50,21 @@ def run_facts(
         "training.seq_len": training.seq_len,
         "training.global_batch_size": global_batch_size(job_config, dp_degree),
         "training.dataset": training.dataset,
-        "training.dataloader.num_workers": workers if workers > 1 else "at most 1",
         "model.name": model.name,
         "model.flavor": model.flavor,
-        TOKENIZER: _tokenizer_checksum(tokenizer),
+        "model.hf_assets_path": tokenizer and f"a tokenizer with checksum {checksum(tokenizer)}",
+        **_data_facts(training.dataloader.num_workers, mixture),
     }
 
 
-def _tokenizer_checksum(tokenizer: BaseTokenizer | None) -> str | None:
-    if tokenizer is None:
-        return None
-    merges = []
-    if rules := getattr(tokenizer, "tokenizer", None):  # of the tokenizers library
-        merges = json.loads(rules.to_str())["model"].get("merges", [])
-    content = [
-        sorted(tokenizer.get_vocab().items()),
-        [merge.split(" ") if isinstance(merge, str) else merge for merge in merges],
-        tokenizer.encode(_PROBE, add_bos=True, add_eos=True),
-    ]
-    return f"a tokenizer with checksum {xxhash.xxh3_64_hexdigest(json.dumps(content).encode())}"
+def _data_facts(workers: int, mixture: Mixture | None) -> dict[str, Any]:
+    if mixture is None:  # upstream's loader has a position for each worker
+        return {"training.dataloader.num_workers": workers if workers > 1 else "at most 1"}
+    checksums = [source.checksum() for source in mixture.sources]
+    return {
+        "training.dataset_path": f"token shards with checksum {', '.join(checksums)}",
+        "token_shards.weights": mixture.shares,
+    }
 
 
 def contradictions(
@@ -84,7 +87,7 @@ def contradictions(
     if not (both_off or (off and in_recovery)):
         ignored = set()
     if DATALOADER in not_loaded:
-        ignored |= {"training.dataset", "training.dataloader.num_workers"}
+        ignored |= _OF_POSITION
     return [
         f"{key} = {facts.get(key)!r}, in the checkpoint {value!r}"
         for key, value in saved.items()

@@ -24,7 +24,7 @@ from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import GarbageCollection
 from typing_extensions import override
 
-from ..data.loader import StreamsDataloader
+from ..data.streams import StreamsDataloader
 from . import files
 from .agreement import contradiction_error, contradictions
 from .files import CheckpointError
@@ -142,6 +142,17 @@ class ResilientCheckpointManager(CheckpointManager):
     def _async_wait(self) -> None:
         with self._save_errors():
             super()._async_wait()
+
+    def save_unless_saved(self, step: int) -> None:
+        """A whole checkpoint of a step that may have one already."""
+        if not self.enable:
+            return
+        self.wait()
+        saved = self._from_rank_0(lambda: files.complete_steps(Path(self.folder)))
+        if step > 0 and step not in saved:
+            self.save_now = True
+            self.save(step)
+            self.wait()
 
     def wait(self) -> None:
         """Until no save is going on.

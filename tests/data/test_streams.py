@@ -11,7 +11,8 @@ from torchtitan.components.dataloader import ParallelAwareDataloader
 from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDataset
 
-from torchtitan.experiments.tst.data.loader import StreamsDataloader, build_dataloader
+from torchtitan.experiments.tst.data.build import build_dataloader
+from torchtitan.experiments.tst.data.streams import StreamsDataloader
 
 GLOBAL_BATCH, S, BOUNDARY, L, STEPS = 12, 3, 3, 5, 6
 

@@ -1,0 +1,147 @@
+"""What must fit together in a job's data, from config and files alone."""
+
+import re
+from pathlib import Path
+
+import torchtitan.protocols.train_spec as train_spec_module
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.config import JobConfig
+from torchtitan.hf_datasets.text_datasets import DATASETS, build_text_dataloader
+
+from ..core import Schedule
+from ..job_config import ConfigError, global_batch_size, token_shards_section
+from ..job_config import TokenShards as TokenShardsSection
+from .datasets import check_files
+from .mixture import Mixture
+from .shards import ShardError, TokenShards
+from .shards_loader import DATASET, is_token_shards, open_mixture
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
+
+
+def check_data(
+    job_config: JobConfig, schedule: Schedule, tokenizer: BaseTokenizer | None, dp_degree: int
+) -> Mixture | None:
+    """Check that the data of training and validation can be read.
+
+    Returns:
+        The sources of the training data if they are token shards.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    _check_workers(job_config, schedule)
+    if job_config.validation.enable:
+        if is_token_shards(job_config.validation):
+            _check_validation_shards(job_config, tokenizer, dp_degree)
+        else:
+            _check_dataset(job_config, "validation")
+    if is_token_shards(job_config.training):
+        return _check_token_shards(job_config, schedule, tokenizer, dp_degree)
+    _check_dataset(job_config, "training")
+    section = token_shards_section(job_config)
+    for key, default in vars(TokenShardsSection()).items():
+        if (value := getattr(section, key)) != default:
+            raise ConfigError(
+                f"token_shards.{key}",
+                value,
+                f'needs training.dataset = "{DATASET}" (it is {job_config.training.dataset!r})',
+            )
+    return None
+
+
+def _check_dataset(job_config: JobConfig, section: str) -> None:
+    config = getattr(job_config, section)
+    if config.dataset.lower() not in DATASETS:
+        raise ConfigError(
+            f"{section}.dataset",
+            config.dataset,
+            f"must be one of {', '.join([*DATASETS, DATASET])}",
+        )
+    registered = DATASETS[config.dataset.lower()].path
+    path = registered if config.dataset_path is None else config.dataset_path
+    if _HUB_NAME.fullmatch(registered) and not path.startswith(("/", ".", "~")):
+        return  # on the Hugging Face hub, under this name or another
+    try:
+        check_files(config.dataset.lower(), path)
+    except FileNotFoundError as error:
+        message = f"{error} (dataset {config.dataset})"
+        raise ConfigError(f"{section}.dataset_path", path, message) from None
+
+
+def _check_workers(job_config: JobConfig, schedule: Schedule) -> None:
+    spec = train_spec_module.get_train_spec(job_config.model.name)
+    if schedule.enabled and spec.build_dataloader_fn is not build_text_dataloader:
+        raise ConfigError(
+            "model.name",
+            job_config.model.name,
+            "superposition reads text with torchtitan's build_text_dataloader, and this model's "
+            f"train spec has {spec.build_dataloader_fn}",
+        )
+    workers = job_config.training.dataloader.num_workers
+    if workers > 1 and schedule.enabled and not is_token_shards(job_config.training):
+        raise ConfigError(
+            "training.dataloader.num_workers",
+            workers,
+            "must be 0 or 1 with superposition, but for token shards: the position of several that "
+            "tokenize is not exact",
+        )
+    if job_config.validation.enable and (workers := job_config.validation.dataloader.num_workers):
+        raise ConfigError(
+            "validation.dataloader.num_workers",
+            workers,
+            "must be 0: each validation starts the data anew, which workers do not do exactly",
+        )
+
+
+def _check_validation_shards(
+    job_config: JobConfig, tokenizer: BaseTokenizer | None, dp_degree: int
+) -> None:
+    section = job_config.validation
+    if section.dataset_path is None:
+        raise ConfigError("validation.dataset_path", None, "must be a folder of token shards")
+    try:
+        tokens = TokenShards(section.dataset_path, tokenizer).tokens
+    except ShardError as error:
+        raise ConfigError("validation.dataset_path", section.dataset_path, str(error)) from error
+    needed = dp_degree * section.local_batch_size * (section.seq_len + 1)
+    if tokens < needed and section.steps == -1:
+        raise ConfigError(
+            "validation.dataset_path",
+            section.dataset_path,
+            f"has {tokens:,} tokens, fewer than the {needed:,} of one batch on all ranks",
+        )
+
+
+def _check_token_shards(
+    job_config: JobConfig, schedule: Schedule, tokenizer: BaseTokenizer | None, dp_degree: int
+) -> Mixture:
+    section, path = token_shards_section(job_config), job_config.training.dataset_path
+    if bool(section.paths) == (path is not None):
+        raise ConfigError(
+            "training.dataset_path",
+            path,
+            f'training.dataset = "{DATASET}" needs a folder here, or several in '
+            f"token_shards.paths = {section.paths}, and not both",
+        )
+    if len({Path(folder).resolve() for folder in section.paths}) < len(section.paths):
+        raise ConfigError("token_shards.paths", section.paths, "must be different folders")
+    if section.weights and len(section.weights) != len(section.paths):
+        raise ConfigError(
+            "token_shards.weights",
+            section.weights,
+            f"must be one for each of the {len(section.paths)} folders in token_shards.paths",
+        )
+    try:
+        mixture = open_mixture(job_config, tokenizer)
+    except ShardError as error:
+        if section.paths:
+            raise ConfigError("token_shards.paths", section.paths, str(error)) from error
+        raise ConfigError("training.dataset_path", path, str(error)) from error
+    shape = schedule.batch_shape(1, 1, job_config.training.seq_len)
+    windows = shape.sequences * global_batch_size(job_config, dp_degree)
+    if len(mixture.take(mixture.start(), windows, shape.data_tokens + 1)[0]) < windows:
+        raise ConfigError(
+            "token_shards.at_end", section.at_end, "there are too few tokens for the first step"
+        )
+    return mixture
