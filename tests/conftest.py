@@ -22,10 +22,14 @@ from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
 enable_cpu_if_alone()
 
+from datatrove.pipeline.tokens.tokenizer import TokenizedFile  # noqa: E402
+
 from inject_faults import read_state  # noqa: E402
 from make_demo_corpus import make_corpus  # noqa: E402
+from tokenize_corpus import LocalExecutor  # noqa: E402
 from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
+from torchtitan.experiments.tst.data.tokenization import Options, prepare  # noqa: E402
 from torchtitan.experiments.tst.job_config import (  # noqa: E402
     JobConfig,
     SuperpositionConfigManager,
@@ -37,6 +41,28 @@ ROOT = Path(__file__).parent.parent
 TST = "torchtitan.experiments.tst.train"
 UPSTREAM = "torchtitan.train"
 
+# Records of public corpora but for their text, with the fields of the dataset cards
+DCLM = {
+    "bff_contained_ngram_count_before_dedupe": 0,
+    "language_id_whole_page_fasttext": {"en": 0.9},
+    "metadata": {"Content-Type": "application/http", "WARC-Date": "2017-01-01T00:00:00Z"},
+    "previous_word_count": 5,
+    "url": "http://example.com",
+    "warcinfo": "robots: classic",
+    "fasttext_openhermes_reddit_eli5_vs_rw_v2_bigram_200k_train_prob": 0.1,
+}
+FINEWEB_EDU = {
+    "id": "<urn:uuid:0>",
+    "dump": "CC-MAIN-2013-20",
+    "url": "http://example.com",
+    "file_path": "s3://...",
+    "language": "en",
+    "language_score": 0.9,
+    "token_count": 5,
+    "score": 3.5,
+    "int_score": 4,
+}
+
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
@@ -44,6 +70,15 @@ def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "corpus"
     library = Path(sysconfig.get_path("stdlib"))
     make_corpus(folder, [path.read_text() for path in sorted(library.glob("[a-h]*.py"))])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokens(corpus) -> Path:
+    """The corpus's train.jsonl as token shards, in its order."""
+    folder = corpus.parent / "tokens"
+    options = Options(tokenizer=str(corpus / "tokenizer"), shuffle="none")
+    tokenize(corpus / "train.jsonl", folder, options)
     return folder
 
 
@@ -171,6 +206,42 @@ def run_again_if_aborted(
         warnings.warn(f"aborted, run again: {command}\n{output}", RuntimeWarning, stacklevel=2)
         restore()
     return result
+
+
+def prepare_here(source: Path | str, folder: Path, corpus: Path) -> list:
+    """What is left to do, in this process, with the corpus's tokenizer."""
+    return _prepare(source, folder, Options(tokenizer=str(corpus / "tokenizer")))
+
+
+def tokenize(source: Path | str, folder: Path, options: Options) -> None:
+    """In this process, what is left to do."""
+    for work in _prepare(source, folder, options):
+        work.run()
+
+
+def _prepare(source, folder, options):
+    def executor(pipeline, name, tasks, logs):
+        return LocalExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(logs))
+
+    return prepare(str(source), folder, options, executor)
+
+
+def write_shards(
+    folder: Path, shards: list[list[list[int]]], token_bytes: int = 2, tokenizer: str = "unknown"
+) -> Path:
+    """Shards of documents of token ids, written by datatrove."""
+    for number, documents in enumerate(shards):
+        file = TokenizedFile(
+            str(folder),
+            f"{number:05d}.ds",
+            tokenizer_name_or_path=tokenizer,
+            save_final_metadata=True,
+            token_size=token_bytes,
+        )
+        for document in documents:
+            file.write(document, None)
+        file.close()
+    return folder
 
 
 def free_port() -> int:

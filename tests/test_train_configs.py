@@ -12,11 +12,12 @@ def load(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_is_valid(path, corpus, tmp_path):
+def test_is_valid(path, corpus, tokens, tmp_path):
     config = load(path)
     config.job.dump_folder = str(tmp_path)  # not one where such a run has been
     config.model.hf_assets_path = str(corpus / "tokenizer")
-    config.training.dataset_path = str(corpus / "train.jsonl")
+    shards = config.training.dataset == "token_shards"
+    config.training.dataset_path = str(tokens if shards else corpus / "train.jsonl")
     config.validation.dataset_path = str(corpus / "validation.jsonl")
     check_job(config)
 

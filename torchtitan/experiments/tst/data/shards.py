@@ -73,8 +73,10 @@ class TokenShards:
     def __init__(self, folder: str | Path, tokenizer: BaseTokenizer | None = None):
         self.folder = Path(folder)
         self.name = self.folder.resolve().name
+        listed = _listed_shards(self.folder)
         self._shards = read_shards(self.folder)
-        _check_complete(self.folder, self._shards)
+        if listed is not None:
+            self._check_listed(listed)
         self.tokens = sum(shard.tokens for shard in self._shards)
         self._check_alike()
         self.vocabulary, self.same_tokenizer = 2**32, False
@@ -108,6 +110,15 @@ class TokenShards:
         for shard in (self._shards[0], self._shards[-1]):
             content.update(shard.read(0, min(shard.tokens, 2**16)).tobytes())
         return content.hexdigest()
+
+    def _check_listed(self, listed: dict[str, int]) -> None:
+        found = {shard.path.name: shard.tokens for shard in self._shards}
+        for name in sorted({*listed, *found}):
+            if listed.get(name) != found.get(name):
+                raise ShardError(
+                    f"{self.folder / name} has {found.get(name)} tokens, and {CORPUS_FILE} beside "
+                    f"it says {listed.get(name)}: missing, too many, or of another corpus"
+                )
 
     def _check_alike(self) -> None:
         first = self._shards[0]
@@ -166,11 +177,11 @@ def read_shards(folder: Path) -> list[Shard]:
     return shards
 
 
-def _check_complete(folder: Path, shards: list[Shard]) -> None:
-    """Hold a folder to its ``corpus.json``, if it has one."""
+def _listed_shards(folder: Path) -> dict[str, int] | None:
+    """The tokens of each shard after ``corpus.json``; None for a folder without, as datatrove's."""
     corpus_file = folder / CORPUS_FILE
     if not corpus_file.exists():
-        return  # made by datatrove without our script
+        return None
     try:
         corpus = json.loads(corpus_file.read_text())
         complete, listed = corpus["complete"], dict(corpus["shards"])
@@ -181,13 +192,7 @@ def _check_complete(folder: Path, shards: list[Shard]) -> None:
             f"{folder}: its tokenization was not finished; launch scripts/tokenize_corpus.py as "
             "before to finish it"
         )
-    found = {shard.path.name: shard.tokens for shard in shards}
-    for name in sorted({*listed, *found}):
-        if listed.get(name) != found.get(name):
-            raise ShardError(
-                f"{folder / name} has {found.get(name)} tokens, and {CORPUS_FILE} beside it says "
-                f"{listed.get(name)}; a shard is missing, too many, or of another corpus"
-            )
+    return listed
 
 
 def _check_shard(path: Path, start: int) -> Shard:

@@ -1,0 +1,450 @@
+"""Shards have upstream's tokens, are the same every time, and say when they are complete."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from tokenizers import Tokenizer, processors
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+
+from conftest import DCLM, FINEWEB_EDU, ROOT, prepare_here, tokenize
+from torchtitan.experiments.tst.data import tokenization
+from torchtitan.experiments.tst.data.shards import ShardError, TokenShards
+from torchtitan.experiments.tst.data.tokenization import Options, TokenizationError
+
+SCRIPT = ROOT / "scripts" / "tokenize_corpus.py"
+
+
+@pytest.fixture(scope="module")
+def texts(corpus):
+    lines = (corpus / "train.jsonl").read_text().splitlines()[:200]
+    extra = ["naïve café\n\n\t你好 🙂", "<|begin_of_text|>as text<|end_of_text|>", " ", "x"]
+    return [json.loads(line)["text"] for line in lines] + extra
+
+
+# Which of BOS and EOS the tokenizer itself adds, and what its config names
+TOKENIZERS = {
+    "adds neither": (None, True),
+    "adds BOS, as Llama 3's": ("<|begin_of_text|> $A", True),
+    "adds both": ("<|begin_of_text|> $A <|end_of_text|>", True),
+    "has no config": (None, False),
+}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def assets(request, corpus, tmp_path):
+    template, config = TOKENIZERS[request.param]
+    folder = shutil.copytree(corpus / "tokenizer", tmp_path / "assets")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if template:
+        names = ["<|begin_of_text|>", "<|end_of_text|>"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[(name, tokenizer.token_to_id(name)) for name in names]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    if not config:
+        (folder / "tokenizer_config.json").unlink()
+    return folder
+
+
+def documents(folder):
+    """Token ids of each document of a folder."""
+    found = []
+    for path in sorted(folder.glob("*.ds")):
+        width = int((folder / f"{path.name}.metadata").read_text().splitlines()[0][-1])
+        tokens = np.fromfile(path, f"<u{width}").tolist()
+        ends = np.fromfile(f"{path}.index", "<u8").tolist()
+        found += [tokens[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    return found
+
+
+def write_jsonl(path, texts, opener=open):
+    with opener(path, "wt") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    return path
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_documents_tokens_are_those_of_upstreams_text_path(texts, assets, tmp_path, padded):
+    if padded:
+        tokenizer = Tokenizer.from_file(str(assets / "tokenizer.json"))
+        tokenizer.enable_padding(length=None)
+        tokenizer.save(str(assets / "tokenizer.json"))
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    tokenize(tmp_path / "a.jsonl", tmp_path / "out", Options(str(assets), shuffle="none"))
+    upstream = HuggingFaceTokenizer(str(assets))
+    expected = [upstream.encode(text, add_bos=True, add_eos=True) for text in texts]
+    assert documents(tmp_path / "out") == expected
+    TokenShards(tmp_path / "out", upstream)  # is of this tokenizer
+
+
+def test_wide_vocabulary_takes_four_bytes(texts, corpus, tmp_path):
+    assets = shutil.copytree(corpus / "tokenizer", tmp_path / "assets")
+    model = json.loads((assets / "tokenizer.json").read_text())
+    model["added_tokens"].append(model["added_tokens"][0] | {"id": 2**16, "content": "<|last|>"})
+    model["model"]["vocab"]["<|last|>"] = 2**16  # few entries, and a high id
+    (assets / "tokenizer.json").write_text(json.dumps(model))
+    write_jsonl(tmp_path / "a.jsonl", ["one <|last|>", "two"])
+    tokenize(tmp_path / "a.jsonl", tmp_path / "out", Options(str(assets), shuffle="none"))
+    tokens = TokenShards(tmp_path / "out", HuggingFaceTokenizer(str(assets)))
+    assert 2**16 in tokens.read(0, tokens.tokens)
+
+
+def zst(path, mode):
+    return zstandard.open(path, mode)
+
+
+@pytest.fixture(params=["jsonl", "jsonl.gz", "dclm", "fineweb_edu", "parquet of text alone"])
+def source(request, texts, tmp_path):
+    """A folder of two files in the form of a public corpus."""
+    folder = tmp_path / "source" / "sub"
+    folder.mkdir(parents=True)
+    for number, part in enumerate((texts[:90], texts[90:])):
+        if request.param == "jsonl":
+            write_jsonl(folder / f"{number}.jsonl", part)
+        elif request.param == "jsonl.gz":
+            write_jsonl(folder / f"c4-train.{number}.json.gz", part, gzip.open)
+        elif request.param == "dclm":
+            extra = {"metadata": {"WARC-Truncated": "length"}} if number else {}
+            with zst(folder / f"shard_{number}_processed.jsonl.zst", "wt") as file:
+                for text in part:
+                    file.write(json.dumps(DCLM | extra | {"text": text}) + "\n")
+        else:
+            rows = {"text": part}
+            if request.param == "fineweb_edu":
+                extra = {"date": "2013-05-18T05:48:54Z"} if number else {}
+                rows |= {k: [v] * len(part) for k, v in (FINEWEB_EDU | extra).items()}
+            pq.write_table(pa.table(rows), folder / f"00{number}_00000.parquet")
+    return folder.parent
+
+
+def test_forms_of_public_corpora(source, texts, corpus, tmp_path):
+    options = Options(str(corpus / "tokenizer"), shuffle="none")
+    tokenize(source, tmp_path / "out", options)
+    upstream = HuggingFaceTokenizer(str(corpus / "tokenizer"))
+    assert documents(tmp_path / "out") == [
+        upstream.encode(t, add_bos=True, add_eos=True) for t in texts
+    ]
+    content = json.loads((tmp_path / "out" / "corpus.json").read_text())
+    assert content["settings"]["tasks"] == len(content["shards"]) == 2
+    assert content["documents"] == len(texts)
+    assert (
+        content["tokens"]
+        == sum(content["shards"].values())
+        == sum(map(len, documents(tmp_path / "out")))
+    )
+
+
+def test_a_dataset_by_its_name_on_the_hub(texts, corpus, tmp_path, monkeypatch):
+    """The name of a local folder, as the hub cannot be reached."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    write_jsonl(tmp_path / "owner" / "name" / "train.jsonl", texts)
+    monkeypatch.setattr(tokenization, "_is_hub_name", lambda source: source == "owner/name")
+    tokenize("owner/name", tmp_path / "out", Options(str(corpus / "tokenizer"), shuffle="none"))
+    assert len(documents(tmp_path / "out")) == len(texts)
+
+
+# Order
+
+
+@pytest.fixture
+def two_files(texts, tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    write_jsonl(folder / "0.jsonl", texts[:90])
+    write_jsonl(folder / "1.jsonl", texts[90:])
+    return folder
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_documents_are_shuffled(two_files, texts, corpus, tmp_path, merge):
+    def shuffled(name, **options):
+        options = Options(str(corpus / "tokenizer"), merge=merge, **options)
+        tokenize(two_files, tmp_path / name, options)
+        return documents(tmp_path / name)
+
+    ordered = shuffled("a", shuffle="none")
+    assert shuffled("b") != ordered
+    assert sorted(shuffled("b")) == sorted(ordered)
+    assert shuffled("c") == shuffled("b")
+    assert shuffled("d", seed=1) != shuffled("b")
+    if merge:  # over the files
+        first = {tuple(tokens) for tokens in ordered[:90]}
+        of_first_file = [tuple(tokens) in first for tokens in shuffled("b")]
+        assert any(of_first_file[-90:])
+        assert not list((tmp_path / "b").glob("parts"))
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_chunks_are_shuffled(two_files, corpus, tmp_path, merge):
+    common = {"tokenizer": str(corpus / "tokenizer"), "merge": merge}
+    tokenize(two_files, tmp_path / "a", Options(**common, shuffle="none"))
+    tokenize(two_files, tmp_path / "b", Options(**common, shuffle="chunks", chunk_tokens=50))
+    before, after = TokenShards(tmp_path / "a"), TokenShards(tmp_path / "b")
+    content = json.loads((tmp_path / "b" / "corpus.json").read_text())
+    assert after.tokens % 50 == 0
+    assert content["dropped_tokens"] == before.tokens - after.tokens < 100
+    # a document of more than a chunk is no longer in one piece
+    long = max(documents(tmp_path / "a"), key=len)
+    text = " ".join(map(str, after.read(0, after.tokens)))
+    assert len(long) > 200 and " ".join(map(str, long)) not in text
+
+
+def test_files_without_a_chunk_or_a_document(two_files, corpus, tmp_path):
+    write_jsonl(two_files / "2.jsonl", ["too short for a chunk"])
+    (two_files / "3.jsonl").touch()
+    common = {"tokenizer": str(corpus / "tokenizer"), "shuffle": "chunks", "chunk_tokens": 500}
+    for merge in (False, True):
+        tokenize(two_files, tmp_path / str(merge), Options(**common, merge=merge))
+        assert TokenShards(tmp_path / str(merge)).tokens % 500 == 0
+
+
+def test_shards_are_split(two_files, corpus, tmp_path):
+    for merge in (False, True):
+        folder = tmp_path / str(merge)
+        tokenize(
+            two_files, folder, Options(str(corpus / "tokenizer"), merge=merge, shard_tokens=5000)
+        )
+        assert len(list(folder.glob("*.ds"))) > 2
+        TokenShards(folder)
+
+
+# Again, and after a kill
+
+
+def run_script(*args, check=True, **options):
+    command = [sys.executable, str(SCRIPT), *map(str, args)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def many(corpus, tmp_path_factory):
+    """Ten files, enough work to be killed in."""
+    folder = tmp_path_factory.mktemp("many")
+    lines = (corpus / "train.jsonl").read_text().splitlines(keepends=True)
+    for number in range(10):
+        (folder / f"{number}.jsonl").write_text("".join(lines[number::10]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(many, corpus, tmp_path_factory):
+    """Tokenized without a kill."""
+    folder = tmp_path_factory.mktemp("whole") / "tokens"
+    result = run_script(many, folder, "--tokenizer", corpus / "tokenizer", "--workers", "2")
+    content = json.loads((folder / "corpus.json").read_text())
+    assert f"{content['documents']:,} documents, {content['tokens']:,} tokens" in result.stdout
+    assert "tokens/s" in result.stdout
+    assert "10/10" in result.stderr  # progress
+    return folder
+
+
+@pytest.mark.parametrize("whom", ["all", "main process"])
+def test_killed_midway_and_again_gives_the_same_shards(many, whole, corpus, tmp_path, whom):
+    args = ["--tokenizer", corpus / "tokenizer", "--workers", "2"]
+    folder = tmp_path / "killed"
+    completions = folder / "logs" / "tokenize" / "completions"
+    command = [sys.executable, str(SCRIPT), str(many), str(folder), *map(str, args)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and len(list(completions.glob("*"))) < 2:
+        time.sleep(0.01)
+    if whom == "all":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:  # its workers go on until their tasks are done
+        process.kill()
+    process.wait()
+    assert 2 <= len(list(completions.glob("*"))) < 10
+    with pytest.raises(ShardError, match="its tokenization was not finished"):
+        TokenShards(folder)
+    run_script(many, folder, *args)
+    assert files(folder) == files(whole)
+    if whom == "all":  # complete, and refused for other arguments
+        result = run_script(many, folder, *args, "--seed", "1", check=False)
+        assert result.returncode == 1
+        assert (
+            "error: " in result.stderr and "has a corpus with seed = 0, and not 1" in result.stderr
+        )
+
+
+def test_a_task_is_not_run_twice_at_once(two_files, corpus, tmp_path):
+    """As when the workers of a launch that was killed are still at work."""
+    first, _ = prepare_here(two_files, tmp_path / "out", corpus)
+    lock = tmp_path / "out" / "logs" / "tokenize" / "locks" / "00000"
+    lock.parent.mkdir(parents=True)
+    command = "import fcntl, sys; fcntl.flock(f := open(sys.argv[1], 'w'), 2); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", command, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        thread = threading.Thread(target=first.run)
+        thread.start()
+        thread.join(1)
+        assert thread.is_alive() and not list((tmp_path / "out").glob("*.ds"))
+        holder.communicate(b"\n")
+    thread.join(30)
+    assert len(list((tmp_path / "out").glob("*.ds"))) == 2
+
+
+def test_a_launch_killed_at_once_is_begun_again(two_files, corpus, tmp_path):
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    (tmp_path / "out" / "corpus.json.unfinished").write_text("{")
+    tokenize(two_files, tmp_path / "out", Options(str(corpus / "tokenizer")))
+    TokenShards(tmp_path / "out")
+
+
+SBATCH = """#!/bin/sh
+# Runs an array job here and now, as Slurm would later.
+while [ $# -gt 1 ]; do shift; done
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
+for task in $(seq 0 "${last:-0}"); do
+    export SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=here SLURM_JOB_ID=7
+    sh "$1" >> "$SLURM_OUT" 2>&1 || exit 1
+done
+echo "Submitted batch job 7"
+"""
+
+
+def test_slurm_job_arrays(texts, corpus, tmp_path):
+    """Against stand-ins for sbatch, srun and scontrol, which run the jobs at once."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, content in {
+        "sbatch": SBATCH,
+        "srun": '#!/bin/sh\nwhile [ "$1" != launch_pickled_pipeline ]; do shift; done\nexec "$@"\n',
+        "scontrol": "#!/bin/sh\necho here\n",
+    }.items():
+        (tools / name).write_text(content)
+        (tools / name).chmod(0o755)
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(2):
+        write_jsonl(source / f"{number}.jsonl", texts[number::2])
+    scripts = Path(sys.executable).parent
+    environment = os.environ | {
+        "PATH": f"{tools}:{scripts}:{os.environ['PATH']}",
+        "SLURM_OUT": str(tmp_path / "slurm.out"),
+    }
+    args = [source, tmp_path / "out", "--tokenizer", corpus / "tokenizer", "--executor", "slurm"]
+    args += ["--partition", "cpu", "--time", "01:00:00", "--sbatch", "account", "me"]
+    run_script(*args, env=environment)
+    assert sorted(documents(tmp_path / "out")) == sorted(
+        HuggingFaceTokenizer(str(corpus / "tokenizer")).encode(t, add_bos=True, add_eos=True)
+        for t in texts
+    )
+    TokenShards(tmp_path / "out")
+    script = (tmp_path / "out" / "logs" / "tokenize" / "launch_script.slurm").read_text()
+    for line in ("partition=cpu", "time=01:00:00", "account=me", "array=0-1"):
+        assert f"#SBATCH --{line}" in script
+
+
+# Input that cannot be tokenized
+
+
+GOOD = b'{"text": "a"}\n' * 2000
+PARQUET = pa.BufferOutputStream()
+pq.write_table(pa.table({"text": ["a"] * 1000}), PARQUET)
+PARQUET = PARQUET.getvalue().to_pybytes()
+BAD_INPUTS = {  # name and content of a file beside good ones; what is said
+    "no text": (b'{"text": "a"}\n{"content": "b"}\n', r"record 1: no text in its field 'text'"),
+    "text is a number": (b'{"text": 1}\n', r"record 0: no text in its field 'text' .*'text': 1"),
+    "a list": (b'["a"]\n', r"record 0: no text in its field 'text'"),
+    "null": (b"null\n", r"record 0: no text in its field 'text'"),
+    "a line cut off": (GOOD[:-5], r"record 1999: no JSON, unexpected end"),
+    "bytes that are no UTF-8": (b'{"text": "\xff"}\n', r"record 0: no JSON, "),
+    "an empty line": (GOOD + b"\n" + GOOD, r"record 2000: no JSON, "),
+    "zst cut off": (zstandard.compress(GOOD)[:-9], r"cannot be read: OSError"),
+    "zst cut off at the end of a line": (zstandard.compress(GOOD)[:-1], r"cannot be read: OSError"),
+    "gz cut off": (gzip.compress(GOOD)[:-9], r"cannot be read: OSError\('Truncated compressed"),
+    "gz that is none": (GOOD, r"cannot be read: OSError"),
+    "parquet cut off": (PARQUET[:-9], r"cannot be read: ArrowInvalid"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INPUTS)
+def test_damaged_input_ends_the_work_with_its_name(corpus, tmp_path, kind):
+    content, said = BAD_INPUTS[kind]
+    suffix = {"zst": ".jsonl.zst", "gz": ".jsonl.gz", "parquet": ".parquet"}
+    path = tmp_path / f"bad{suffix.get(kind.split()[0], '.jsonl')}"
+    path.write_bytes(content)
+    with pytest.raises(TokenizationError, match=rf"^{path}(, | ){said}"):
+        tokenize(path, tmp_path / "out", Options(str(corpus / "tokenizer")))
+
+
+def test_several_frames_are_all_read(corpus, tmp_path):
+    for suffix, compress in {"zst": zstandard.compress, "gz": gzip.compress}.items():
+        path = tmp_path / f"a.jsonl.{suffix}"
+        path.write_bytes(compress(GOOD) + compress(GOOD))
+        tokenize(path, tmp_path / suffix, Options(str(corpus / "tokenizer")))
+        assert len(documents(tmp_path / suffix)) == 4000
+
+
+def test_inputs_that_are_links(two_files, corpus, tmp_path):
+    """As in the cache of the Hugging Face hub."""
+    blob = (two_files / "0.jsonl").rename(tmp_path / "0123456789abcdef")
+    (two_files / "0.jsonl").symlink_to(blob)
+    tokenize(two_files, tmp_path / "out", Options(str(corpus / "tokenizer")))
+    assert len(list((tmp_path / "out").glob("*.ds"))) == 2
+
+
+def test_inputs_by_url(two_files, corpus, tmp_path):
+    for number, path in enumerate(["", "/*.jsonl", "/0.jsonl"]):
+        folder = tmp_path / str(number)
+        tokenize(f"file://{two_files}{path}", folder, Options(str(corpus / "tokenizer")))
+        assert len(list(folder.glob("*.ds"))) == (1 if path == "/0.jsonl" else 2)
+
+
+def test_nothing_to_read(corpus, tmp_path):
+    options, out = Options(str(corpus / "tokenizer")), tmp_path / "out"
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.csv").touch()
+    for name in (source, "none/train.jsonl", "s.jsonl"):
+        with pytest.raises(TokenizationError, match=r"no such file, and no folder with \.jsonl"):
+            tokenize(name, out, options)
+    write_jsonl(source / "a.jsonl", ["a"])
+    pq.write_table(pa.table({"text": ["a"]}), source / "a.parquet")
+    with pytest.raises(TokenizationError, match=r"one of the two, and found 2 files"):
+        tokenize(source, out, options)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ShardError, match="only empty ones"):
+        tokenize(tmp_path / "empty.jsonl", out, options)
+
+
+def test_an_error_of_a_task_is_that_of_the_command(corpus, tmp_path):
+    (tmp_path / "a.jsonl").write_text("{")
+    result = run_script(
+        tmp_path / "a.jsonl", tmp_path / "out", "--tokenizer", corpus / "tokenizer", check=False
+    )
+    assert result.returncode == 1
+    assert f"error: {tmp_path / 'a.jsonl'}, record 0: no JSON" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_folder_that_holds_something_else(texts, corpus, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    with pytest.raises(TokenizationError, match=r"is not empty and has no corpus\.json"):
+        tokenize(tmp_path / "a.jsonl", tmp_path, Options(str(corpus / "tokenizer")))
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path):
+    with pytest.raises(TokenizationError, match=r"Tokenizer path '/none' does not exist"):
+        tokenize(tmp_path, tmp_path / "out", Options("/none"))

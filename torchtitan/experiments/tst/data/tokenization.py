@@ -1,0 +1,374 @@
+"""Tokenizing a corpus once, with datatrove, to the tokens that upstream's text path would make.
+
+    documents -> tokens, one shard a task -> shuffled in the task -> (all tasks' shards merged into
+    one order) -> ``corpus.json``, which says that the folder is complete
+
+The output folder holds the shards (:mod:`.shards`), ``corpus.json`` and datatrove's ``logs/``.
+Work that was cut short goes on with the tasks that had not ended; a task gives the same shard
+however often it runs.
+"""
+
+import dataclasses
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from glob import has_magic
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import orjson
+import pyarrow as pa
+from datatrove.data import Document
+from datatrove.executor.base import PipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.readers import HuggingFaceDatasetReader, JsonlReader, ParquetReader
+from datatrove.pipeline.readers.base import BaseReader
+from datatrove.pipeline.tokens import DocumentTokenizer, DocumentTokenizerMerger
+from datatrove.utils.stats import MetricStats
+from fsspec.core import url_to_fs
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+from typing_extensions import override
+
+from .datasets import JSONL, PARQUET, data_files
+from .shards import CORPUS_FILE, read_shards
+from .tokenizer_identity import entries, label
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+TOKENIZE = "tokenize"  # the first of two pipelines
+_LOGS, _PARTS, _INPUTS = "logs", "parts", "inputs.txt"
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+
+class TokenizationError(ValueError):
+    """A corpus that cannot be tokenized as asked; the message names what is at fault."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to tokenize: what the shards depend on, beside the text."""
+
+    tokenizer: str
+    """Folder of a Hugging Face tokenizer: what model.hf_assets_path of the runs will be."""
+
+    text_key: str = "text"
+    """Field of a record that holds the text."""
+
+    hub_config: str | None = None
+    """Of a dataset on the hub: its configuration, such as en."""
+
+    hub_split: str = "train"
+    """Of a dataset on the hub: its split."""
+
+    shuffle: Literal["none", "documents", "chunks"] = "documents"
+    """
+    Order of the tokens in a shard: 'none', as they come; 'documents' in random order; 'chunks':
+    documents in random order, cut into chunks of `chunk_tokens`, these in random order. A small run
+    is hurt if one long document fills a batch, which 'chunks' prevents.
+    """
+
+    chunk_tokens: int = 8192
+    """Tokens of a chunk. What is left over at the end of a task is dropped."""
+
+    merge: bool = False
+    """
+    Merge the shards of all tasks into one random order, in a single process that writes all tokens
+    once more. For a corpus whose files differ, such as one file a crawl: shards are read in order.
+    """
+
+    seed: int = 0
+    """Of the random orders."""
+
+    tasks: int | None = None
+    """Parts of the work. By default one for each input file, and one for a dataset on the hub."""
+
+    shard_tokens: int | None = None
+    """Begin another shard after that many tokens, when shuffling or merging. By default never."""
+
+
+class UpstreamTokenizer(DocumentTokenizer):
+    """Datatrove's tokenizing step with upstream's BOS and EOS."""
+
+    name = "Tokens of upstream's text path"
+
+    def __init__(self, folder: Path, options: Options):
+        assets = HuggingFaceTokenizer(options.tokenizer)
+        super().__init__(
+            str(folder),
+            tokenizer_name_or_path=label(Path(options.tokenizer).name, assets),
+            shuffle_documents=options.shuffle != "none",
+            shuffle_chunk_size=options.chunk_tokens if options.shuffle == "chunks" else None,
+            max_tokens_per_file=None if options.merge else options.shard_tokens,
+            seed=options.seed,
+            batch_size=1000,
+        )
+        self.assets_path = options.tokenizer
+
+    @cached_property
+    @override
+    def tokenizer(self) -> "_Encoder":
+        return _Encoder(HuggingFaceTokenizer(self.assets_path))
+
+    @cached_property
+    @override
+    def token_size(self) -> int:
+        return 2 if entries(self.tokenizer.upstream) <= 2**16 else 4
+
+
+class _Encoder:
+    """The part of a ``tokenizers.Tokenizer`` that datatrove uses, after upstream's rules."""
+
+    def __init__(self, upstream: HuggingFaceTokenizer):
+        self.upstream = upstream
+        adds_bos = upstream.bos_id is not None and not upstream.hf_adds_bos
+        adds_eos = upstream.eos_id is not None and not upstream.hf_adds_eos
+        self.before = [upstream.bos_id] if adds_bos else []
+        self.after = [upstream.eos_id] if adds_eos else []
+
+    def encode_batch(self, texts: list[str]) -> list[SimpleNamespace]:
+        """Tokens of each text, as ``upstream.encode(text, add_bos=True, add_eos=True)``."""
+        encode = self.upstream.tokenizer
+        if encode.padding:  # to the longest of a batch
+            encodings: Iterable = map(encode.encode, texts)
+        else:
+            encodings = encode.encode_batch_fast(texts)
+        return [SimpleNamespace(ids=self.before + each.ids + self.after) for each in encodings]
+
+
+class _Records:
+    """A datatrove reader of files that leaves nothing out: what it cannot read ends the work."""
+
+    def read_file(self, filepath: str) -> Iterator[Document]:
+        """Datatrove's hook; any error names the file."""
+        try:
+            yield from super().read_file(filepath)  # type: ignore[misc]
+        except TokenizationError:
+            raise
+        except Exception as error:
+            path = _full_path(self, filepath)
+            raise TokenizationError(f"{path} cannot be read: {error!r}") from error
+
+
+def _full_path(reader: Any, filepath: str) -> str:
+    path = reader.data_folder.resolve_paths(filepath)
+    return path.removeprefix("/") if path.startswith("//") else path
+
+
+class _ParquetRecords(_Records, ParquetReader):
+    pass
+
+
+class _JsonLines(JsonlReader):
+    """Datatrove's own skips lines that are no JSON, and what a cut-off file lacks."""
+
+    @override
+    def read_file(self, filepath: str) -> Iterator[Document]:
+        compression = _COMPRESSIONS.get(Path(filepath).suffix)
+        with self.data_folder.open(filepath, "rb") as raw:
+            stream = pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression)
+            for number, line in enumerate(io.BufferedReader(stream)):
+                try:
+                    record = orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise TokenizationError(
+                        f"{_full_path(self, filepath)}, record {number}: no JSON, {error}"
+                    ) from error
+                if document := self.get_document_from_dict(record, filepath, number):
+                    yield document
+
+
+class _JsonRecords(_Records, _JsonLines):
+    pass
+
+
+class _Finish(PipelineStep):
+    """Merge if asked to, check the shards, and write ``corpus.json``."""
+
+    name = "Finish"
+
+    def __init__(self, folder: Path, merger: DocumentTokenizerMerger | None):
+        super().__init__()
+        self.folder, self.merger = folder, merger
+
+    @override
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        content = read_corpus_file(self.folder)
+        if content["complete"]:  # run again, such as by a cluster
+            return
+        if self.merger:
+            _drop_empty(self.folder / _PARTS)
+            self.merger.run()
+        shards = {shard.path.name: shard.tokens for shard in read_shards(self.folder)}
+        counted = _count(self.folder / _LOGS / TOKENIZE / "stats")
+        tokens = sum(shards.values())
+        content |= {
+            "complete": True,
+            "documents": counted.n,
+            "tokens": tokens,
+            "dropped_tokens": int(counted.total) - tokens,
+            "shards": shards,
+        }
+        _write_corpus_file(self.folder, content)
+        shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+
+
+def _drop_empty(parts: Path) -> None:
+    """Remove shards without tokens, which datatrove's merger does not understand."""
+    kept = {shard.path for shard in read_shards(parts)}
+    for path in set(parts.glob("*.ds")) - kept:
+        for file in parts.glob(f"{path.name}*"):
+            file.unlink()
+
+
+def _count(stats: Path) -> MetricStats:
+    """Tokens and documents (``n``) of all tasks, from datatrove's statistics."""
+    counted = MetricStats()
+    for file in stats.glob("*.json"):
+        for step in json.loads(file.read_text()):
+            if tokens := step["stats"].get("tokens"):
+                counted += MetricStats.from_dict(tokens)
+    return counted
+
+
+def read_corpus_file(folder: Path) -> dict[str, Any]:
+    """What ``corpus.json`` says; nothing if it is not there."""
+    path = folder / CORPUS_FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write_corpus_file(folder: Path, content: dict[str, Any]) -> None:
+    unfinished = folder / f"{CORPUS_FILE}.unfinished"
+    unfinished.write_text(json.dumps(content, indent=2))
+    unfinished.rename(folder / CORPUS_FILE)
+
+
+def prepare(
+    source: str, folder: Path, options: Options, make_executor: "MakeExecutor"
+) -> list[PipelineExecutor]:
+    """What is left of the work to tokenize a corpus: to be ``run()`` one after the other.
+
+    Args:
+        source: JSON lines or Parquet: a file, a folder, a pattern, a URL; or a dataset on the hub.
+        folder: for the shards, an absolute path.
+        options: how to tokenize.
+        make_executor: called with a pipeline step or two, their name, the number of tasks and the
+            folder for the logs.
+
+    Raises:
+        TokenizationError: if there is nothing to read, or the folder has another corpus.
+    """
+    _begin(source, folder, options)
+    content = read_corpus_file(folder)
+    parts = folder / _PARTS
+    if content["complete"]:
+        shutil.rmtree(parts, ignore_errors=True)  # if it was killed meanwhile
+        return []
+    steps = [
+        _reader(source, folder, options),
+        UpstreamTokenizer(parts if options.merge else folder, options),
+    ]
+    finish = _Finish(folder, _merger(parts, folder, options) if options.merge else None)
+    tasks, logs = content["settings"]["tasks"], folder / _LOGS
+    return [
+        make_executor(steps, TOKENIZE, tasks, logs / TOKENIZE),
+        make_executor([finish], "finish", 1, logs / "finish"),
+    ]
+
+
+MakeExecutor = Callable[[list[PipelineStep], str, int, Path], PipelineExecutor]
+
+
+def _begin(source: str, folder: Path, options: Options) -> None:
+    """Write ``corpus.json`` and the list of inputs, which later launches keep to."""
+    try:
+        tokenizer = HuggingFaceTokenizer(options.tokenizer)
+    except FileNotFoundError as error:
+        raise TokenizationError(f"tokenizer = {options.tokenizer!r}: {error}") from None
+    settings = {"source": source} | dataclasses.asdict(options)
+    settings["tokenizer"] = label(Path(options.tokenizer).name, tokenizer)
+    if content := read_corpus_file(folder):
+        for key, value in content["settings"].items():
+            if settings[key] != value and (key, settings[key]) != ("tasks", None):
+                raise TokenizationError(
+                    f"{folder} has a corpus with {key} = {value!r}, and not {settings[key]!r}: "
+                    "choose another folder, or remove this one"
+                )
+        return
+    began = {_LOGS, f"{CORPUS_FILE}.unfinished"}  # by a launch that was killed at once
+    if folder.exists() and {path.name for path in folder.iterdir()} - began:
+        raise TokenizationError(f"{folder} is not empty and has no {CORPUS_FILE}")
+    files = [] if _is_hub_name(source) else _list_files(source)
+    settings["tasks"] = options.tasks or len(files) or 1
+    (folder / _LOGS).mkdir(parents=True, exist_ok=True)
+    (folder / _LOGS / _INPUTS).write_text("".join(f"{file}\n" for file in files))
+    _write_corpus_file(folder, {"complete": False, "settings": settings, "shards": {}})
+
+
+def _is_hub_name(source: str) -> bool:
+    is_file = source.endswith(JSONL + PARQUET) or Path(source).exists()
+    return bool(_HUB_NAME.fullmatch(source)) and not is_file
+
+
+def _list_files(source: str) -> list[str]:
+    """Paths from the root of the source's file system."""
+    if "://" in source:
+        fs, path = url_to_fs(source)
+        found = fs.glob(path) if has_magic(path) else [path] if fs.isfile(path) else fs.find(path)
+        files = sorted(file for file in found if file.endswith(JSONL + PARQUET))
+    else:
+        try:
+            files = [str(Path(file).absolute()) for file in data_files(source, JSONL + PARQUET)]
+        except FileNotFoundError as error:
+            raise TokenizationError(f"{source}: {error}") from None
+    if not files or len({file.endswith(PARQUET) for file in files}) > 1:
+        raise TokenizationError(
+            f"{source}: expected JSON lines ({', '.join(JSONL)}) or Parquet ({PARQUET[0]}), one of "
+            f"the two, and found {len(files)} files"
+        )
+    return [file.removeprefix("/") for file in files]
+
+
+def _reader(source: str, folder: Path, options: Options) -> BaseReader:
+    common: dict[str, Any] = {"text_key": options.text_key, "adapter": _text_only}
+    if _is_hub_name(source):
+        dataset = {"name": options.hub_config, "split": options.hub_split}
+        return HuggingFaceDatasetReader(source, dataset, streaming=True, **common)
+    inputs = folder / _LOGS / _INPUTS
+    common["paths_file"] = str(inputs)
+    fs = url_to_fs(source)[0]
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    root = (fs.root_marker or f"{protocol}://", fs)
+    if inputs.read_text().split("\n")[0].endswith(PARQUET):
+        return _ParquetRecords(root, read_metadata=False, id_key=options.text_key, **common)
+    return _JsonRecords(root, **common)
+
+
+def _text_only(
+    reader: BaseReader, record: dict[str, Any], path: str, number: int | str
+) -> dict[str, Any]:
+    """A datatrove adapter; an empty text is left out by datatrove."""
+    text = record.get(reader.text_key) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        if hasattr(reader, "data_folder"):
+            path = _full_path(reader, path)
+        raise TokenizationError(
+            f"{path}, record {number}: no text in its field {reader.text_key!r} (text_key); it is "
+            f"{str(record)[:200]}"
+        )
+    return {"text": text, "id": f"{path}/{number}"}
+
+
+def _merger(parts: Path, folder: Path, options: Options) -> DocumentTokenizerMerger:
+    return DocumentTokenizerMerger(
+        str(parts),
+        str(folder),
+        save_filename="merged",
+        max_tokens_per_file=options.shard_tokens or -1,
+        shuffle=options.shuffle != "none",
+        shuffle_chunk_size=options.chunk_tokens if options.shuffle == "chunks" else None,
+        seed=options.seed,
+    )
