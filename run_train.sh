@@ -37,6 +37,10 @@ if [[ $CONFIG_FILE == "$DEMO"/* ]]; then # 64 sequences a step, on however many 
 fi
 if grep -qs outputs/demo/corpus "$CONFIG_FILE"; then
     python scripts/make_demo_corpus.py outputs/demo/corpus
+    if ! grep -qs '"complete": true' outputs/demo/corpus/tokens/corpus.json; then
+        python scripts/tokenize_corpus.py outputs/demo/corpus/train.jsonl \
+            outputs/demo/corpus/tokens --tokenizer outputs/demo/corpus/tokenizer
+    fi
 fi
 
 if [[ -n $COMM_MODE ]]; then

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -10,14 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchtitan.hf_datasets.text_datasets import DATASETS
 
 from conftest import ROOT, run_again_if_aborted
 from torchtitan.experiments.tst.job_config import (
     Resilience,
     Superposition,
     SuperpositionConfigManager,
+    TokenShards,
     build_schedule,
 )
+from torchtitan.experiments.tst.metrics import read_metrics
 
 README = (ROOT / "README.md").read_text()
 SHORT = ["--training.steps=12", "--validation.freq=6", "--metrics.log_freq=2"]
@@ -64,6 +68,8 @@ def demo(shell):
     run = shell("./run_train.sh", *SHORT, dump_folder="tst")
     assert (run / "loss.png").stat().st_size > 10_000
     assert (run / "checkpoint" / "step-4").is_dir()  # the boundary: 0.3 of 12 steps
+    waiting = {line["step"]: line.get("time_metrics/data_loading(%)") for line in read_metrics(run)}
+    assert waiting[4] < 5, "tokenizing took 10 % of the time, shards take about 0.1 %"
     shell("./run_train.sh", *SHORT, dump_folder="tst")  # again: it is finished already
 
 
@@ -103,6 +109,10 @@ def benchmark(shell):
     )
 
 
+def benchmark_data(shell):
+    shell("python scripts/benchmark_data.py --rounds 1 --seconds 0.1 --tokens 3000000")
+
+
 # What stands in the README, and how it is tried here; in this order.
 TRIED = {
     "./run_train.sh": demo,
@@ -115,6 +125,7 @@ TRIED = {
     "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml "
     "./run_train.sh": dry_run,
     "python scripts/benchmark_step.py --job.config_file train_configs/demo/tst.toml": benchmark,
+    "python scripts/benchmark_data.py": benchmark_data,
     "scripts/test.sh": lambda shell: shell("scripts/test.sh --version"),
 }
 TRIED_ELSEWHERE = {
@@ -123,6 +134,8 @@ TRIED_ELSEWHERE = {
     "--job.config_file job.toml": "test_parity.py",
     "python -m torchtitan.experiments.tst.device torchtitan.train": "test_parity.py",
     "python -m torchtitan.train": "upstream's",
+    "python scripts/tokenize_corpus.py SOURCE FOLDER "
+    "--tokenizer assets/hf/Llama-3.1-8B": "data/test_tokenization.py",
     "scripts/lint.sh": ".ci/run",
     "scripts/test.sh -m slow": "the command itself",
     "scripts/test.sh -m gpu": "the command itself",
@@ -155,24 +168,49 @@ def test_reading_order_names_files_that_exist():
     section = README.partition("## Reading order")[2]
     package = ROOT / "torchtitan/experiments/tst"
     for name in re.findall(r"`([\w/]+\.py)`", section):
-        folders = (ROOT, package, package / "core", package / "checkpoint")
+        folders = (ROOT, package, *(package / name for name in ("core", "checkpoint", "data")))
         assert any((folder / name).exists() for folder in folders), name
 
 
 def test_the_table_has_the_configs_keys():
-    checkpoints = (ROOT / "docs/checkpoints.md").read_text()
-    for text, section in [(README, Superposition), (checkpoints, Resilience)]:
-        name = section.__name__.lower()
+    checkpoints, data = ((ROOT / f"docs/{name}.md").read_text() for name in ("checkpoints", "data"))
+    documents = {
+        "superposition": (README, Superposition),
+        "resilience": (checkpoints, Resilience),
+        "token_shards": (data, TokenShards),
+    }
+    for name, (text, section) in documents.items():
         table = text.partition(f"| key of `[{name}]`")[2].partition("\n\n")[0]
         keys = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
         assert keys == [f.name for f in fields(section)]
 
 
+def config_of(toml, tmp_path):
+    (tmp_path / "job.toml").write_text(toml)
+    return SuperpositionConfigManager().parse_args([f"--job.config_file={tmp_path / 'job.toml'}"])
+
+
 def test_the_toml_is_a_config(tmp_path):
     (toml,) = blocks("toml")
-    (tmp_path / "job.toml").write_text(toml)
-    config = SuperpositionConfigManager().parse_args([f"--job.config_file={tmp_path / 'job.toml'}"])
-    assert build_schedule(config).enabled
+    assert build_schedule(config_of(toml, tmp_path)).enabled
+
+
+def test_the_documents_of_data_are_true(tmp_path):
+    text = (ROOT / "docs/data.md").read_text()
+    one, mixture = (
+        config_of(toml, tmp_path) for toml in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    )
+    assert one.training.dataset == mixture.training.dataset == "token_shards"
+    assert mixture.token_shards.weights == [0.5, 0.5]
+    table = text.partition("| `training.dataset` |")[2]
+    names = re.findall(
+        r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines()[2:] if "|" in line)
+    )
+    assert {*names, "c4_test"} == set(DATASETS)
+    command = [sys.executable, "scripts/tokenize_corpus.py", "--help"]
+    options = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    for option in re.findall(r"--[\w-]+", text.partition("## Train")[0]):
+        assert option in options
 
 
 def test_the_python_runs():
