@@ -29,6 +29,7 @@ from typing import Any
 
 INTERVAL = 4  # steps from checkpoint to checkpoint
 LAUNCH_SECONDS = 8.0  # about as long as it takes until the first step
+DATASETS = {"jsonl": "train.jsonl", "token_shards": "tokens"}  # and where in the corpus
 MOMENTS = ("step", "save", "boundary", "start")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,6 +43,10 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
         from make_demo_corpus import make_corpus, read_sources
 
         make_corpus(corpus, list(read_sources())[:300])
+    if options.dataset == "token_shards" and not (corpus / "tokens").exists():
+        source, tokenizer = corpus / "train.jsonl", corpus / "tokenizer"
+        script = [sys.executable, ROOT / "scripts" / "tokenize_corpus.py"]
+        subprocess.run([*script, source, corpus / "tokens", "--tokenizer", tokenizer], check=True)
     chance = random.Random(options.seed)
     undisturbed = options.folder / "undisturbed"
     shutil.rmtree(undisturbed, ignore_errors=True)
@@ -81,6 +86,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of a run (default: enough for its faults)")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--async-mode", default="disabled", help="of the checkpoints")
+    parser.add_argument("--dataset", choices=DATASETS, default="jsonl")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read the data")
     parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and targets")
     parser.add_argument("--corpus", type=Path, help="made by make_demo_corpus.py")
@@ -102,8 +109,10 @@ def launch(folder: Path, corpus: Path, options: argparse.Namespace) -> subproces
         "model.hf_assets_path": corpus / "tokenizer",
         "superposition.bag_size": 4,
         "superposition.steps": options.boundary,
-        "training.dataset": "jsonl",
-        "training.dataset_path": corpus / "train.jsonl",
+        "training.dataset": options.dataset,
+        "training.dataset_path": corpus
+        / ("train.jsonl" if options.dataset == "jsonl" else "tokens"),
+        "training.dataloader.num_workers": options.workers,
         "training.seq_len": 32,
         "training.local_batch_size": 4,
         "training.steps": options.steps,

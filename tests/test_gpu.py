@@ -7,6 +7,7 @@ import torch
 
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.core import LOSSES, BagLoss
+from torchtitan.experiments.tst.data.shards_loader import ShardsDataloader
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS
 
 pytestmark = pytest.mark.gpu
@@ -61,3 +62,15 @@ def test_resume_at_the_boundary(train, tmp_path, mode):
     shutil.copytree(source, tmp_path / "run/checkpoint/step-10")
     resumed = [line[TRAINING_LOSS] for line in train(*args)]
     assert resumed == pytest.approx(losses[10:], rel=1e-3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_of_token_shards_are_pinned(make_config, tokens, workers):
+    config = make_config(
+        "--training.dataset=token_shards",
+        f"--training.dataset_path={tokens}",
+        "--training.dataloader.pin_memory",
+        f"--training.dataloader.num_workers={workers}",
+    )
+    inputs, labels = next(iter(ShardsDataloader(1, 0, None, config)))
+    assert inputs["input"].is_pinned() and labels.is_pinned()

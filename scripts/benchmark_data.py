@@ -1,0 +1,167 @@
+"""Measure how many data tokens per second one core can feed to training.
+
+On-the-fly tokenization, the token-shard loader alone, and the loader through the whole training
+iterator (batches, folding, transfer to the device), in turn in one process on one core. The text is
+the demo's corpus, made if need be; the shards are its tokens over and over, 4 bytes each as with a
+vocabulary of 128,256, in a temporary folder. Medians of interleaved rounds.
+
+    python scripts/benchmark_data.py
+"""
+
+import argparse
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from datatrove.pipeline.tokens.tokenizer import TokenizedFile
+
+from torchtitan.experiments.tst.device import enable_cpu_if_alone
+
+enable_cpu_if_alone()
+
+from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer  # noqa: E402
+from torchtitan.tools.utils import device_module  # noqa: E402
+
+from make_demo_corpus import make_corpus, read_sources  # noqa: E402
+from torchtitan.experiments.tst import models  # noqa: E402, F401
+from torchtitan.experiments.tst.core import Phase  # noqa: E402
+from torchtitan.experiments.tst.data import tokenizer_identity  # noqa: E402
+from torchtitan.experiments.tst.data.build import build_dataloader  # noqa: E402
+from torchtitan.experiments.tst.job_config import (  # noqa: E402
+    JobConfig,
+    SuperpositionConfigManager,
+)
+from torchtitan.experiments.tst.trainer import SuperpositionTrainer  # noqa: E402
+
+SEQ_LEN, BATCH = 2048, 8
+TARGET = 20e6  # tokens per second and process: ten times the hardest rate of the paper's Table 1
+
+
+def write_shard(folder: Path, documents: Iterable[np.ndarray], tokenizer: BaseTokenizer) -> None:
+    """A folder with one shard, written by datatrove."""
+    file = TokenizedFile(
+        str(folder),
+        "00000.ds",
+        tokenizer_name_or_path=tokenizer_identity.label("demo", tokenizer),
+        save_final_metadata=True,
+        token_size=4,
+    )
+    for document in documents:
+        file.write_bytes(document.astype("<u4").tobytes())
+    file.close()
+
+
+def config(corpus: Path, bag_size: int, *args: str) -> JobConfig:
+    """A job that is in superposition throughout; with bag size 1, in recovery."""
+    return SuperpositionConfigManager().parse_args(
+        [
+            "--model.flavor=demo",
+            f"--model.hf_assets_path={corpus / 'tokenizer'}",
+            f"--training.seq_len={SEQ_LEN}",
+            f"--training.local_batch_size={BATCH}",
+            "--training.steps=1000000",
+            f"--superposition.bag_size={bag_size}",
+            f"--superposition.steps={0 if bag_size == 1 else 999_999}",
+            f"--job.dump_folder={corpus.parent / 'run'}",
+            *args,
+        ]
+    )
+
+
+def loader_batches(job_config: JobConfig, tokenizer: HuggingFaceTokenizer) -> Iterator[int]:
+    """Data tokens of each batch that the loader gives."""
+    loader = build_dataloader(1, 0, tokenizer, job_config)
+    for _, labels in loader:
+        yield labels.numel()
+
+
+def trainer_batches(job_config: JobConfig) -> Iterator[int]:
+    """Data tokens of each step's batch, on the device and folded for its phase."""
+    trainer = SuperpositionTrainer(job_config)
+    batches = trainer.batch_generator(trainer.dataloader)
+    trainer.step = 1
+    while True:
+        if trainer.schedule.phase(trainer.step) is Phase.SUPERPOSITION:
+            ((inputs, labels),) = trainer.fold_step(batches)
+        else:
+            inputs, labels = next(batches)
+        inputs["input"].to(trainer.device)
+        labels.to(trainer.device)
+        device_module.synchronize()
+        yield inputs["input"].numel()
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0"}
+    for name, value in {"MASTER_ADDR": "localhost", **environment}.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def rate(batches: Iterator[int], seconds: float) -> float:
+    """Data tokens per second."""
+    begin, tokens = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - begin) < seconds:
+        tokens += next(batches)
+    return tokens / elapsed
+
+
+def compare(
+    bag_size: int, corpus: Path, shards: Path, rounds: int, seconds: float
+) -> dict[str, float]:
+    """Medians of each way, for one bag size."""
+    tokenizer = HuggingFaceTokenizer(str(corpus / "tokenizer"))
+    text = ("--training.dataset=jsonl", f"--training.dataset_path={corpus / 'train.jsonl'}")
+    tokens = ("--training.dataset=token_shards", f"--training.dataset_path={shards}")
+    with one_process():
+        ways = {
+            "tokenizing on the fly": loader_batches(config(corpus, bag_size, *text), tokenizer),
+            "shard loader": loader_batches(config(corpus, bag_size, *tokens), tokenizer),
+            "training iterator": trainer_batches(config(corpus, bag_size, *tokens)),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for batches in ways.values():
+            rate(batches, seconds / 2)  # warm-up
+        for _ in range(rounds):
+            for name in random.sample(list(ways), len(ways)):  # none always after the same other
+                rates[name].append(rate(ways[name], seconds))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2, help="of a round, for each way")
+    parser.add_argument("--tokens", type=int, default=500_000_000, help="in the shards")
+    args = parser.parse_args()
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, shards = Path(folder, "corpus"), Path(folder, "shards")
+        make_corpus(corpus, list(read_sources()))
+        tokenizer = HuggingFaceTokenizer(str(corpus / "tokenizer"))
+        text = (corpus / "train.jsonl").read_text()[:4_000_000]
+        document = np.array(tokenizer.encode(text))
+        write_shard(shards, [document] * (args.tokens // len(document)), tokenizer)
+        print(f"{'':24}" + "".join(f"{'s = ' + str(s):>12}" for s in (1, 6, 16)))
+        results = [compare(s, corpus, shards, args.rounds, args.seconds) for s in (1, 6, 16)]
+    for way in results[0]:
+        cells = "".join(f"{result[way] / 1e6:11.2f}M" for result in results)
+        print(f"{way:24}{cells}  tokens/s (median of {args.rounds})")
+    slowest = min(result["training iterator"] for result in results)
+    print(f"slowest training iterator: {slowest / TARGET:.1f} times the target of 20M tokens/s")
+
+
+if __name__ == "__main__":
+    main()
