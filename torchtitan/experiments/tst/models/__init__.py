@@ -15,6 +15,36 @@ llama3_args["demo"] = TransformerModelArgs(
     dim=64, n_layers=2, n_heads=4, vocab_size=1024, multiple_of=64
 )
 
+# The paper's dense models: the shapes of SmolLM2-135M, SmolLM2-360M and SmolLM3-3B in Llama 3's
+# code, with its vocabulary and untied embeddings. RoPE's theta is not printed: this is Llama 3's.
+_LLAMA3 = TransformerModelArgs(vocab_size=128_256, rope_theta=500_000)
+llama3_args |= {
+    "270M": dataclasses.replace(_LLAMA3, dim=576, n_layers=30, n_heads=9, n_kv_heads=3),
+    "600M": dataclasses.replace(_LLAMA3, dim=960, n_layers=32, n_heads=15, n_kv_heads=5),
+    "3B": dataclasses.replace(
+        _LLAMA3, dim=2048, n_layers=36, n_heads=16, n_kv_heads=4, ffn_dim_multiplier=2.0
+    ),
+}
+
+# The paper's mixture of experts is of the Qwen3 family; its shape is not printed. This one is our
+# reconstruction, after Qwen3-30B-A3B: 10.10B parameters, of which a token uses 1.04B.
+qwen3_args["10B-A1B"] = Qwen3ModelArgs(
+    dim=1024,
+    n_layers=24,
+    n_heads=16,
+    n_kv_heads=4,
+    moe_enabled=True,
+    moe_inter_dim=1024,
+    moe_args=MoEArgs(
+        num_experts=128,
+        num_shared_experts=0,
+        top_k=8,
+        score_func="softmax",
+        route_norm=True,
+        score_before_experts=False,
+    ),
+)
+
 # Qwen3's small enough for CPU. Upstream's debugmodel_moe takes minutes a step there, and its
 # debugmodel ties embedding and LM head, which torch 2.13 refuses to shard as upstream asks it to.
 _QWEN3_TINY = Qwen3ModelArgs(
