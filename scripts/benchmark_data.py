@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ enable_cpu_if_alone()
 from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer  # noqa: E402
 from torchtitan.tools.utils import device_module  # noqa: E402
 
+from benchmark_step import be_the_only_process  # noqa: E402
 from make_demo_corpus import make_corpus, read_sources  # noqa: E402
 from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.core import Phase  # noqa: E402
@@ -98,17 +98,6 @@ def trainer_batches(job_config: JobConfig) -> Iterator[int]:
         yield inputs["input"].numel()
 
 
-@contextmanager
-def one_process() -> Iterator[None]:
-    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0"}
-    for name, value in {"MASTER_ADDR": "localhost", **environment}.items():
-        os.environ.setdefault(name, value)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def rate(batches: Iterator[int], seconds: float) -> float:
     """Data tokens per second."""
     begin, tokens = time.perf_counter(), 0
@@ -124,18 +113,18 @@ def compare(
     tokenizer = HuggingFaceTokenizer(str(corpus / "tokenizer"))
     text = ("--training.dataset=jsonl", f"--training.dataset_path={corpus / 'train.jsonl'}")
     tokens = ("--training.dataset=token_shards", f"--training.dataset_path={shards}")
-    with one_process():
-        ways = {
-            "tokenizing on the fly": loader_batches(config(corpus, bag_size, *text), tokenizer),
-            "shard loader": loader_batches(config(corpus, bag_size, *tokens), tokenizer),
-            "training iterator": trainer_batches(config(corpus, bag_size, *tokens)),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for batches in ways.values():
-            rate(batches, seconds / 2)  # warm-up
-        for _ in range(rounds):
-            for name in random.sample(list(ways), len(ways)):  # none always after the same other
-                rates[name].append(rate(ways[name], seconds))
+    ways = {
+        "tokenizing on the fly": loader_batches(config(corpus, bag_size, *text), tokenizer),
+        "shard loader": loader_batches(config(corpus, bag_size, *tokens), tokenizer),
+        "training iterator": trainer_batches(config(corpus, bag_size, *tokens)),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for batches in ways.values():
+        rate(batches, seconds / 2)  # warm-up
+    for _ in range(rounds):
+        for name in random.sample(list(ways), len(ways)):  # none always after the same other
+            rates[name].append(rate(ways[name], seconds))
+    torch.distributed.destroy_process_group()
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
@@ -147,6 +136,7 @@ def main() -> None:
     args = parser.parse_args()
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     torch.set_num_threads(1)
+    be_the_only_process()
     with tempfile.TemporaryDirectory() as folder:
         corpus, shards = Path(folder, "corpus"), Path(folder, "shards")
         make_corpus(corpus, list(read_sources()))

@@ -73,10 +73,8 @@ def seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=60)
-    args, job_args = parser.parse_known_args()
+def be_the_only_process() -> None:
+    """The environment of a launch with one process, where ``torchrun`` has not set it."""
     environment = {
         "RANK": "0",
         "LOCAL_RANK": "0",
@@ -86,6 +84,13 @@ def main() -> None:
     }
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    args, job_args = parser.parse_known_args()
+    be_the_only_process()
     config = SuperpositionConfigManager().parse_args(job_args)
     # upstream's step waits for its metrics; a plain loop has none
     config.checkpoint.enable = config.validation.enable = config.metrics.enable_tensorboard = False

@@ -110,8 +110,7 @@ def launch(folder: Path, corpus: Path, options: argparse.Namespace) -> subproces
         "superposition.bag_size": 4,
         "superposition.steps": options.boundary,
         "training.dataset": options.dataset,
-        "training.dataset_path": corpus
-        / ("train.jsonl" if options.dataset == "jsonl" else "tokens"),
+        "training.dataset_path": corpus / DATASETS[options.dataset],
         "training.dataloader.num_workers": options.workers,
         "training.seq_len": 32,
         "training.local_batch_size": 4,

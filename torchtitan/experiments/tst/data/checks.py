@@ -138,9 +138,10 @@ def _check_token_shards(
         if section.paths:
             raise ConfigError("token_shards.paths", section.paths, str(error)) from error
         raise ConfigError("training.dataset_path", path, str(error)) from error
-    shape = schedule.batch_shape(1, 1, job_config.training.seq_len)
-    windows = shape.sequences * global_batch_size(job_config, dp_degree)
-    if len(mixture.take(mixture.start(), windows, shape.data_tokens + 1)[0]) < windows:
+    batch_size = global_batch_size(job_config, dp_degree)
+    shape = schedule.batch_shape(1, batch_size, job_config.training.seq_len)  # of all ranks
+    windows, _ = mixture.take(mixture.start(), shape.sequences, shape.data_tokens + 1)
+    if len(windows) < shape.sequences:
         raise ConfigError(
             "token_shards.at_end", section.at_end, "there are too few tokens for the first step"
         )

@@ -26,6 +26,15 @@ llama3_args |= {
     ),
 }
 
+_QWEN3_EXPERTS = MoEArgs(
+    num_experts=128,
+    num_shared_experts=0,
+    top_k=8,
+    score_func="softmax",
+    route_norm=True,
+    score_before_experts=False,
+)
+
 # The paper's mixture of experts is of the Qwen3 family; its shape is not printed. This one is our
 # reconstruction, after Qwen3-30B-A3B: 10.10B parameters, of which a token uses 1.04B.
 qwen3_args["10B-A1B"] = Qwen3ModelArgs(
@@ -35,14 +44,7 @@ qwen3_args["10B-A1B"] = Qwen3ModelArgs(
     n_kv_heads=4,
     moe_enabled=True,
     moe_inter_dim=1024,
-    moe_args=MoEArgs(
-        num_experts=128,
-        num_shared_experts=0,
-        top_k=8,
-        score_func="softmax",
-        route_norm=True,
-        score_before_experts=False,
-    ),
+    moe_args=_QWEN3_EXPERTS,
 )
 
 # Qwen3's small enough for CPU. Upstream's debugmodel_moe takes minutes a step there, and its
@@ -61,13 +63,5 @@ qwen3_args["debugmodel_moe_tiny"] = dataclasses.replace(
     _QWEN3_TINY,
     moe_enabled=True,
     moe_inter_dim=64,
-    moe_args=MoEArgs(
-        num_experts=4,
-        num_shared_experts=0,
-        top_k=2,
-        score_func="softmax",
-        route_norm=True,
-        score_before_experts=False,
-        use_grouped_mm=False,
-    ),
+    moe_args=dataclasses.replace(_QWEN3_EXPERTS, num_experts=4, top_k=2, use_grouped_mm=False),
 )
