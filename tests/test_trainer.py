@@ -251,6 +251,16 @@ def test_resume_is_exact_on_both_sides_of_the_boundary(saved_run, train, tmp_pat
         assert column(resumed, key) == column(lines, key)[step:]
 
 
+def test_a_job_may_end_at_the_boundary_and_another_go_on(saved_run, train, tmp_path):
+    lines, _ = saved_run
+    last = "--checkpoint.interval=100"  # but for the boundary and the end
+    first = train(*ON, *SAVE, last, "--superposition.stop_at_boundary")
+    again = train(*ON, *SAVE, last, "--superposition.stop_at_boundary")  # as if queued again
+    assert column(again, "step") == column(first, "step") == list(range(1, BOUNDARY + 1))
+    assert complete_steps(tmp_path / "run" / "checkpoint") == [BOUNDARY]
+    assert column(train(*ON, *SAVE, last)) == column(lines)
+
+
 @pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
 @pytest.mark.parametrize("key", ["scale=sequence", "scale=batch", "mode=output"])
 def test_tokens_read_are_the_datasets_own_without_gap_or_repeat(

@@ -5,7 +5,6 @@ It runs before a process group or a device is touched.
 
 import importlib
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,11 @@ from .job_config import (
     boundary_step,
     build_schedule,
     check_sections,
+    dp_degree,
+    ranks_of_layout,
     resilience_section,
     superposition_section,
 )
-
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
 
 
 def check_job(job_config: UpstreamJobConfig) -> None:
@@ -42,6 +41,34 @@ def check_job(job_config: UpstreamJobConfig) -> None:
     Raises:
         ConfigError: naming the key, its value and what is allowed.
         CheckpointError: if the config contradicts the checkpoint that the job would go on from.
+    """
+    ranks = _ranks(job_config)
+    schedule = check_config(job_config, ranks)
+    async_mode = job_config.checkpoint.async_mode
+    if async_mode.lower() == AsyncMode.ASYNC_WITH_PINNED_MEM and device_type == "cpu":
+        raise ConfigError(
+            "checkpoint.async_mode", async_mode, 'needs an accelerator; on CPU there is "async"'
+        )
+    tokenizer = _check_tokenizer(job_config)
+    degree = dp_degree(job_config, ranks)
+    mixture = check_data(job_config, schedule, tokenizer, degree)
+    _check_folders(job_config)
+    if job_config.checkpoint.enable:
+        _check_agreement(job_config, schedule, tokenizer, mixture, degree)
+
+
+def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:
+    """Check what needs neither files nor this machine: the values, and how they fit together.
+
+    Args:
+        job_config: of the job.
+        ranks: processes that it is to run on.
+
+    Returns:
+        The job's schedule.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
     """
     if job_config.experimental.custom_import:  # may register models and datasets
         importlib.import_module(job_config.experimental.custom_import)
@@ -56,12 +83,14 @@ def check_job(job_config: UpstreamJobConfig) -> None:
         _check_shapes(job_config, schedule)
         _check_attention(section, job_config.model.flavor, model_args)
         _check_parallelism(job_config)
-    _check_batch(job_config)
-    async_mode = job_config.checkpoint.async_mode
-    if async_mode.lower() == AsyncMode.ASYNC_WITH_PINNED_MEM and device_type == "cpu":
+    if section.stop_at_boundary and not (schedule.enabled and job_config.checkpoint.enable):
         raise ConfigError(
-            "checkpoint.async_mode", async_mode, 'needs an accelerator; on CPU there is "async"'
+            "superposition.stop_at_boundary",
+            True,
+            "needs superposition steps (bag_size, steps) and checkpoint.enable",
         )
+    _check_ranks(job_config, ranks)
+    _check_batch(job_config, dp_degree(job_config, ranks))
     skipped = resilience_section(job_config).max_skipped_steps
     if skipped and job_config.optimizer.early_step_in_backward:
         raise ConfigError(
@@ -69,11 +98,7 @@ def check_job(job_config: UpstreamJobConfig) -> None:
             skipped,
             "must be 0 with optimizer.early_step_in_backward, whose steps cannot be held back",
         )
-    tokenizer = _check_tokenizer(job_config, model_args)
-    mixture = check_data(job_config, schedule, tokenizer, _dp_degree(job_config))
-    _check_folders(job_config)
-    if job_config.checkpoint.enable:
-        _check_agreement(job_config, schedule, tokenizer, mixture)
+    return schedule
 
 
 def _check_steps(section: Superposition, total_steps: int) -> None:
@@ -150,15 +175,27 @@ def _check_shapes(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
         )
 
 
-def _check_batch(job_config: UpstreamJobConfig) -> None:
-    training, ranks = job_config.training, _dp_degree(job_config)
-    at_once = training.local_batch_size * ranks
+def _check_ranks(job_config: UpstreamJobConfig, ranks: int) -> None:
+    wanted, free = ranks_of_layout(job_config)
+    if ranks % wanted if free else ranks != wanted:
+        layout = job_config.parallelism
+        raise ConfigError(
+            "parallelism.data_parallel_shard_degree",
+            layout.data_parallel_shard_degree,
+            f"with the other degrees makes {'a multiple of ' if free else ''}{wanted} ranks, and "
+            f"there are {ranks}" + ("" if free else "; -1 takes as many as there are"),
+        )
+
+
+def _check_batch(job_config: UpstreamJobConfig, dp_degree: int) -> None:
+    training = job_config.training
+    at_once = training.local_batch_size * dp_degree
     if training.global_batch_size > 0 and training.global_batch_size % at_once:
         raise ConfigError(
             "training.global_batch_size",
             training.global_batch_size,
             f"must be a multiple of {at_once}, training.local_batch_size = "
-            f"{training.local_batch_size} on {ranks} data-parallel ranks",
+            f"{training.local_batch_size} on {dp_degree} data-parallel ranks",
         )
 
 
@@ -193,8 +230,8 @@ def _model_args(job_config: UpstreamJobConfig) -> Any:
     return flavors[flavor]
 
 
-def _check_tokenizer(job_config: UpstreamJobConfig, model_args: Any) -> BaseTokenizer | None:
-    path = job_config.model.hf_assets_path
+def _check_tokenizer(job_config: UpstreamJobConfig) -> BaseTokenizer | None:
+    path, model_args = job_config.model.hf_assets_path, _model_args(job_config)
     if not Path(path).exists():
         raise ConfigError("model.hf_assets_path", path, "no such folder (it holds the tokenizer)")
     spec = train_spec_module.get_train_spec(job_config.model.name)
@@ -239,6 +276,7 @@ def _check_agreement(
     schedule: Schedule,
     tokenizer: BaseTokenizer | None,
     mixture: Mixture | None,
+    dp_degree: int,
 ) -> None:
     """Of config and checkpoint, as far as the checkpoint can be told yet."""
     config = job_config.checkpoint
@@ -262,18 +300,12 @@ def _check_agreement(
         return  # damaged: there may be another
     if manifest is None:
         return
-    facts = run_facts(job_config, schedule, tokenizer, mixture, _dp_degree(job_config))
+    facts = run_facts(job_config, schedule, tokenizer, mixture, dp_degree)
     if found := contradictions(manifest, facts, config.exclude_from_loading):
         raise CheckpointError(contradiction_error(checkpoint, found))
 
 
-def _dp_degree(job_config: UpstreamJobConfig) -> int:
-    """Data-parallel ranks of this launch."""
-    world = os.environ.get("WORLD_SIZE" if job_config.comm.mode == "default" else "NGPU", "1")
-    layout = job_config.parallelism
-    of_model = (
-        layout.context_parallel_degree
-        * layout.tensor_parallel_degree
-        * layout.pipeline_parallel_degree
-    )
-    return max(1, int(world) // of_model)
+def _ranks(job_config: UpstreamJobConfig) -> int:
+    """Processes of this launch."""
+    name = "WORLD_SIZE" if job_config.comm.mode == "default" else "NGPU"
+    return int(os.environ.get(name, "1"))

@@ -70,6 +70,12 @@ class Superposition:
     ablation that costs most of the gain: 'tok_embeddings', 'output'. Empty to keep all weights.
     """
 
+    stop_at_boundary: bool = False
+    """
+    End the job after the boundary checkpoint. Launched again without it, recovery goes on from
+    there: as another job, on another number of ranks, or with upstream's own trainer.
+    """
+
 
 REINIT_MODULES = ("tok_embeddings", "output")
 
@@ -161,6 +167,32 @@ def token_shards_section(job_config: UpstreamJobConfig) -> TokenShards:
 def resilience_section(job_config: UpstreamJobConfig) -> Resilience:
     """The ``[resilience]`` section; of upstream's config, which has none, its defaults."""
     return getattr(job_config, RESILIENCE, Resilience())
+
+
+def ranks_of_layout(job_config: UpstreamJobConfig) -> tuple[int, bool]:
+    """Ranks that the degrees of ``[parallelism]`` make, and whether it is any multiple of them.
+
+    It is with ``data_parallel_shard_degree = -1``, which takes as many as there are.
+    """
+    layout = job_config.parallelism
+    free = layout.data_parallel_shard_degree == -1
+    ranks = _ranks_of_model(job_config) * layout.data_parallel_replicate_degree
+    return (ranks, True) if free else (ranks * layout.data_parallel_shard_degree, False)
+
+
+def dp_degree(job_config: UpstreamJobConfig, ranks: int) -> int:
+    """Data-parallel ranks of ``ranks`` processes."""
+    return max(1, ranks // _ranks_of_model(job_config))
+
+
+def _ranks_of_model(job_config: UpstreamJobConfig) -> int:
+    """Ranks that read the same data."""
+    layout = job_config.parallelism
+    return (
+        layout.context_parallel_degree
+        * layout.tensor_parallel_degree
+        * layout.pipeline_parallel_degree
+    )
 
 
 def global_batch_size(job_config: UpstreamJobConfig, dp_degree: int) -> int:

@@ -57,7 +57,7 @@ class SuperpositionTrainer(Trainer):
     checkpointer: ResilientCheckpointManager
 
     def __init__(self, job_config: JobConfig):
-        check_job(job_config)
+        self.check(job_config)
         self.stop_request = StopRequest()
         if job_config.checkpoint.enable and not job_config.checkpoint.load_only:
             self.stop_request.listen()
@@ -75,6 +75,9 @@ class SuperpositionTrainer(Trainer):
         self.facts = run_facts(job_config, self.schedule, self.tokenizer, mixture, self.dp_degree)
         self._set_skipped_steps(0)
         self.stopping = False
+        self.stop_at_boundary = (
+            self.schedule.enabled and superposition_section(job_config).stop_at_boundary
+        )
         self._losses: list[torch.Tensor] = []
         self._grad_norm: torch.Tensor | None = None
         self.optimizers.register_step_pre_hook(self._before_optimizer_step)
@@ -96,6 +99,10 @@ class SuperpositionTrainer(Trainer):
             self._announce()
         elif self.schedule.bag_size > 1:
             logger.warning("No step is in superposition: its share of training.steps rounds to 0")
+
+    def check(self, job_config: JobConfig) -> None:
+        """What stops the job before it touches a device."""
+        check_job(job_config)
 
     @override
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
@@ -230,6 +237,12 @@ class SuperpositionTrainer(Trainer):
         if self.stopping and super().should_continue_training():
             self.checkpointer.wait()
             raise Stopped
+        if self.stop_at_boundary and self.step >= self.schedule.boundary:
+            self.checkpointer.wait()
+            logger.info(
+                f"Ends at the boundary, step {self.step} of {self.job_config.training.steps}"
+            )
+            return False
         return super().should_continue_training()
 
     @override
