@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = "torchtitan/experiments/tst"
+FIGURES = ("runs.json", "loss_270m_20k.csv", "loss_600m_20k_power_law.csv")
 
 
 def modules() -> set[str]:
@@ -24,8 +25,10 @@ def test_the_wheel_holds_our_modules_and_nothing_of_upstreams(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source]
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("torchtitan_tst-*.whl")
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
+    content = set(zipfile.ZipFile(wheel).namelist())
+    names = {name for name in content if name.endswith(".py")}
     assert names == modules()
+    assert {f"{PACKAGE}/planning/paper/{name}" for name in FIGURES} <= content
     # with these, ours would hide the installed upstream package
     assert not names & {"torchtitan/__init__.py", "torchtitan/experiments/__init__.py"}
 

@@ -1,0 +1,74 @@
+"""Loss over bag size, a line for each share of steps in superposition: the paper's kind of plot."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from torchtitan.experiments.tst.planning.paper import Surface
+
+
+def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: int | None = None) -> None:
+    """One panel for each surface by its title, all on the same axes of r.
+
+    Args:
+        surfaces: by title.
+        output: the PNG.
+        mark: a bag size to point out.
+    """
+    ratios = sorted({r for surface in surfaces.values() for r in surface.ratios if r < 1})
+    colors = dict(zip(ratios, plt.get_cmap("viridis")(_spread(len(ratios))), strict=True))
+    figure, panels = plt.subplots(
+        1, len(surfaces), figsize=(6.5 * len(surfaces), 5), layout="constrained", squeeze=False
+    )
+    for axes, (title, surface) in zip(panels[0], surfaces.items(), strict=True):
+        for r, color in colors.items():
+            points = [(s, loss) for s in surface.bag_sizes if (loss := surface.losses.get((r, s)))]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), "o-", color=color, markersize=3, label=f"r = {r:g}"
+                )
+        if surface.baseline is not None:
+            axes.axhline(
+                surface.baseline, color="black", linestyle="--", linewidth=1, label="baseline"
+            )
+            gain = surface.baseline - min(surface.losses.values())
+            if gain > 0:  # far above the baseline there is nothing to see
+                axes.set_ylim(surface.baseline - 1.1 * gain, surface.baseline + 0.7 * gain)
+        if mark:
+            axes.axvline(mark, color="tab:red", linewidth=1, label=f"s = {mark}")
+        axes.set(title=title, xlabel="bag size s", ylabel="final loss (nats per token)")
+        axes.grid(alpha=0.3)
+    labels = {
+        label: handle
+        for axes in panels[0]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labels.values(), labels.keys(), loc="outside right upper", fontsize="small")
+    figure.savefig(output, dpi=120)
+    plt.close(figure)
+
+
+def draw_lines(
+    lines: dict[str, list[tuple[float, float]]], x_label: str, y_label: str, output: Path
+) -> None:
+    """A line for each label; x on a logarithmic axis if it spans a factor of 4."""
+    figure, axes = plt.subplots(figsize=(6.5, 5), layout="constrained")
+    for label, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), "o-", label=label)
+    xs = [x for points in lines.values() for x, _ in points]
+    if min(xs) > 0 and max(xs) >= 4 * min(xs):
+        axes.set_xscale("log")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.3)
+    if any(lines):
+        axes.legend(fontsize="small")
+    figure.savefig(output, dpi=150)
+    plt.close(figure)
+
+
+def _spread(number: int) -> list[float]:
+    return [index / max(1, number - 1) for index in range(number)]

@@ -1,0 +1,1 @@
+"""What a job will cost, before it has a machine: the plan, the dry run, the paper's figures."""

@@ -1,0 +1,231 @@
+"""What a run comes to, from its config alone: steps, tokens, FLOPs, hours, data."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torchtitan.protocols.train_spec as train_spec_module
+from torchtitan.config import JobConfig
+
+from ..core import Phase, Schedule
+from ..data.shards import ShardError
+from ..data.shards_loader import is_token_shards, open_mixture, tokens_to_read
+from ..job_config import (
+    build_schedule,
+    dp_degree,
+    global_batch_size,
+    ranks_of_layout,
+    token_shards_section,
+)
+from . import paper
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU.
+
+    Attributes:
+        name: as on the command line.
+        peak_flops: dense bfloat16 FLOPs per second, as upstream counts MFU against.
+        memory: bytes.
+    """
+
+    name: str
+    peak_flops: float
+    memory: float
+
+
+# Upstream's table of peaks (tools.utils.get_peak_flops) also looks at this machine.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A100", 312e12, 80e9),
+        Gpu("H100", 989e12, 80e9),
+        Gpu("H200", 989e12, 141e9),
+        Gpu("B200", 2.25e15, 180e9),
+    )
+}
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One phase of a run.
+
+    Attributes:
+        phase: which.
+        first_step: counted from 1.
+        steps: number of steps; may be 0.
+        bag_size: data tokens per bag; 1 in recovery.
+        data_tokens_per_step: read by all ranks.
+        latents_per_step: positions that the transformer sees, on all ranks.
+        flops_per_step: forward and backward, on all ranks, as upstream counts them.
+    """
+
+    phase: Phase
+    first_step: int
+    steps: int
+    bag_size: int
+    data_tokens_per_step: int
+    latents_per_step: int
+    flops_per_step: float
+
+    @property
+    def data_tokens(self) -> int:
+        """Read in this phase."""
+        return self.steps * self.data_tokens_per_step
+
+    @property
+    def latents(self) -> int:
+        """Seen by the transformer in this phase."""
+        return self.steps * self.latents_per_step
+
+    @property
+    def flops(self) -> float:
+        """Of this phase."""
+        return self.steps * self.flops_per_step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run comes to.
+
+    Attributes:
+        ranks: GPUs.
+        parameters: of the model, in total.
+        sequences: in an ordinary step: ranks x local batch x accumulation.
+        data_parallel_ranks: of these.
+        local_batch_size: sequences in a micro-batch.
+        accumulation: micro-batches in a step.
+        phases: superposition, recovery.
+        tokens_needed: data tokens taken from the sources, which is one more for each sequence.
+    """
+
+    ranks: int
+    parameters: int
+    sequences: int
+    data_parallel_ranks: int
+    local_batch_size: int
+    accumulation: int
+    phases: tuple[PhasePlan, PhasePlan]
+    tokens_needed: int
+
+    @property
+    def steps(self) -> int:
+        """Of both phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def data_tokens(self) -> int:
+        """Of both phases."""
+        return sum(phase.data_tokens for phase in self.phases)
+
+    @property
+    def latents(self) -> int:
+        """Of both phases."""
+        return sum(phase.latents for phase in self.phases)
+
+    @property
+    def flops(self) -> float:
+        """Of both phases."""
+        return sum(phase.flops for phase in self.phases)
+
+    def gpu_hours(self, gpu: Gpu, mfu: float) -> float:
+        """Hours on one GPU that reaches the share ``mfu`` of its peak."""
+        return self.flops / (gpu.peak_flops * mfu * 3600)
+
+
+def default_ranks(job_config: JobConfig) -> int:
+    """GPUs that the layout of the config makes; the fewest if it takes as many as there are."""
+    return ranks_of_layout(job_config)[0]
+
+
+def make_plan(job_config: JobConfig, ranks: int) -> Plan:
+    """The plan of a config that :func:`..job_checks.check_config` has passed."""
+    training, schedule = job_config.training, build_schedule(job_config)
+    degree = dp_degree(job_config, ranks)
+    sequences = global_batch_size(job_config, degree)
+    boundary = schedule.boundary if schedule.enabled else 0
+    parameters, superposition = _phase_plan(
+        job_config, schedule, Phase.SUPERPOSITION, sequences, 1, boundary
+    )
+    _, recovery = _phase_plan(
+        job_config, schedule, Phase.RECOVERY, sequences, boundary + 1, training.steps
+    )
+    return Plan(
+        ranks=ranks,
+        parameters=parameters,
+        sequences=sequences,
+        data_parallel_ranks=degree,
+        local_batch_size=training.local_batch_size,
+        accumulation=sequences // (training.local_batch_size * degree),
+        phases=(superposition, recovery),
+        tokens_needed=tokens_to_read(job_config, degree, training.steps),
+    )
+
+
+def _phase_plan(
+    job_config: JobConfig, schedule: Schedule, phase: Phase, sequences: int, first: int, last: int
+) -> tuple[int, PhasePlan]:
+    shape = schedule.batch_shape(first, sequences, job_config.training.seq_len)  # of all ranks
+    parameters, flops_per_latent = parameters_and_flops(job_config, shape.latents)
+    latents = shape.sequences * shape.latents
+    plan = PhasePlan(
+        phase=phase,
+        first_step=first,
+        steps=last - first + 1,
+        bag_size=schedule.bag_size_at(first),
+        data_tokens_per_step=shape.sequences * shape.data_tokens,
+        latents_per_step=latents,
+        flops_per_step=latents * flops_per_latent,
+    )
+    return parameters, plan
+
+
+def parameters_and_flops(job_config: JobConfig, latents: int) -> tuple[int, float]:
+    """Parameters of the model, and FLOPs for a latent in sequences of ``latents``."""
+    spec = train_spec_module.get_train_spec(job_config.model.name)
+    args = copy.deepcopy(spec.model_args[job_config.model.flavor])
+    args.update_from_config(job_config)
+    with torch.device("meta"):
+        model = spec.model_cls(args)
+    return args.get_nparams_and_flops(model, latents)
+
+
+def mfu_of_paper(job_config: JobConfig, plan: Plan) -> float | None:
+    """MFU that the paper's B200 hours come to for this flavor's baseline; None for other flavors.
+
+    The FLOPs of a latent are those of this config: the paper does not print its sequence length.
+    """
+    run = next((run for run in paper.runs().values() if run.model == job_config.model.flavor), None)
+    if run is None:
+        return None
+    flops = plan.phases[1].flops_per_step / plan.phases[1].latents_per_step * run.latents
+    return flops / (run.b200_hours * 3600 * GPUS["B200"].peak_flops)
+
+
+def describe_data(job_config: JobConfig, plan: Plan) -> list[str]:
+    """Data needed against data there, a line for each source."""
+    if not is_token_shards(job_config.training):
+        dataset = job_config.training.dataset
+        return [f"{plan.tokens_needed:,} tokens of {dataset}, tokenized while training"]
+    try:
+        mixture = open_mixture(job_config, None)
+    except ShardError as error:
+        section = token_shards_section(job_config)
+        folders = section.paths or [str(job_config.training.dataset_path)]
+        weights = section.weights
+        whole = f"{plan.tokens_needed:,} tokens of {', '.join(folders)}"
+        return [whole + (f" in parts of {weights}" if weights else ""), f"not all there: {error}"]
+    lines = []
+    for source, share in zip(mixture.sources, mixture.shares, strict=True):
+        needed = share * plan.tokens_needed
+        lines.append(
+            f"{needed:,.0f} tokens of {source.folder}, which has {source.tokens:,}: "
+            f"{needed / source.tokens:.2f} epochs"
+            + (
+                ", NOT ENOUGH: at equal data an ordinary run is better"
+                if needed > source.tokens
+                else ""
+            )
+        )
+    return lines
