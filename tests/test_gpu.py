@@ -1,10 +1,13 @@
 """What CPU tests cannot see; ``scripts/test.sh -m gpu`` on a machine with a GPU."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from conftest import ROOT
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.core import LOSSES, BagLoss
 from torchtitan.experiments.tst.data.shards_loader import ShardsDataloader
@@ -49,6 +52,23 @@ def test_both_phases_train_in_bfloat16(train, compile):
     losses = [line[TRAINING_LOSS] for line in train(*JOB, *compile)]
     assert losses[9] < losses[0]
     assert losses[19] < losses[10]
+
+
+def test_memory_is_what_the_dry_run_says(train):
+    job = [*JOB, "--model.flavor=debugmodel", "--training.seq_len=512"]
+    job += ["--training.local_batch_size=32", "--training.mixed_precision_param=float32"]
+    code = (
+        "import sys; from plan import *;"
+        "config = SuperpositionConfigManager().parse_args(sys.argv[1:]);"
+        "print(max(memory.peak for memory in dry_run(config, 1).memory.values()))"
+    )
+    command = [sys.executable, "-c", code, *job]
+    scripts = str(ROOT / "scripts")
+    said = float(subprocess.check_output(command, cwd=scripts, text=True).splitlines()[-1])
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    train(*job)
+    assert torch.cuda.max_memory_allocated() - before == pytest.approx(said, rel=0.1)
 
 
 @pytest.mark.parametrize("mode", ["disabled", "async", "async_with_pinned_mem"])

@@ -1,0 +1,100 @@
+r"""Try jobs without their hardware: layout, batch and memory, at any number of GPUs.
+
+    python scripts/dry_run.py train_configs/paper/*.toml
+    python scripts/dry_run.py train_configs/paper/3B-20k-tst.toml --gpus 16 -- \
+        --parallelism.data_parallel_shard_degree=16 --training.local_batch_size=16
+
+The real trainer is built as rank 0 of all ranks and plays a step of each phase on tensors without
+content. Exits with 1 if a job cannot run or does not fit.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all GPUs are played on the CPU
+
+from torchtitan.experiments.tst.device import enable_cpu_if_alone
+
+enable_cpu_if_alone()
+
+from torchtitan.experiments.tst import models  # noqa: E402, F401
+from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
+from torchtitan.experiments.tst.job_config import (  # noqa: E402
+    ConfigError,
+    SuperpositionConfigManager,
+)
+from torchtitan.experiments.tst.planning.dry_run import dry_run  # noqa: E402
+from torchtitan.experiments.tst.planning.plan import (  # noqa: E402
+    GPUS,
+    Gpu,
+    default_ranks,
+    make_plan,
+)
+
+RESERVE = 0.1  # of the memory: for the CUDA context, NCCL's buffers and fragmentation
+
+
+def describe(arguments: list[str], ranks: int | None, gpu: Gpu, play: bool) -> tuple[str, bool]:
+    """What came of a job, and whether it fits.
+
+    Raises:
+        ConfigError: if it cannot run.
+    """
+    config = SuperpositionConfigManager().parse_args(arguments)
+    ranks = ranks or default_ranks(config)
+    run = dry_run(config, ranks, play)
+    plan = make_plan(config, ranks)
+    mesh = ", ".join(f"{name} {size}" for name, size in run.mesh.items()) or "no parallelism"
+    text = (
+        f"{ranks} {gpu.name} ({mesh}), {plan.sequences:,} sequences = {plan.data_parallel_ranks} x "
+        f"{plan.local_batch_size} x {run.accumulation}"
+    )
+    if run.untraced and play:
+        return f"{text}; {run.untraced}", True
+    peaks = {phase: memory.peak for phase, memory in run.memory.items()}
+    fits = all(peak <= (1 - RESERVE) * gpu.memory for peak in peaks.values())
+    for phase, peak in peaks.items():
+        text += f"; {phase} {peak / 1e9:.1f} GB"
+    if not fits:
+        text += f": TOO MUCH for {gpu.memory / 1e9:.0f} GB less {100 * RESERVE:.0f} %"
+    return text, fits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        epilog=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("configs", nargs="+", metavar="JOB.toml")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="default: those of the config's [parallelism]"
+    )
+    parser.add_argument("--gpu", choices=GPUS, default="B200", help="default: %(default)s")
+    parser.add_argument("--no-memory", action="store_true", help="build, but play no step: faster")
+    arguments, overrides = sys.argv[1:], []
+    if "--" in arguments:
+        at = arguments.index("--")
+        arguments, overrides = arguments[:at], arguments[at + 1 :]
+    args = parser.parse_args(arguments)
+    logging.getLogger().setLevel(logging.CRITICAL)  # torchtitan's: that there is no tokenizer
+    failed = 0
+    for number, config in enumerate(args.configs, 1):
+        begin = time.perf_counter()
+        job = [f"--job.config_file={config}", *overrides]
+        try:
+            text, fits = describe(job, args.gpus, GPUS[args.gpu], not args.no_memory)
+        except (ConfigError, OSError) as error:
+            text, fits = f"CANNOT RUN: {error}", False
+        failed += not fits
+        seconds = time.perf_counter() - begin
+        print(f"[{number}/{len(args.configs)}] {config}: {text} ({seconds:.0f} s)", flush=True)
+    if failed:
+        sys.exit(f"{failed} of {len(args.configs)} jobs cannot run or do not fit")
+
+
+if __name__ == "__main__":
+    main()

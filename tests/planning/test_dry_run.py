@@ -1,0 +1,145 @@
+"""Jobs for many GPUs, built and played without them."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from conftest import ROOT
+from torchtitan.experiments.tst.core import Phase
+from torchtitan.experiments.tst.job_config import ConfigError, SuperpositionConfigManager
+from torchtitan.experiments.tst.planning.dry_run import dry_run
+from torchtitan.experiments.tst.planning.plan import (
+    GPUS,
+    Gpu,
+    default_ranks,
+    parameters_and_flops,
+)
+
+PAPER = ROOT / "train_configs" / "paper"
+CONFIGS = sorted((ROOT / "train_configs").rglob("*.toml"))
+
+
+def load(path, *args):
+    return SuperpositionConfigManager().parse_args([f"--job.config_file={path}", *args])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_is_built_for_its_ranks(path):
+    config = load(path)
+    ranks = default_ranks(config)
+    run = dry_run(config, ranks, play=False)
+    assert run.mesh == ({"dp_shard": ranks} if ranks > 1 else {})
+    training = config.training
+    assert run.accumulation == training.global_batch_size // (
+        training.local_batch_size * ranks
+    ) or (training.global_batch_size == -1 and run.accumulation == 1)
+    assert not dist.is_initialized() and torch.nn.init.trunc_normal_.__module__ == "torch.nn.init"
+
+
+@pytest.mark.parametrize("name", ["270M-20k-tst", "3B-20k-tst", "10B-A1B-50k-tst"])
+def test_memory_of_the_papers_models(name):
+    config, memory = plays_within_memory(PAPER / f"{name}.toml")
+    # Adam in float32, over the ranks; padded shards aside
+    of_a_rank = parameters_and_flops(config, 1)[0] / default_ranks(config)
+    assert memory.optimizer == pytest.approx(8 * of_a_rank, rel=0.01)
+    assert memory.parameters >= 4 * of_a_rank and memory.gradients >= 4 * of_a_rank * 0.99
+    assert memory.peak == memory.parameters + memory.gradients + memory.optimizer + memory.rest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(PAPER.rglob("*.toml")), ids=lambda path: path.stem)
+def test_memory_of_every_paper_config(path):
+    plays_within_memory(path)
+
+
+def plays_within_memory(path):
+    config = load(path)
+    run = dry_run(config, default_ranks(config))
+    on = config.superposition.bag_size > 1
+    assert set(run.memory) == ({Phase.SUPERPOSITION, Phase.RECOVERY} if on else {Phase.RECOVERY})
+    assert all(20e9 < memory.peak < 0.9 * GPUS["B200"].memory for memory in run.memory.values())
+    return config, run.memory[Phase.RECOVERY]
+
+
+DEMO = ROOT / "train_configs" / "demo" / "tst.toml"
+MOE = ROOT / "train_configs" / "debug" / "qwen3_moe.toml"
+
+
+@pytest.mark.parametrize(
+    ("path", "ranks", "args", "mesh"),
+    [
+        (DEMO, 1, [], {}),
+        (DEMO, 2, ["--parallelism.tensor_parallel_degree=2"], {"tp": 2}),
+        (
+            DEMO,
+            8,
+            [
+                "--parallelism.data_parallel_replicate_degree=2",
+                "--parallelism.data_parallel_shard_degree=2",
+                "--parallelism.tensor_parallel_degree=2",
+                "--training.local_batch_size=16",
+            ],
+            {"dp_replicate": 2, "dp_shard": 2, "tp": 2},
+        ),
+        (MOE, 16, [], {"dp_shard": 16}),
+        *(
+            (
+                DEMO,
+                4,
+                ["--training.local_batch_size=16", f"--superposition.{value}"],
+                {"dp_shard": 4},
+            )
+            for value in ("loss=bce", "scale=batch", "mode=output", "reinit_at_recovery=output")
+        ),
+    ],
+)
+def test_layouts_and_variants_are_played(path, ranks, args, mesh):
+    if ranks > 1 and not any("shard_degree" in arg for arg in args):
+        args = [*args, "--parallelism.data_parallel_shard_degree=-1"]
+    run = dry_run(load(path, *args), ranks)
+    assert run.mesh == mesh
+    assert len(run.memory) == 2 and all(memory.peak > 0 for memory in run.memory.values())
+
+
+def test_more_sequences_take_more_memory_and_more_ranks_less_state():
+    small, large, sharded = (
+        dry_run(load(DEMO, f"--training.local_batch_size={batch}"), ranks).memory[Phase.RECOVERY]
+        for batch, ranks in ((8, 1), (32, 1), (8, 8))
+    )
+    assert large.rest > 3 * small.rest
+    assert sharded.optimizer == pytest.approx(small.optimizer / 8, rel=0.05)
+
+
+@pytest.mark.parametrize("degree", ["expert_parallel_degree", "context_parallel_degree"])
+def test_what_cannot_be_played_says_so(degree):
+    args = ["--parallelism.data_parallel_shard_degree=-1", f"--parallelism.{degree}=2"]
+    run = dry_run(load(MOE, *args, "--superposition.bag_size=1"), 4)
+    assert not run.memory and degree in run.untraced
+
+
+def test_what_does_not_fit_together_is_an_error():
+    with pytest.raises(ConfigError, match=r"data_parallel_shard_degree = 8.*there are 12"):
+        dry_run(load(PAPER / "270M-20k-tst.toml"), 12)
+    with pytest.raises(ConfigError, match="global_batch_size = 1024: must be a multiple of 1536"):
+        args = ["--parallelism.data_parallel_shard_degree=96"]
+        dry_run(load(PAPER / "270M-20k-tst.toml", *args), 96)
+
+
+def test_command(run_script):
+    result = run_script(
+        "dry_run", DEMO, PAPER / "270M-20k-tst.toml", "--", "--training.local_batch_size=2048"
+    )
+    assert result.code == 1
+    first, second = result.stdout.splitlines()
+    assert "CANNOT RUN: training.global_batch_size = 64" in first
+    assert "CANNOT RUN: training.global_batch_size = 1024" in second
+    assert "2 of 2 jobs cannot run or do not fit" in result.stderr
+    result = run_script("dry_run", "--gpu", "A100", DEMO, "--gpus", 2)
+    assert result.code == 0 and result.stdout.count("GB") == 2
+
+
+def test_command_says_what_does_not_fit(run_script, monkeypatch):
+    monkeypatch.setitem(GPUS, "A100", Gpu("A100", 312e12, 50e6))
+    result = run_script("dry_run", "--gpu", "A100", DEMO)
+    assert result.code == 1
+    assert "TOO MUCH for 0 GB less 10 %" in result.stdout

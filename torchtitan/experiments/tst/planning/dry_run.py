@@ -1,0 +1,280 @@
+"""A job's steps without its hardware: the real trainer on tensors without content.
+
+One process plays rank 0 of any number of ranks. Meshes, sharding, optimizer and both phases' steps
+are the trainer's own; only the values are missing (torch's ``FakeTensorMode``), so that a model of
+any size is built in seconds and every allocation of a step can be added up.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+import torchtitan.protocols.train_spec as train_spec_module
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import _TOTAL_KEY, MemTracker
+from torch.distributed.tensor import _random as dtensor_random
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.distributed import utils as dist_utils
+from torchtitan.models.moe import kernels as moe_kernels
+from torchtitan.models.moe import moe
+from torchtitan.tools.logging import logger
+from typing_extensions import override
+
+from ..core import Phase
+from ..data.loader import Batch
+from ..job_checks import check_config
+from ..trainer import SuperpositionTrainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Memory of rank 0 at its fullest moment in a step, in bytes.
+
+    What torch's allocator hands out; the CUDA context, NCCL's buffers and fragmentation come on
+    top.
+
+    Attributes:
+        peak: all of it.
+        parameters: sharded, and gathered at that moment.
+        gradients: sharded, and not yet reduced at that moment.
+        optimizer: its states.
+        rest: activations, temporary tensors, buffers and inputs.
+    """
+
+    peak: int
+    parameters: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def rest(self) -> int:
+        """Activations, temporary tensors, buffers and inputs."""
+        return self.peak - self.parameters - self.gradients - self.optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """What came of it.
+
+    Attributes:
+        mesh: size of each dimension of the layout that is not 1.
+        accumulation: micro-batches in a step.
+        memory: of a step of each phase that the run has; empty where steps are not played.
+        untraced: why they cannot be; "" if they can.
+    """
+
+    mesh: dict[str, int]
+    accumulation: int
+    memory: dict[Phase, Memory]
+    untraced: str
+
+
+def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
+    """Build a job on ``ranks`` ranks, and ``play`` a step of each of its phases.
+
+    To be called in a process without a process group, after ``enable_cpu_if_alone`` on a machine
+    without, or with hidden, accelerators. torch.compile is left out: its memory is at most that of
+    eager mode. Two micro-batches stand for any number.
+
+    Raises:
+        ConfigError: for a config that cannot run.
+    """
+    check_config(job_config, ranks)
+    with _without_values(ranks), tempfile.TemporaryDirectory() as folder:
+        trainer = _DryRunTrainer(_reduced(job_config, folder))
+        layout = trainer.parallel_dims
+        names = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep", "etp")
+        untraced = _untraced(job_config)
+        result = DryRun(
+            mesh={name: size for name in names if (size := getattr(layout, name)) > 1},
+            accumulation=trainer.gradient_accumulation_steps,
+            memory=trainer.play() if play and not untraced else {},
+            untraced=untraced,
+        )
+        trainer.close()
+        return result
+
+
+def _untraced(job_config: JobConfig) -> str:
+    for name in ("expert_parallel_degree", "pipeline_parallel_degree", "context_parallel_degree"):
+        if getattr(job_config.parallelism, name) > 1:
+            return f"memory is not estimated with parallelism.{name} above 1"
+    return ""
+
+
+def _reduced(job_config: JobConfig, folder: str) -> JobConfig:
+    """The job without what has no part in a step."""
+    config = dataclasses.replace(
+        job_config,
+        **{
+            section.name: dataclasses.replace(getattr(job_config, section.name))
+            for section in dataclasses.fields(job_config)
+            if section.name in ("job", "comm", "checkpoint", "validation", "metrics", "compile")
+        },
+    )
+    config.job.dump_folder = folder
+    config.comm.mode = "fake_backend"
+    config.checkpoint.enable = config.validation.enable = config.compile.enable = False
+    config.metrics.enable_tensorboard = config.metrics.enable_wandb = False
+    return config
+
+
+@contextlib.contextmanager
+def _without_values(ranks: int) -> Iterator[None]:
+    """What takes values of tensors, or kernels that have no fake, replaced; and put back."""
+
+    def parallelize(parallelize_fn: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        model = parallelize_fn(*args, **kwargs)
+        # so far meshes have needed values, and the parameters are on the meta device
+        patches.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        return model
+
+    def fake_spec(get_train_spec: Any, name: str) -> Any:
+        spec = get_train_spec(name)
+        return dataclasses.replace(
+            spec,
+            build_tokenizer_fn=None,
+            build_dataloader_fn=_NoData,
+            parallelize_fn=functools.partial(parallelize, spec.parallelize_fn),
+        )
+
+    environment = {"NGPU": str(ranks), "WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
+    level = logger.level
+    with contextlib.ExitStack() as patches:
+        for patch in (
+            mock.patch.dict(os.environ, environment),
+            mock.patch.object(
+                train_spec_module,
+                "get_train_spec",
+                functools.partial(fake_spec, train_spec_module.get_train_spec),
+            ),
+            mock.patch.object(dtensor_random, "_rng_tracker", None),
+            mock.patch.object(torch.nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor),
+            mock.patch.object(torch, "histc", lambda ids, bins, **_: ids.new_empty(bins)),
+            mock.patch.object(moe, "_run_experts_for_loop", moe._run_experts_grouped_mm),
+            mock.patch.object(moe_kernels, "fill_indices_wrapper", _fill_indices),
+            mock.patch.object(dist_utils, "dist_sum", lambda *_, **__: 1.0),
+            warnings.catch_warnings(),
+        ):
+            patches.enter_context(patch)
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _fill_indices(
+    tokens_per_expert: torch.Tensor,
+    starts: torch.Tensor,
+    offsets: torch.Tensor,
+    experts_per_rank: int,
+    num_ranks: int,
+    max_len: int,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """In the place of upstream's triton kernel, which needs a GPU."""
+    return tokens_per_expert.new_empty(max_len, dtype=torch.int32)
+
+
+class _NoData:
+    """In the place of the loader."""
+
+    def __init__(self, **kwargs: Any):
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class _PeakMemory(MemTracker):
+    """Torch's tracker, without its peaks for each module, which take ten times as long."""
+
+    @override
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        for device, snapshot in self._curr_mem_snap.items():
+            if self._peak_mem.get(device, 0) < snapshot[_TOTAL_KEY]:
+                self._peak_mem[device] = snapshot[_TOTAL_KEY]
+                self._peak_mem_snap[device] = dict(snapshot)
+
+    def peak(self) -> Memory:
+        """The fullest moment so far."""
+        (snapshot,) = self.get_tracker_snapshot("peak").values()
+        kinds = {getattr(kind, "name", kind): size for kind, size in snapshot.items()}
+        return Memory(kinds[_TOTAL_KEY], kinds["PARAM"], kinds["GRAD"], kinds["OPT"])
+
+
+class _DryRunTrainer(SuperpositionTrainer):
+    """The trainer without what reads values, with a tracker of the step at hand."""
+
+    tracker: _PeakMemory
+    gradient_accumulation_steps: int
+
+    @override
+    def check(self, job_config: JobConfig) -> None:
+        pass  # its files need not be here
+
+    @override
+    def init_distributed(self) -> ParallelDims:
+        layout = super().init_distributed()
+        layout.build_mesh()  # needs values; on a single rank it would be built in the first step
+        return layout
+
+    @override
+    def _before_optimizer_step(self, *args: Any) -> None:
+        pass
+
+    @override
+    def _enter_recovery(self) -> None:
+        pass
+
+    @override
+    def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
+        loss = super().forward_backward_step(**kwargs)
+        self.tracker.reset_mod_stats()  # or it refuses the next forward
+        return loss
+
+    def play(self) -> dict[Phase, Memory]:
+        """The last step of each phase."""
+        self.device = torch.device("cpu")  # "cpu:0" is another to a fake tensor
+        self.metrics_processor.should_log = lambda step: False  # type: ignore[method-assign]
+        self.gradient_accumulation_steps = min(2, self.gradient_accumulation_steps)
+        for parameter in (p for part in self.model_parts for p in part.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizers.step()  # which creates its states
+        self.optimizers.zero_grad()
+        steps = {Phase.RECOVERY: self.job_config.training.steps}
+        if self.schedule.enabled:
+            steps = {Phase.SUPERPOSITION: self.schedule.boundary} | steps
+        return {phase: self._play_step(step) for phase, step in steps.items()}
+
+    def _play_step(self, step: int) -> Memory:
+        self.step, self.tracker = step, _PeakMemory()
+        shape = self.batch_shape(step)
+
+        def batches() -> Iterator[Batch]:
+            while True:
+                tokens = torch.zeros(shape.sequences, shape.data_tokens, dtype=torch.int64)
+                yield {"input": tokens}, torch.zeros_like(tokens)
+
+        self.tracker.track_external(*self.model_parts, *self.optimizers.optimizers)
+        with self.tracker:
+            self.train_step(batches())
+        self.optimizers.zero_grad()
+        return self.tracker.peak()
