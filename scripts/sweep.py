@@ -1,0 +1,313 @@
+r"""Sweeps: one job with some of its values varied, as configs, as runs, as a table and a plot.
+
+    python scripts/sweep.py make outputs/sweep train_configs/paper/270M-20k-tst.toml \
+        --vary superposition.bag_size=4,6,8 --vary superposition.step_ratio=0.2,0.3
+    CONFIG_FILE=outputs/sweep sbatch --array=0-5 scripts/slurm/train.sbatch
+    python scripts/sweep.py run outputs/sweep
+    python scripts/sweep.py table outputs/sweep
+
+"run" is without Slurm: here, one run after the other.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli
+import tomli_w
+
+from diff_configs import differences
+from torchtitan.experiments.tst import models  # noqa: F401
+from torchtitan.experiments.tst.data import datasets  # noqa: F401
+from torchtitan.experiments.tst.job_checks import check_config
+from torchtitan.experiments.tst.job_config import (
+    SuperpositionConfigManager,
+    build_schedule,
+    superposition_section,
+)
+from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
+from torchtitan.experiments.tst.planning import paper
+from torchtitan.experiments.tst.planning.plan import default_ranks, parameters_and_flops
+
+ROOT = Path(__file__).resolve().parent.parent
+BAG_SIZE, STEP_RATIO, STEPS = (
+    f"superposition.{key}" for key in ("bag_size", "step_ratio", "steps")
+)
+BASELINE = "baseline"
+
+
+@dataclass
+class Point:
+    """One run of a sweep: its name, the value of each varied key, its TOML."""
+
+    name: str
+    values: dict[str, Any]
+    toml: dict[str, Any]
+
+
+def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[str]) -> list[Point]:
+    """Write a sweep's configs: FOLDER/0.toml and so on, and sweep.json.
+
+    Args:
+        folder: of the sweep.
+        base: TOML that all runs share.
+        vary: values of each key as on the command line; every combination is a run. Those without
+            superposition are all the same run, the baseline.
+        arguments: of the job, for all runs.
+
+    Raises:
+        ValueError: for a config that cannot run, or a folder with another sweep.
+    """
+    points: list[Point] = []
+    for values in itertools.product(*vary.values()):
+        point = _point(folder, base, dict(zip(vary, values, strict=True)), arguments)
+        if point.name not in {other.name for other in points}:
+            points.append(point)
+    runs = [{"name": point.name, "values": point.values} for point in points]
+    content = {"base": base, "arguments": arguments, "vary": vary, "runs": runs}
+    file = folder / "sweep.json"
+    if file.exists() and json.loads(file.read_text()) != content:
+        raise ValueError(f"{folder} holds another sweep; give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, point in enumerate(points):
+        head = (
+            f"# Run {number}, {point.name}, of the sweep over {base}; made by scripts/sweep.py\n\n"
+        )
+        (folder / f"{number}.toml").write_text(head + tomli_w.dumps(point.toml))
+    file.write_text(json.dumps(content, indent=2) + "\n")
+    return points
+
+
+def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]) -> Point:
+    overrides = [*arguments, *(f"--{key}={value}" for key, value in values.items())]
+    for given, other in ((STEP_RATIO, STEPS), (STEPS, STEP_RATIO)):
+        if given in values:
+            overrides.append(f"--{other}=None")  # one of the two says where the boundary is
+    job = [f"--job.config_file={base}", *overrides]
+    config = SuperpositionConfigManager().parse_args(job)
+    check_config(config, default_ranks(config))
+    off = not build_schedule(config).enabled
+    typed: dict[str, Any] = {}
+    for key in values:
+        section, _, name = key.partition(".")
+        typed[key] = getattr(getattr(config, section), name)
+        if off and section == "superposition":
+            typed[key] = None
+    names = [
+        f"{key.rpartition('.')[2]}={value}" for key, value in typed.items() if value is not None
+    ]
+    name = ",".join([BASELINE, *names] if off else names)
+    toml = tomli.loads(Path(base).read_text())
+    overrides.append(f"--job.dump_folder={folder / 'runs' / name}")
+    for key, (_, value) in differences([base], [base, *overrides]).items():
+        section, _, name_in_section = key.partition(".")
+        toml.setdefault(section, {})[name_in_section] = value
+        if value is None:
+            del toml[section][name_in_section]
+    if off:
+        toml.pop("superposition", None)
+    return Point(name, typed, toml)
+
+
+@dataclass
+class Result:
+    """What has become of a run.
+
+    Attributes:
+        name: of the run.
+        values: of each varied key; None where superposition is off.
+        step: the last that is logged; 0 if there is none.
+        steps: of the whole run.
+        training_loss: at that step.
+        validation_loss: the last.
+    """
+
+    name: str
+    values: dict[str, Any]
+    step: int
+    steps: int
+    training_loss: float | None
+    validation_loss: float | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last step is logged."""
+        return self.step == self.steps
+
+
+def results(folder: Path) -> list[Result]:
+    """Of all runs of a sweep, in its order."""
+    found = []
+    for number, run in enumerate(read_sweep(folder)["runs"]):
+        toml = tomli.loads((folder / f"{number}.toml").read_text())
+        try:
+            metrics = read_metrics(toml["job"]["dump_folder"])
+        except FileNotFoundError:
+            metrics = []
+        last: dict[str, Any] = {}
+        for line in metrics:
+            last |= {k: line[k] for k in ("step", TRAINING_LOSS, VALIDATION_LOSS) if k in line}
+        found.append(
+            Result(
+                run["name"],
+                run["values"],
+                last.get("step", 0),
+                toml["training"]["steps"],
+                last.get(TRAINING_LOSS),
+                last.get(VALIDATION_LOSS),
+            )
+        )
+    return found
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """The content of sweep.json.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        return json.loads((folder / "sweep.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no sweep (sweep.json)") from None
+
+
+def table(folder: Path) -> None:
+    """Print the results, and write table.csv and, of the finished runs, losses.png."""
+    found = results(folder)
+    keys = list(read_sweep(folder)["vary"])
+    head = ["run", *keys, "step", "steps", "training_loss", "validation_loss"]
+    rows = [
+        [n, *(r.values[key] for key in keys), r.step, r.steps, r.training_loss, r.validation_loss]
+        for n, r in enumerate(found)
+    ]
+    with (folder / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+    cells = [head, *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    finished = [result for result in found if result.finished]
+    print(f"{len(finished)} of {len(found)} runs finished; table: {folder / 'table.csv'}")
+    if finished:
+        plot(folder, keys, finished)
+        print(f"plot: {folder / 'losses.png'}")
+
+
+def _cell(value: Any) -> str:
+    return (
+        "-"
+        if value is None
+        else f"{value:.4f}"
+        if isinstance(value, float) and value > 0.1
+        else f"{value}"
+    )
+
+
+def plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
+    """Loss over s for each r beside the paper's; of another sweep, over its first key."""
+    from plot_surface import draw_lines, draw_surfaces
+
+    validated = all(result.validation_loss is not None for result in finished)
+    losses = [r.validation_loss if validated else r.training_loss for r in finished]
+    kind = "validation" if validated else "training"
+    with_losses = list(zip(finished, losses, strict=True))
+    if set(keys) == {BAG_SIZE, STEP_RATIO}:
+        baseline = next((loss for r, loss in with_losses if r.values[BAG_SIZE] is None), None)
+        config = SuperpositionConfigManager().parse_args([f"--job.config_file={folder / '0.toml'}"])
+        own = paper.Surface(
+            config.model.flavor,
+            config.training.steps,
+            superposition_section(config).weighting,
+            baseline,
+            {
+                (r.values[STEP_RATIO], r.values[BAG_SIZE]): loss
+                for r, loss in with_losses
+                if r.values[BAG_SIZE] is not None
+            },
+        )
+        parameters, _ = parameters_and_flops(config, config.training.seq_len)
+        nearest = paper.nearest_surface(parameters, own.steps, own.weighting)
+        titles = {f"{s.model}, {s.steps:,} steps, {s.weighting}": s for s in (own, nearest)}
+        first, second = titles
+        panels = {f"this sweep, {kind} loss: {first}": own, f"paper: {second}": nearest}
+        draw_surfaces(panels, folder / "losses.png")
+        return
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for result, loss in with_losses:
+        x = result.values[keys[0]]
+        others = ", ".join(f"{key} = {result.values[key]}" for key in keys[1:])
+        lines.setdefault(others, []).append((x if isinstance(x, (int, float)) else math.nan, loss))
+    draw_lines(lines, keys[0], f"final {kind} loss", folder / "losses.png")
+
+
+def run(folder: Path) -> None:
+    """The runs that are not finished, one after the other."""
+    found = results(folder)
+    for number, result in enumerate(found):
+        print(f"[{number + 1}/{len(found)}] {result.name}", flush=True)
+        if not result.finished:
+            environment = os.environ | {"CONFIG_FILE": str(folder / f"{number}.toml")}
+            code = subprocess.run([ROOT / "run_train.sh"], env=environment).returncode
+            if code:
+                sys.exit(code)
+
+
+def parse_vary(text: str) -> tuple[str, list[str]]:
+    key, _, values = text.partition("=")
+    if not values or "." not in key:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be section.key=value,value")
+    return key, values.split(",")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        epilog=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("make", "write the configs; further arguments are the job's, for all runs"),
+        ("run", "run here what is not finished"),
+        ("table", "gather the results into table.csv and losses.png"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("folder", type=Path, help="of the sweep")
+        if name == "make":
+            command.add_argument("base", help="TOML of the job")
+            command.add_argument(
+                "--vary", action="append", type=parse_vary, required=True, metavar="KEY=V1,V2,..."
+            )
+    args, arguments = parser.parse_known_args()
+    if arguments and args.command != "make":
+        parser.error(f"unknown arguments: {' '.join(arguments)}")
+    logging.getLogger().setLevel(logging.CRITICAL)  # torchtitan's: that there is no tokenizer
+    try:
+        if args.command == "make":
+            points = make(args.folder, args.base, dict(args.vary), arguments)
+            for number, point in enumerate(points):
+                print(f"{args.folder / str(number)}.toml: {point.name}")
+            print(
+                f"CONFIG_FILE={args.folder} sbatch --array=0-{len(points) - 1} "
+                f"scripts/slurm/train.sbatch"
+            )
+        elif args.command == "run":
+            run(args.folder)
+        else:
+            table(args.folder)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
