@@ -19,30 +19,15 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 DEMO=$PWD/train_configs/demo
-CONFIG_FILE=$(realpath "${CONFIG_FILE:-$DEMO/tst.toml}")
-export LOG_RANK=${LOG_RANK:-0}
-TRAIN_FILE=${TRAIN_FILE:-torchtitan.experiments.tst.train}
+CONFIG_FILE=${CONFIG_FILE:-$DEMO/tst.toml}
 COMM_MODE=${COMM_MODE:-}
-
-. scripts/venv.sh demo
-
-if [[ -z ${NGPU:-} ]]; then
-    NGPU=$(python -c "import torch; print(torch.accelerator.device_count() or 2)")
-fi
+. scripts/job.sh
 
 if [[ $CONFIG_FILE == "$DEMO"/* ]]; then # 64 sequences a step, on however many processes
     while ((64 % NGPU)); do NGPU=$((NGPU - 1)); done
     echo "The demo runs on $NGPU processes"
     set -- --training.local_batch_size=$((64 / NGPU)) "$@"
 fi
-if grep -qs outputs/demo/corpus "$CONFIG_FILE"; then
-    python scripts/make_demo_corpus.py outputs/demo/corpus
-    if ! grep -qs '"complete": true' outputs/demo/corpus/tokens/corpus.json; then
-        python scripts/tokenize_corpus.py outputs/demo/corpus/train.jsonl \
-            outputs/demo/corpus/tokens --tokenizer outputs/demo/corpus/tokenizer
-    fi
-fi
-
 if [[ -n $COMM_MODE ]]; then
     export NGPU RANK=0 LOCAL_RANK=0 WORLD_SIZE=$NGPU
     python -m "$TRAIN_FILE" \
@@ -52,7 +37,6 @@ if [[ -n $COMM_MODE ]]; then
     exit
 fi
 
-export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
 LAUNCH=(
     python -m torchtitan.experiments.tst.launch # torchrun that passes signals and exit codes on
     --nproc_per_node="$NGPU" --rdzv_backend c10d --rdzv_endpoint=localhost:0

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Check style and types, as .ci/run and pre-commit do.
+# Check style, types and shell scripts, as .ci/run and pre-commit do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh dev
 ruff check
 ruff format --check
 mypy
+shellcheck run_train.sh .ci/run scripts/*.sh scripts/slurm/*

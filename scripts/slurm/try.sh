@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Try the batch scripts: start a Slurm cluster of two nodes on this machine, run jobs, stop it.
+#
+#   scripts/slurm/try.sh [ARGUMENTS OF PYTEST]
+#
+# Needs root, and Debian's slurm-wlm and munge, which are installed if they are missing.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+scripts/slurm/install.sh
+exec scripts/test.sh tests/test_slurm.py -m "slow or not slow" "$@"

@@ -1,0 +1,144 @@
+"""A throwaway Slurm cluster of two nodes on this machine, for tests/test_slurm.py."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
+
+CONFIG = """\
+ClusterName=throwaway
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld_port}
+SlurmUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=batch_sched_delay=0,sched_interval=2
+SlurmdParameters=config_overrides
+ReturnToService=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_1} CPUs=2
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_2} CPUs=2
+PartitionName=ordinary Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL State=UP PriorityTier=2
+"""
+
+
+def missing() -> str:
+    """What keeps the cluster from starting here; "" if nothing does."""
+    if absent := [program for program in PROGRAMS if not shutil.which(program, path=_path())]:
+        return f"needs {', '.join(absent)}: apt-get install slurm-wlm munge"
+    return "" if os.geteuid() == 0 else "needs root"
+
+
+def _path() -> str:
+    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+def _free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for s in sockets:
+            s.bind(("localhost", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+class Cluster:
+    """Commands of a cluster that is running.
+
+    Attributes:
+        environment: in which Slurm's commands find it.
+    """
+
+    def __init__(self, environment: dict[str, str], directory: Path):
+        self.environment, self.directory = environment, directory
+
+    def run(self, *command: str, **environment: str) -> str:
+        """Standard output of a command that succeeds."""
+        result = subprocess.run(
+            command,
+            cwd=self.directory,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
+        return result.stdout.strip()
+
+    def state(self, job: str) -> str:
+        """Of a job, such as RUNNING; of an array, the states of its tasks."""
+        return self.run("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}")
+
+    def wait_for(self, job: str, *states: str, seconds: float = 240) -> str:
+        """The state of a job once all its tasks are in one of ``states``."""
+        end = time.monotonic() + seconds
+        while not (found := set(self.state(job).split())) <= set(states) or not found:
+            assert time.monotonic() < end, f"job {job} is {found}, not {states}"
+            time.sleep(0.5)
+        return found.pop()
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, directory: Path) -> Iterator[Cluster]:
+    """Two nodes, n1 and n2, that run jobs as this user; stopped at the end.
+
+    Args:
+        folder: for the cluster's state and logs.
+        directory: where commands run.
+    """
+    folder.chmod(0o755)
+    host = socket.gethostname().partition(".")[0]
+    ports = dict(zip(("ctld_port", "port_1", "port_2"), _free_ports(3), strict=True))
+    config = folder / "slurm.conf"
+    config.write_text(CONFIG.format(folder=folder, host=host, **ports))
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+    for name in ("state", "spool-n1", "spool-n2"):
+        (folder / name).mkdir()
+    (folder / "munge.key").write_bytes(os.urandom(1024))
+    (folder / "munge.key").chmod(0o400)
+    environment = os.environ | {"SLURM_CONF": str(config), "PATH": _path()}
+    munge = [f"--{name}={folder}/munge.{name}" for name in ("socket", "pid-file", "log-file")]
+    munge += [f"--key-file={folder}/munge.key", f"--seed-file={folder}/munge.seed", "--foreground"]
+    daemons = [
+        ["munged", "--force", *munge],
+        ["slurmctld", "-D"],
+        *(["slurmd", "-D", "-N", node] for node in ("n1", "n2")),
+    ]
+    with contextlib.ExitStack() as stack:
+        for daemon in daemons:
+            process = subprocess.Popen(
+                daemon, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            time.sleep(1)
+        running = Cluster(environment, directory)
+        end = time.monotonic() + 60
+        while (
+            running.run("sinfo", "-h", "-N", "-o", "%T", "-p", "ordinary").split() != ["idle"] * 2
+        ):
+            assert time.monotonic() < end, (folder / "slurmctld.log").read_text()
+            time.sleep(0.5)
+        try:
+            yield running
+        finally:
+            subprocess.run(["scancel", "--user=root"], env=environment)
+            time.sleep(2)

@@ -1,0 +1,216 @@
+"""The batch scripts on a real Slurm of two nodes, started for this: `scripts/slurm/try.sh`."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import slurm_cluster
+from conftest import ROOT, load_full
+from torchtitan.experiments.tst.data.shards import TokenShards
+from torchtitan.experiments.tst.metrics import read_metrics
+
+pytestmark = pytest.mark.skipif(
+    bool(slurm_cluster.missing()), reason=f"Slurm {slurm_cluster.missing()}"
+)
+
+TRAIN = "scripts/slurm/train.sbatch"
+DEMO = "train_configs/demo/tst.toml"
+SHORT = ["--training.steps=200", "--validation.freq=100", "--metrics.log_freq=1"]
+BOUNDARY = 60
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    os.environ.pop("SBATCH_PARTITION", None)
+    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm"), ROOT) as running:
+        running.environment |= {
+            "VIRTUAL_ENV": sys.prefix,
+            "PATH": f"{Path(sys.executable).parent}:{running.environment['PATH']}",
+            "NGPU": "1",
+        }
+        yield running
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def submit(cluster, outputs):
+    """Submit a short demo on two nodes; gives the job's number and its run folder."""
+
+    def run(name: str, *options: str, args: list[str] | None = None) -> tuple[str, Path]:
+        folder = outputs / name
+        command = ["sbatch", "--parsable", f"--output={folder}.out", "--nodes=2", *options, TRAIN]
+        command += [*(args or SHORT), f"--job.dump_folder={folder}"]
+        return cluster.run(*command, CONFIG_FILE=DEMO), folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, submit) -> Path:
+    job, folder = submit("undisturbed")
+    ends_well(cluster, job, folder)
+    return folder
+
+
+def ends_well(cluster, job: str, folder: Path) -> None:
+    state = cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    assert state == "COMPLETED", output(folder)[-6000:]
+
+
+def output(folder: Path) -> str:
+    return Path(f"{folder}.out").read_text()
+
+
+def wait_for_step(cluster, job: str, folder: Path, step: int) -> None:
+    end = time.monotonic() + 120
+    while not (
+        (folder / "metrics.jsonl").exists() and any(m["step"] >= step for m in read_metrics(folder))
+    ):
+        assert time.monotonic() < end and cluster.state(job) in ("PENDING", "RUNNING"), output(
+            folder
+        )[-6000:]
+        time.sleep(0.2)
+
+
+def assert_same_run(folder: Path, undisturbed: Path, steps: int = 200) -> None:
+    """Every step's loss, and the last checkpoint, bit for bit."""
+    runs = [
+        {m["step"]: m["loss_metrics/global_avg_loss"] for m in read_metrics(run) if "lr" in m}
+        for run in (folder, undisturbed)
+    ]
+    assert list(runs[1]) == list(range(1, steps + 1))
+    assert runs[0] == runs[1]
+    states = [load_full(run / "checkpoint" / f"step-{steps}") for run in (folder, undisturbed)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_two_nodes_train(undisturbed):
+    log = output(undisturbed)
+    assert "on n[1-2], 1 processes each" in log
+    assert "dp_shard=2" in log
+    assert log.count("step: 200 ") == 2, "training and validation, of the first node alone"
+
+
+@pytest.mark.slow
+def test_a_signal_queues_the_job_again(cluster, submit, undisturbed):
+    job, folder = submit("signalled")
+    wait_for_step(cluster, job, folder, BOUNDARY // 2)
+    cluster.run("scancel", "--signal=USR1", job)
+    ends_well(cluster, job, folder)
+    log = output(folder)
+    assert "queueing again" in log and f"Job {job}, start 2:" in log
+    assert_same_run(folder, undisturbed)
+
+
+def test_recovery_is_a_second_job(cluster, outputs, undisturbed):
+    """And the first one is queued again once: the second goes on waiting."""
+    folder = outputs / "chain"
+    options = f"--output={folder}.out --nodes=2"
+    jobs = cluster.run(
+        *("scripts/slurm/chain.sh", *SHORT, f"--job.dump_folder={folder}"),
+        CONFIG_FILE=DEMO,
+        SBATCH_OPTIONS=options,
+    ).split()
+    wait_for_step(cluster, jobs[0], folder, BOUNDARY // 2)
+    cluster.run("scancel", "--signal=USR1", jobs[0])
+    for job in jobs:
+        ends_well(cluster, job, folder)
+        last = read_metrics(folder)[-1]["step"]
+        assert last == (BOUNDARY if job == jobs[0] else 200)
+    assert f"Job {jobs[0]}, start 2:" in output(folder)
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_the_second_job_of_a_chain_goes_with_the_first(cluster, outputs):
+    folder = outputs / "failing"
+    jobs = cluster.run(
+        *("scripts/slurm/chain.sh", "--training.seq_len=0", f"--job.dump_folder={folder}"),
+        CONFIG_FILE=DEMO,
+        SBATCH_OPTIONS=f"--output={folder}.out",
+    ).split()
+    assert cluster.wait_for(jobs[0], "FAILED", "COMPLETED") == "FAILED"
+    assert "training.seq_len" in output(folder)
+    assert cluster.wait_for(jobs[1], "CANCELLED", "FAILED", "COMPLETED") == "CANCELLED"
+
+
+@pytest.mark.slow
+def test_a_time_limit_queues_the_job_again(cluster, submit, undisturbed):
+    # Slurm looks at limits every half minute or so, and sends the signal up to a minute early
+    job, folder = submit("limited", "--time=1", "--signal=USR1@10")
+    ends_well(cluster, job, folder)
+    log = output(folder)
+    assert "queueing again" in log and f"Job {job}, start 2:" in log
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_preempted_job_goes_on(cluster, submit, undisturbed):
+    job, folder = submit("preempted")
+    wait_for_step(cluster, job, folder, BOUNDARY // 2)
+    cluster.run("srun", "--partition=urgent", "--nodes=2", "--ntasks=4", "true")
+    ends_well(cluster, job, folder)
+    assert f"Job {job}, start 2:" in output(folder)
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_stays_cancelled(cluster, submit):
+    job, folder = submit("cancelled")
+    wait_for_step(cluster, job, folder, 5)
+    cluster.run("scancel", job)
+    time.sleep(15)
+    assert cluster.state(job) == "CANCELLED"
+    assert "start 2" not in output(folder)
+
+
+@pytest.mark.slow
+def test_a_sweep_as_an_array_fills_its_table(cluster, outputs):
+    folder = outputs / "sweep"
+    steps = ["--training.steps=20", "--validation.freq=10", "--metrics.log_freq=5"]
+    make = [sys.executable, "scripts/sweep.py", "make", str(folder), DEMO, *steps]
+    for key, values in {"bag_size": "1,2,4", "step_ratio": "0.3"}.items():
+        make += ["--vary", f"superposition.{key}={values}"]
+    *_, command = cluster.run(*make).splitlines()
+    assert command == f"CONFIG_FILE={folder} sbatch --array=0-2 {TRAIN}"
+    options = ["--parsable", f"--output={folder}/%a.out", "--array=0-2"]
+    job = cluster.run("sbatch", *options, TRAIN, CONFIG_FILE=str(folder))
+    cluster.wait_for(job, "COMPLETED", "FAILED")
+    table = cluster.run(sys.executable, "scripts/sweep.py", "table", str(folder))
+    assert "3 of 3 runs finished" in table
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["superposition.bag_size"] for row in rows] == ["", "2", "4"]
+    assert all(row["step"] == "20" and float(row["validation_loss"]) > 0 for row in rows)
+    assert len({row["validation_loss"] for row in rows}) == 3
+    assert (folder / "losses.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_tokenization(cluster, outputs, corpus):
+    folder = outputs / "tokens"
+    job = cluster.run(
+        *("sbatch", "--parsable", f"--output={folder}.out", "--cpus-per-task=2"),
+        *("scripts/slurm/tokenize.sbatch", str(corpus / "train.jsonl"), str(folder)),
+        f"--tokenizer={corpus / 'tokenizer'}",
+    )
+    ends_well(cluster, job, folder)
+    assert TokenShards(str(folder), None).tokens > 400_000
+    assert "is complete" in output(folder)
+
+
+def test_a_job_needs_its_config():
+    result = subprocess.run(["bash", TRAIN], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "CONFIG_FILE is not set" in result.stderr
