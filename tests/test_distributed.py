@@ -64,13 +64,17 @@ def run(tmp_path_factory):
     return run
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("model", "processes", "args"),
     [
-        ("llama3", 1, ("--training.local_batch_size=2",)),
+        slow("llama3", 1, ("--training.local_batch_size=2",)),
         ("llama3", 2, ()),
-        ("llama3", 2, ("--training.local_batch_size=2",)),
-        ("llama3", 2, ("--superposition.loss=bce",)),
+        slow("llama3", 2, ("--training.local_batch_size=2",)),
+        slow("llama3", 2, ("--superposition.loss=bce",)),
         ("llama3", 2, ("--superposition.weighting=power_law", "--superposition.scale=batch")),
         (
             "llama3",
@@ -78,9 +82,9 @@ def run(tmp_path_factory):
             ("--parallelism.data_parallel_replicate_degree=2", "--training.local_batch_size=2"),
         ),
         ("llama3", 2, ("--parallelism.tensor_parallel_degree=2",)),
-        ("qwen3", 2, ()),
+        slow("qwen3", 2, ()),
         ("qwen3 MoE", 2, ()),
-        ("qwen3 MoE", 4, ("--training.local_batch_size=2",)),
+        slow("qwen3 MoE", 4, ("--training.local_batch_size=2",)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
 )

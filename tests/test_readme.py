@@ -24,7 +24,8 @@ from torchtitan.experiments.tst.job_config import (
 from torchtitan.experiments.tst.metrics import read_metrics
 
 README = (ROOT / "README.md").read_text()
-SHORT = ["--training.steps=12", "--validation.freq=6", "--metrics.log_freq=2"]
+SHORT = ["--training.steps=12", "--validation.freq=6", "--validation.steps=1"]
+SHORT += ["--metrics.log_freq=2"]
 
 
 def blocks(language: str) -> list[str]:
@@ -36,7 +37,7 @@ def commands() -> list[str]:
         line.partition(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()
     ]
     prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    inline = re.findall(r"`((?:python|scripts/|\./)[^`\n]* [^`\n]*|scripts/[\w.]+\.sh)`", prose)
+    inline = re.findall(r"`((?:python|scripts/|\./)[^`\n]* [^`\n]*|scripts/[\w./]+\.sh)`", prose)
     return sorted({*lines, *inline})
 
 
@@ -126,6 +127,17 @@ TRIED = {
     "./run_train.sh": dry_run,
     "python scripts/benchmark_step.py --job.config_file train_configs/demo/tst.toml": benchmark,
     "python scripts/benchmark_data.py": benchmark_data,
+    "python scripts/diff_configs.py train_configs/paper/3B-20k-baseline.toml "
+    "train_configs/paper/3B-20k-tst.toml": lambda shell: shell(
+        "python scripts/diff_configs.py train_configs/paper/3B-20k-baseline.toml "
+        "train_configs/paper/3B-20k-tst.toml"
+    ),
+    "python scripts/plan.py --job.config_file JOB.toml": lambda shell: shell(
+        "python scripts/plan.py --job.config_file train_configs/demo/tst.toml"
+    ),
+    "python scripts/dry_run.py JOB.toml": lambda shell: shell(
+        "python scripts/dry_run.py train_configs/demo/tst.toml"
+    ),
     "scripts/test.sh": lambda shell: shell("scripts/test.sh --version"),
 }
 TRIED_ELSEWHERE = {
@@ -136,6 +148,9 @@ TRIED_ELSEWHERE = {
     "python -m torchtitan.train": "upstream's",
     "python scripts/tokenize_corpus.py SOURCE FOLDER "
     "--tokenizer assets/hf/Llama-3.1-8B": "data/test_tokenization.py",
+    "CONFIG_FILE=train_configs/paper/3B-20k-tst.toml sbatch --nodes=8 --gpus-per-node=8 "
+    "--exclusive scripts/slurm/train.sbatch": "test_slurm.py",
+    "scripts/slurm/try.sh": ".ci/run",
     "scripts/lint.sh": ".ci/run",
     "scripts/test.sh -m slow": "the command itself",
     "scripts/test.sh -m gpu": "the command itself",
@@ -168,7 +183,11 @@ def test_reading_order_names_files_that_exist():
     section = README.partition("## Reading order")[2]
     package = ROOT / "torchtitan/experiments/tst"
     for name in re.findall(r"`([\w/]+\.py)`", section):
-        folders = (ROOT, package, *(package / name for name in ("core", "checkpoint", "data")))
+        folders = (
+            ROOT,
+            package,
+            *(package / name for name in ("core", "checkpoint", "data", "planning")),
+        )
         assert any((folder / name).exists() for folder in folders), name
 
 
