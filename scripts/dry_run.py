@@ -23,7 +23,6 @@ enable_cpu_if_alone()
 from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
 from torchtitan.experiments.tst.job_config import (  # noqa: E402
-    ConfigError,
     SuperpositionConfigManager,
 )
 from torchtitan.experiments.tst.planning.dry_run import dry_run  # noqa: E402
@@ -32,6 +31,7 @@ from torchtitan.experiments.tst.planning.plan import (  # noqa: E402
     Gpu,
     default_ranks,
     make_plan,
+    positive,
 )
 
 RESERVE = 0.1  # of the memory: for the CUDA context, NCCL's buffers and fragmentation
@@ -41,7 +41,7 @@ def describe(arguments: list[str], ranks: int | None, gpu: Gpu, play: bool) -> t
     """What came of a job, and whether it fits.
 
     Raises:
-        ConfigError: if it cannot run.
+        ValueError: if it cannot run.
     """
     config = SuperpositionConfigManager().parse_args(arguments)
     ranks = ranks or default_ranks(config)
@@ -71,7 +71,7 @@ def main() -> None:
     )
     parser.add_argument("configs", nargs="+", metavar="JOB.toml")
     parser.add_argument(
-        "--gpus", type=int, metavar="N", help="default: those of the config's [parallelism]"
+        "--gpus", type=positive, metavar="N", help="default: those of the config's [parallelism]"
     )
     parser.add_argument("--gpu", choices=GPUS, default="B200", help="default: %(default)s")
     parser.add_argument("--no-memory", action="store_true", help="build, but play no step: faster")
@@ -87,7 +87,7 @@ def main() -> None:
         job = [f"--job.config_file={config}", *overrides]
         try:
             text, fits = describe(job, args.gpus, GPUS[args.gpu], not args.no_memory)
-        except (ConfigError, OSError) as error:
+        except (ValueError, OSError) as error:
             text, fits = f"CANNOT RUN: {error}", False
         failed += not fits
         seconds = time.perf_counter() - begin

@@ -13,11 +13,15 @@ if [[ -z ${NGPU:-} ]]; then
 fi
 
 if grep -qs outputs/demo/corpus "$CONFIG_FILE"; then
+    mkdir -p outputs
+    exec 9>outputs/.demo.lock # one at a time, where several jobs start
+    ! command -v flock >/dev/null || flock 9
     python scripts/make_demo_corpus.py outputs/demo/corpus
     if ! grep -qs '"complete": true' outputs/demo/corpus/tokens/corpus.json; then
         python scripts/tokenize_corpus.py outputs/demo/corpus/train.jsonl \
             outputs/demo/corpus/tokens --tokenizer outputs/demo/corpus/tokenizer
     fi
+    exec 9>&-
 fi
 
 # less fragmentation of GPU memory

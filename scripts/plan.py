@@ -25,7 +25,6 @@ from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
 from torchtitan.experiments.tst.job_checks import check_config  # noqa: E402
 from torchtitan.experiments.tst.job_config import (  # noqa: E402
-    ConfigError,
     SuperpositionConfigManager,
     superposition_section,
 )
@@ -39,6 +38,7 @@ from torchtitan.experiments.tst.planning.plan import (  # noqa: E402
     describe_data,
     make_plan,
     mfu_of_paper,
+    positive,
 )
 
 ASSUMED_MFU = 0.4
@@ -125,7 +125,7 @@ def main() -> None:
     )
     parser.add_argument("--gpu", choices=GPUS, default="B200", help="default: %(default)s")
     parser.add_argument(
-        "--gpus", type=int, metavar="N", help="default: those of the config's [parallelism]"
+        "--gpus", type=positive, metavar="N", help="default: those of the config's [parallelism]"
     )
     parser.add_argument(
         "--mfu",
@@ -139,16 +139,17 @@ def main() -> None:
     logging.getLogger().setLevel(logging.ERROR)  # torchtitan's: that there is no tokenizer
     if args.mfu is not None and not 0 < args.mfu <= 1:
         parser.error(f"--mfu {args.mfu}: must be in (0, 1]")
-    config = SuperpositionConfigManager().parse_args(job_args)
-    ranks, gpu = args.gpus or default_ranks(config), GPUS[args.gpu]
+    gpu = GPUS[args.gpu]
     try:
+        config = SuperpositionConfigManager().parse_args(job_args)
+        ranks = args.gpus or default_ranks(config)
         check_config(config, ranks)
-    except ConfigError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"config error: {error}")
     plan = make_plan(config, ranks)
     of_paper = mfu_of_paper(config, plan)
     mfu = args.mfu or of_paper or ASSUMED_MFU
-    source = "given" if args.mfu else "what the paper's hours come to" if of_paper else "assumed"
+    source = "given" if args.mfu else "the paper's, on B200" if of_paper else "assumed"
     print(
         f"{config.model.name} {config.model.flavor}, {plan.parameters:,} parameters, on {ranks} "
         f"{gpu.name} at {100 * mfu:.0f} % MFU ({source})"
@@ -168,7 +169,7 @@ def main() -> None:
         section = superposition_section(config)
         surface = paper.nearest_surface(plan.parameters, plan.steps, section.weighting)
         draw_surfaces(
-            {f"paper: {surface.model}, {surface.steps:,} steps, {surface.weighting}": surface},
+            {f"paper: {surface.title}": surface},
             args.plot,
             mark=section.bag_size if section.bag_size > 1 else None,
         )

@@ -1,6 +1,7 @@
 """Loss over bag size, a line for each share of steps in superposition: the paper's kind of plot."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -53,14 +54,16 @@ def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: int | None =
 
 
 def draw_lines(
-    lines: dict[str, list[tuple[float, float]]], x_label: str, y_label: str, output: Path
+    lines: dict[str, list[tuple[Any, float]]], x_label: str, y_label: str, output: Path
 ) -> None:
-    """A line for each label; x on a logarithmic axis if it spans a factor of 4."""
+    """A line for each label; numbers on a logarithmic axis if they span a factor of 4."""
     figure, axes = plt.subplots(figsize=(6.5, 5), layout="constrained")
-    for label, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), "o-", label=label)
     xs = [x for points in lines.values() for x, _ in points]
-    if min(xs) > 0 and max(xs) >= 4 * min(xs):
+    numbers = all(isinstance(x, (int, float)) for x in xs)
+    for label, points in lines.items():
+        ordered = sorted(points) if numbers else [(str(x), y) for x, y in points]
+        axes.plot(*zip(*ordered, strict=True), "o-", label=label)
+    if numbers and min(xs) > 0 and max(xs) >= 4 * min(xs):
         axes.set_xscale("log")
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)

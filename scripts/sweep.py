@@ -14,7 +14,6 @@ import csv
 import itertools
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 import tomli
 import tomli_w
 
-from diff_configs import differences
+from diff_configs import differences, resolve
 from torchtitan.experiments.tst import models  # noqa: F401
 from torchtitan.experiments.tst.data import datasets  # noqa: F401
 from torchtitan.experiments.tst.job_checks import check_config
@@ -47,10 +46,20 @@ BASELINE = "baseline"
 
 @dataclass
 class Point:
-    """One run of a sweep: its name, the value of each varied key, its TOML."""
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder.
+        values: of each varied key; None where it has no meaning without superposition.
+        steps: of the whole run.
+        last_logged: the last step that is logged.
+        toml: its config.
+    """
 
     name: str
     values: dict[str, Any]
+    steps: int
+    last_logged: int
     toml: dict[str, Any]
 
 
@@ -67,24 +76,32 @@ def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[st
     Raises:
         ValueError: for a config that cannot run, or a folder with another sweep.
     """
-    points: list[Point] = []
+    folder, points = folder.absolute(), {}
     for values in itertools.product(*vary.values()):
         point = _point(folder, base, dict(zip(vary, values, strict=True)), arguments)
-        if point.name not in {other.name for other in points}:
-            points.append(point)
-    runs = [{"name": point.name, "values": point.values} for point in points]
+        points.setdefault(point.name, point)
+    runs = [
+        {
+            "name": point.name,
+            "values": point.values,
+            "steps": point.steps,
+            "last_logged": point.last_logged,
+            "folder": point.toml["job"]["dump_folder"],
+        }
+        for point in points.values()
+    ]
     content = {"base": base, "arguments": arguments, "vary": vary, "runs": runs}
-    file = folder / "sweep.json"
-    if file.exists() and json.loads(file.read_text()) != content:
-        raise ValueError(f"{folder} holds another sweep; give a new folder")
+    files = {folder / "sweep.json": json.dumps(content, indent=2) + "\n"}
+    for number, point in enumerate(points.values()):
+        head = f"# Run {number}, {point.name}, of a sweep over {base}; made by scripts/sweep.py\n\n"
+        files[folder / f"{number}.toml"] = head + tomli_w.dumps(point.toml)
+    for file, text in files.items():
+        if file.exists() and file.read_text() != text:
+            raise ValueError(f"{folder} holds another sweep ({file.name}); give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    for number, point in enumerate(points):
-        head = (
-            f"# Run {number}, {point.name}, of the sweep over {base}; made by scripts/sweep.py\n\n"
-        )
-        (folder / f"{number}.toml").write_text(head + tomli_w.dumps(point.toml))
-    file.write_text(json.dumps(content, indent=2) + "\n")
-    return points
+    for file, text in files.items():
+        file.write_text(text)
+    return list(points.values())
 
 
 def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]) -> Point:
@@ -92,30 +109,31 @@ def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]
     for given, other in ((STEP_RATIO, STEPS), (STEPS, STEP_RATIO)):
         if given in values:
             overrides.append(f"--{other}=None")  # one of the two says where the boundary is
-    job = [f"--job.config_file={base}", *overrides]
-    config = SuperpositionConfigManager().parse_args(job)
+    config = SuperpositionConfigManager().parse_args([f"--job.config_file={base}", *overrides])
     check_config(config, default_ranks(config))
     off = not build_schedule(config).enabled
-    typed: dict[str, Any] = {}
-    for key in values:
-        section, _, name = key.partition(".")
-        typed[key] = getattr(getattr(config, section), name)
-        if off and section == "superposition":
-            typed[key] = None
+    resolved = resolve([base, *overrides])
+    typed = {
+        key: None if off and key.startswith("superposition.") else resolved[key] for key in values
+    }
     names = [
         f"{key.rpartition('.')[2]}={value}" for key, value in typed.items() if value is not None
     ]
     name = ",".join([BASELINE, *names] if off else names)
-    toml = tomli.loads(Path(base).read_text())
     overrides.append(f"--job.dump_folder={folder / 'runs' / name}")
+    toml = tomli.loads(Path(base).read_text())
     for key, (_, value) in differences([base], [base, *overrides]).items():
-        section, _, name_in_section = key.partition(".")
-        toml.setdefault(section, {})[name_in_section] = value
+        *sections, last = key.split(".")
+        table = toml
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[last] = value
         if value is None:
-            del toml[section][name_in_section]
+            del table[last]
     if off:
         toml.pop("superposition", None)
-    return Point(name, typed, toml)
+    steps, log_freq = config.training.steps, config.metrics.log_freq
+    return Point(name, typed, steps, max(1, steps // log_freq * log_freq), toml)
 
 
 @dataclass
@@ -125,9 +143,10 @@ class Result:
     Attributes:
         name: of the run.
         values: of each varied key; None where superposition is off.
-        step: the last that is logged; 0 if there is none.
+        step: the last that is logged so far; 0 if there is none.
         steps: of the whole run.
-        training_loss: at that step.
+        finished: whether the last step that is logged has been.
+        training_loss: at ``step``.
         validation_loss: the last.
     """
 
@@ -135,33 +154,30 @@ class Result:
     values: dict[str, Any]
     step: int
     steps: int
+    finished: bool
     training_loss: float | None
     validation_loss: float | None
-
-    @property
-    def finished(self) -> bool:
-        """Whether its last step is logged."""
-        return self.step == self.steps
 
 
 def results(folder: Path) -> list[Result]:
     """Of all runs of a sweep, in its order."""
     found = []
-    for number, run in enumerate(read_sweep(folder)["runs"]):
-        toml = tomli.loads((folder / f"{number}.toml").read_text())
+    for run in read_sweep(folder)["runs"]:
         try:
-            metrics = read_metrics(toml["job"]["dump_folder"])
+            metrics = read_metrics(run["folder"])
         except FileNotFoundError:
             metrics = []
         last: dict[str, Any] = {}
         for line in metrics:
             last |= {k: line[k] for k in ("step", TRAINING_LOSS, VALIDATION_LOSS) if k in line}
+        step = last.get("step", 0)
         found.append(
             Result(
                 run["name"],
                 run["values"],
-                last.get("step", 0),
-                toml["training"]["steps"],
+                step,
+                run["steps"],
+                step >= run["last_logged"],
                 last.get(TRAINING_LOSS),
                 last.get(VALIDATION_LOSS),
             )
@@ -198,7 +214,7 @@ def table(folder: Path) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
     finished = [result for result in found if result.finished]
     print(f"{len(finished)} of {len(found)} runs finished; table: {folder / 'table.csv'}")
-    if finished:
+    if any(result.values[key] is not None for result in finished for key in keys):
         plot(folder, keys, finished)
         print(f"plot: {folder / 'losses.png'}")
 
@@ -218,36 +234,38 @@ def plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
     from plot_surface import draw_lines, draw_surfaces
 
     validated = all(result.validation_loss is not None for result in finished)
-    losses = [r.validation_loss if validated else r.training_loss for r in finished]
     kind = "validation" if validated else "training"
-    with_losses = list(zip(finished, losses, strict=True))
+    losses = [(r, r.validation_loss if validated else r.training_loss) for r in finished]
     if set(keys) == {BAG_SIZE, STEP_RATIO}:
-        baseline = next((loss for r, loss in with_losses if r.values[BAG_SIZE] is None), None)
-        config = SuperpositionConfigManager().parse_args([f"--job.config_file={folder / '0.toml'}"])
-        own = paper.Surface(
-            config.model.flavor,
-            config.training.steps,
-            superposition_section(config).weighting,
-            baseline,
-            {
-                (r.values[STEP_RATIO], r.values[BAG_SIZE]): loss
-                for r, loss in with_losses
-                if r.values[BAG_SIZE] is not None
-            },
+        own = _surface(folder, losses)
+        nearest = paper.nearest_surface(own.parameters, own.steps, own.weighting)
+        draw_surfaces(
+            {f"this sweep, {kind} loss: {own.title}": own, f"paper: {nearest.title}": nearest},
+            folder / "losses.png",
         )
-        parameters, _ = parameters_and_flops(config, config.training.seq_len)
-        nearest = paper.nearest_surface(parameters, own.steps, own.weighting)
-        titles = {f"{s.model}, {s.steps:,} steps, {s.weighting}": s for s in (own, nearest)}
-        first, second = titles
-        panels = {f"this sweep, {kind} loss: {first}": own, f"paper: {second}": nearest}
-        draw_surfaces(panels, folder / "losses.png")
         return
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for result, loss in with_losses:
-        x = result.values[keys[0]]
-        others = ", ".join(f"{key} = {result.values[key]}" for key in keys[1:])
-        lines.setdefault(others, []).append((x if isinstance(x, (int, float)) else math.nan, loss))
+    lines: dict[str, list[tuple[Any, float]]] = {}
+    for result, loss in losses:
+        label = ", ".join(f"{key} = {result.values[key]}" for key in keys[1:])
+        lines.setdefault(label, []).append((result.values[keys[0]], loss))
     draw_lines(lines, keys[0], f"final {kind} loss", folder / "losses.png")
+
+
+def _surface(folder: Path, losses: list[tuple[Result, float]]) -> paper.Surface:
+    """Of a sweep over s and r, with at least one run in superposition."""
+    by_place = {(r.values[STEP_RATIO], r.values[BAG_SIZE]): loss for r, loss in losses}
+    baseline = by_place.pop((None, None), None)
+    number = next(n for n, r in enumerate(results(folder)) if r.values[BAG_SIZE] is not None)
+    job = f"--job.config_file={folder / f'{number}.toml'}"
+    config = SuperpositionConfigManager().parse_args([job])
+    return paper.Surface(
+        model=config.model.flavor,
+        parameters=parameters_and_flops(config, config.training.seq_len)[0],
+        steps=config.training.steps,
+        weighting=superposition_section(config).weighting,
+        baseline=baseline,
+        losses=by_place,
+    )
 
 
 def run(folder: Path) -> None:
@@ -256,7 +274,7 @@ def run(folder: Path) -> None:
     for number, result in enumerate(found):
         print(f"[{number + 1}/{len(found)}] {result.name}", flush=True)
         if not result.finished:
-            environment = os.environ | {"CONFIG_FILE": str(folder / f"{number}.toml")}
+            environment = os.environ | {"CONFIG_FILE": str(folder.absolute() / f"{number}.toml")}
             code = subprocess.run([ROOT / "run_train.sh"], env=environment).returncode
             if code:
                 sys.exit(code)

@@ -7,18 +7,35 @@
 # filled, and again whenever pyproject.toml changes. PYTHON names the interpreter to create it with.
 
 _extra=$1
-_stamp=.venv/.installed-$_extra
+_stamps=(.venv/.installed-dev) # which has all of demo, which has all of data
+[[ $_extra == dev ]] || _stamps+=(.venv/.installed-demo)
+[[ $_extra != data ]] || _stamps+=(.venv/.installed-data)
+_is_installed() {
+    local stamp
+    for stamp in "${_stamps[@]}"; do
+        [[ ! $stamp -nt pyproject.toml ]] || return 0
+    done
+    return 1
+}
 if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] ||
     ! python -c "import torchtitan.experiments.tst" 2>/dev/null; then
-    if [[ ! -x .venv/bin/python ]]; then
-        echo "Creating .venv"
-        "${PYTHON:-python3}" -m venv .venv
-    fi
-    if [[ ! "$_stamp" -nt pyproject.toml ]]; then
-        echo "Installing torchtitan-tst[$_extra] into .venv (torch comes with it: some minutes)"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$_extra]"
-        touch "$_stamp"
+    if ! _is_installed; then
+        mkdir -p .venv
+        exec 9>.venv/.lock # one at a time, where several jobs start
+        ! command -v flock >/dev/null || flock 9
+        if [[ ! -x .venv/bin/python ]]; then
+            echo "Creating .venv"
+            "${PYTHON:-python3}" -m venv .venv
+        fi
+        if ! _is_installed; then
+            echo "Installing torchtitan-tst[$_extra] into .venv (torch comes with it: some minutes)"
+            .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+                --editable ".[$_extra]"
+            touch ".venv/.installed-$_extra"
+        fi
+        exec 9>&-
     fi
     PATH=$PWD/.venv/bin:$PATH
 fi
-unset _extra _stamp
+unset _extra _stamps
+unset -f _is_installed

@@ -28,11 +28,11 @@ def same_scalars(a, b, first_step=1):
     [
         ("llama3", 2),
         ("qwen3 MoE", 2),
+        ("qwen3 tied", 1),
         pytest.param("llama3", 1, marks=pytest.mark.slow),
         pytest.param("qwen3", 1, marks=pytest.mark.slow),
         pytest.param("qwen3", 2, marks=pytest.mark.slow),
         pytest.param("qwen3 MoE", 1, marks=pytest.mark.slow),
-        pytest.param("qwen3 tied", 1, marks=pytest.mark.slow),
     ],
 )
 def test_switched_off_is_upstreams_run(launch, tmp_path, model, processes):

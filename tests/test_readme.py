@@ -15,6 +15,7 @@ from torchtitan.hf_datasets.text_datasets import DATASETS
 
 from conftest import ROOT, run_again_if_aborted
 from torchtitan.experiments.tst.job_config import (
+    JobConfig,
     Resilience,
     Superposition,
     SuperpositionConfigManager,
@@ -24,6 +25,7 @@ from torchtitan.experiments.tst.job_config import (
 from torchtitan.experiments.tst.metrics import read_metrics
 
 README = (ROOT / "README.md").read_text()
+JOB_SH = (ROOT / "scripts" / "job.sh").read_text()
 SHORT = ["--training.steps=12", "--validation.freq=6", "--validation.steps=1"]
 SHORT += ["--metrics.log_freq=2"]
 
@@ -207,6 +209,29 @@ def test_the_table_has_the_configs_keys():
 def config_of(toml, tmp_path):
     (tmp_path / "job.toml").write_text(toml)
     return SuperpositionConfigManager().parse_args([f"--job.config_file={tmp_path / 'job.toml'}"])
+
+
+def test_options_of_jobs_exist():
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    documents += [ROOT / "run_train.sh", *(ROOT / "scripts").glob("*.py")]
+    documents += [path for path in (ROOT / "scripts" / "slurm").iterdir() if path.is_file()]
+    for document in documents:
+        options = re.findall(r"--(?:no-)?([a-z_]+)\.([\w-]+)", document.read_text())
+        for section, option in options:
+            keys = {f.name for f in fields(getattr(JobConfig(), section))}
+            key = option.removeprefix("no-").replace("-", "_")
+            assert key in keys, f"{document.name}: {section}.{option}"
+
+
+def test_variables_of_the_batch_scripts_are_documented():
+    table = (ROOT / "docs/slurm.md").read_text().partition("| variable |")[2].partition("\n\n")[0]
+    documented = set(re.findall(r"`([A-Z_]+)`", table))
+    scripts = [(ROOT / "scripts/slurm" / name).read_text() for name in ("train.sbatch", "chain.sh")]
+    named = set(re.findall(r"^#   ([A-Z_]+) {2,}", "\n".join(scripts), re.MULTILINE))
+    named -= {"NCCL_IB_HCA"}  # NCCL's own
+    assert named == documented
+    for name in documented:
+        assert re.search(rf"\$\{{?{name}\b", "\n".join([*scripts, JOB_SH])), name
 
 
 def test_the_toml_is_a_config(tmp_path):

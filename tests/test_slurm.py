@@ -1,6 +1,7 @@
 """The batch scripts on a real Slurm of two nodes, started for this: `scripts/slurm/try.sh`."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -83,7 +84,9 @@ def wait_for_step(cluster, job: str, folder: Path, step: int) -> None:
 
 
 def assert_same_run(folder: Path, undisturbed: Path, steps: int = 200) -> None:
-    """Every step's loss, and the last checkpoint, bit for bit."""
+    """Every step's loss, each step done once, and the last checkpoint, bit for bit."""
+    done = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in done if "lr" in m] == list(range(1, steps + 1))
     runs = [
         {m["step"]: m["loss_metrics/global_avg_loss"] for m in read_metrics(run) if "lr" in m}
         for run in (folder, undisturbed)
@@ -198,14 +201,49 @@ def test_a_sweep_as_an_array_fills_its_table(cluster, outputs):
 
 
 @pytest.mark.slow
-def test_tokenization(cluster, outputs, corpus):
+def test_a_task_of_an_array_is_queued_again_alone(cluster, outputs):
+    """Also the last one, whose job has the number of the whole array."""
+    folder = outputs / "array"
+    make = [sys.executable, "scripts/sweep.py", "make", str(folder), DEMO, *SHORT]
+    cluster.run(*make, "--vary", "superposition.bag_size=2,4")
+    options = ["--parsable", f"--output={folder}/%a.out", "--array=0-1"]
+    array = cluster.run("sbatch", *options, TRAIN, CONFIG_FILE=str(folder))
+    last, run = f"{array}_1", folder / "runs" / "bag_size=4"
+    wait_for_step(cluster, last, run, 5)
+    cluster.run("scancel", "--signal=USR1", last)
+    cluster.wait_for(array, "COMPLETED", "FAILED", seconds=400)
+    logs = [(folder / f"{number}.out").read_text() for number in (0, 1)]
+    assert ["start 2:" in log for log in logs] == [False, True]
+    assert [cluster.state(f"{array}_{number}") for number in (0, 1)] == ["COMPLETED"] * 2
+    assert read_metrics(run)[-1]["step"] == 200
+
+
+@pytest.mark.slow
+def test_a_chain_is_submitted_whole_or_not_at_all(cluster, outputs):
+    before = cluster.run("squeue", "--noheader", "--format=%i")
+    with pytest.raises(AssertionError, match="nowhere"):
+        cluster.run(
+            "scripts/slurm/chain.sh",
+            CONFIG_FILE=DEMO,
+            SBATCH_OPTIONS=f"--begin=now+1hour --output={outputs}/chain-not.out",
+            RECOVERY_OPTIONS="--partition=nowhere",
+        )
+    assert cluster.run("squeue", "--noheader", "--format=%i") == before
+
+
+@pytest.mark.slow
+def test_tokenization_goes_on_after_a_time_limit(cluster, outputs, corpus):
     folder = outputs / "tokens"
     job = cluster.run(
         *("sbatch", "--parsable", f"--output={folder}.out", "--cpus-per-task=2"),
         *("scripts/slurm/tokenize.sbatch", str(corpus / "train.jsonl"), str(folder)),
         f"--tokenizer={corpus / 'tokenizer'}",
     )
+    cluster.wait_for(job, "RUNNING")
+    time.sleep(5)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
     ends_well(cluster, job, folder)
+    assert "queueing again" in output(folder)
     assert TokenShards(str(folder), None).tokens > 400_000
     assert "is complete" in output(folder)
 

@@ -16,6 +16,7 @@ submit() { # OPTIONS...: prints the job's number
 }
 first=$(submit --job-name=tst-superposition scripts/slurm/train.sbatch \
     --superposition.stop_at_boundary "$@")
+trap 'scancel "$first"' ERR # not one without the other
 # shellcheck disable=SC2086 # options and arguments, not one word
 second=$(submit --job-name=tst-recovery --dependency="afterok:$first" --kill-on-invalid-dep=yes \
     ${RECOVERY_OPTIONS:-} scripts/slurm/train.sbatch "$@" ${RECOVERY_ARGS:-})

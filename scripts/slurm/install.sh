@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# Install Slurm and munge on a Debian or Ubuntu machine that has none, as root.
+# Install Slurm and munge on a Debian or Ubuntu machine that lacks them, as root.
 set -euo pipefail
-if ! command -v sbatch munged >/dev/null; then
-    apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge
-fi
+PATH=$PATH:/usr/sbin:/sbin
+for program in slurmctld slurmd sbatch munged; do
+    if ! command -v "$program" >/dev/null; then
+        apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge
+        exit
+    fi
+done

@@ -6,5 +6,6 @@
 # Needs root, and Debian's slurm-wlm and munge, which are installed if they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+((EUID == 0)) || { echo "needs root" >&2 && exit 1; }
 scripts/slurm/install.sh
 exec scripts/test.sh tests/test_slurm.py -m "slow or not slow" "$@"

@@ -3,11 +3,15 @@
 import csv
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import tomli
 
 import sweep
+from conftest import ROOT
+from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 
 PAPER = "train_configs/paper"
 BAG_SIZE, STEP_RATIO = "superposition.bag_size", "superposition.step_ratio"
@@ -59,6 +63,9 @@ def test_plan_of_another_machine(run_script, tokens):
     ("args", "message"),
     [
         (["--mfu", "0"], "--mfu 0.0: must be in (0, 1]"),
+        (["--gpus", "-8"], "invalid positive value: '-8'"),
+        (["--parallelism.data_parallel_replicate_degree=0"], "must be at least 1"),
+        (["--job.config_file=none.toml"], "none.toml"),
         (["--gpus", "7"], "parallelism.data_parallel_shard_degree = 8"),
         (["--superposition.bag_size=0"], "superposition.bag_size = 0"),
     ],
@@ -159,6 +166,59 @@ def test_nothing_is_written_of_a_sweep_that_cannot_run(tmp_path, job):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_sweep_of_a_nested_key(tmp_path, job):
+    key = "quantize.linear.float8.recipe_name"
+    points = make(tmp_path, job, f"{key}=tensorwise,rowwise")
+    for number, point in enumerate(points):
+        config = SuperpositionConfigManager().parse_args(
+            [f"--job.config_file={tmp_path / 'sweep' / f'{number}.toml'}"]
+        )
+        assert config.quantize.linear.float8.recipe_name == point.values[key]
+
+
+def test_a_sweep_is_not_made_anew_over_its_runs(tmp_path, job):
+    make(tmp_path, job, f"{BAG_SIZE}=2,4")
+    before = (tmp_path / "sweep" / "0.toml").read_text()
+    Path(job).write_text(
+        Path(job).read_text().replace("local_batch_size = 4", "local_batch_size = 8")
+    )
+    with pytest.raises(ValueError, match=r"holds another sweep \(0.toml\)"):
+        make(tmp_path, job, f"{BAG_SIZE}=2,4")
+    assert (tmp_path / "sweep" / "0.toml").read_text() == before
+
+
+def test_the_papers_own_sweep_beside_the_papers_losses(tmp_path, monkeypatch):
+    """Of the model, length and weighting of the paper's table, its baseline first."""
+    monkeypatch.chdir(ROOT)
+    job = f"{PAPER}/ablations/600M-20k-power-law.toml"
+    points = make(tmp_path, job, f"{BAG_SIZE}=1,6", f"{STEP_RATIO}=0.3")
+    drawn = []
+    monkeypatch.setattr(
+        "plot_surface.draw_surfaces", lambda surfaces, output: drawn.append(surfaces)
+    )
+    write_metrics(tmp_path / "sweep" / "runs" / points[0].name, 20_000, 3.0)
+    sweep.table(tmp_path / "sweep")
+    assert not drawn, "a baseline alone is no plot"
+    write_metrics(tmp_path / "sweep" / "runs" / points[1].name, 20_000, 2.9)
+    sweep.table(tmp_path / "sweep")
+    (own, of_paper) = drawn[0].values()
+    assert (own.baseline, own.losses) == (3.0, {(0.3, 6): 2.9})
+    assert (of_paper.model, of_paper.weighting) == ("600M", "power_law")
+    assert own.parameters == of_paper.parameters
+
+
+def test_a_run_is_finished_at_the_last_step_that_is_logged(tmp_path, job):
+    (point,) = sweep.make(
+        tmp_path / "sweep", job, {BAG_SIZE: ["4"]}, ["--training.steps=49", "--metrics.log_freq=10"]
+    )
+    for step, finished in ((39, False), (40, True)):
+        folder = tmp_path / "sweep" / "runs" / point.name
+        shutil.rmtree(folder, ignore_errors=True)
+        write_metrics(folder, step, 3.0)
+        (result,) = sweep.results(tmp_path / "sweep")
+        assert result.finished == finished
+
+
 def write_metrics(folder, step, loss, validation=None):
     lines = [{"step": step, "phase": "recovery", "loss_metrics/global_avg_loss": loss}]
     if validation:
@@ -168,7 +228,12 @@ def write_metrics(folder, step, loss, validation=None):
 
 
 @pytest.mark.parametrize(
-    "vary", [[f"{BAG_SIZE}=1,2,4", f"{STEP_RATIO}=0.3"], ["optimizer.lr=1e-3,1e-2,1e-1"]]
+    "vary",
+    [
+        [f"{BAG_SIZE}=1,2,4", f"{STEP_RATIO}=0.3"],
+        ["optimizer.lr=1e-3,1e-2,1e-1"],
+        ["superposition.weighting=uniform,power_law,fitted"],
+    ],
 )
 def test_a_table_and_a_plot_of_what_is_there(tmp_path, job, vary, capsys):
     folder = tmp_path / "sweep"

@@ -3,6 +3,7 @@
 It runs before a process group or a device is touched.
 """
 
+import dataclasses
 import importlib
 import os
 import tempfile
@@ -176,6 +177,12 @@ def _check_shapes(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
 
 
 def _check_ranks(job_config: UpstreamJobConfig, ranks: int) -> None:
+    for f in dataclasses.fields(job_config.parallelism):
+        degree = getattr(job_config.parallelism, f.name)
+        if f.name.endswith("_degree") and degree < 1:
+            if f.name == "data_parallel_shard_degree" and degree == -1:
+                continue
+            raise ConfigError(f"parallelism.{f.name}", degree, "must be at least 1")
     wanted, free = ranks_of_layout(job_config)
     if ranks % wanted if free else ranks != wanted:
         layout = job_config.parallelism

@@ -83,8 +83,8 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
     """Build a job on ``ranks`` ranks, and ``play`` a step of each of its phases.
 
     To be called in a process without a process group, after ``enable_cpu_if_alone`` on a machine
-    without, or with hidden, accelerators. torch.compile is left out: its memory is at most that of
-    eager mode. Two micro-batches stand for any number.
+    without, or with hidden, accelerators. Steps are eager: torch.compile is left out, which fuses
+    away temporary tensors as a rule. Two micro-batches stand for any number.
 
     Raises:
         ConfigError: for a config that cannot run.

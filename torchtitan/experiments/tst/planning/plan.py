@@ -134,6 +134,13 @@ class Plan:
         return self.flops / (gpu.peak_flops * mfu * 3600)
 
 
+def positive(text: str) -> int:
+    """A number of GPUs on the command line."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def default_ranks(job_config: JobConfig) -> int:
     """GPUs that the layout of the config makes; the fewest if it takes as many as there are."""
     return ranks_of_layout(job_config)[0]

@@ -16,6 +16,12 @@ _FOLDER = Path(__file__).parent
 # Share of steps in superposition, and for each size the bag sizes, that the paper finds good
 GOOD_STEP_RATIOS = (0.2, 0.4)
 GOOD_BAG_SIZES = {"270M": (3, 8), "600M": (6, 10), "3B": (6, 6), "10B-A1B": (16, 16)}
+PARAMETERS = {
+    "270M": 253_954_368,
+    "600M": 560_886_720,
+    "3B": 3_337_766_912,
+    "10B-A1B": 10_103_872_512,
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Surface:
 
     Attributes:
         model: the flavor.
+        parameters: of the model.
         steps: of each run.
         weighting: ``superposition.weighting`` of all runs.
         baseline: loss without superposition, if there is such a run.
@@ -80,10 +87,16 @@ class Surface:
     """
 
     model: str
+    parameters: int
     steps: int
     weighting: str
     baseline: float | None
     losses: dict[tuple[float, int], float] = field(hash=False)
+
+    @property
+    def title(self) -> str:
+        """What it is of."""
+        return f"{self.model}, {self.steps:,} steps, {self.weighting}"
 
     @property
     def ratios(self) -> list[float]:
@@ -113,16 +126,7 @@ def _read_surface(file: str, model: str, steps: int, weighting: str) -> Surface:
         for row in csv.DictReader(lines):
             r = float(row.pop("r"))
             losses |= {(r, int(s)): float(loss) for s, loss in row.items() if loss}
-    return Surface(model, steps, weighting, losses.pop((0.0, 1)), losses)
-
-
-# Parameters of the flavors with a surface or a good range, for finding the nearest
-PARAMETERS = {
-    "270M": 253_954_368,
-    "600M": 560_886_720,
-    "3B": 3_337_766_912,
-    "10B-A1B": 10_103_872_512,
-}
+    return Surface(model, PARAMETERS[model], steps, weighting, losses.pop((0.0, 1)), losses)
 
 
 def nearest_model(parameters: int) -> str:
@@ -136,7 +140,7 @@ def nearest_surface(parameters: int, steps: int, weighting: str) -> Surface:
     def distance(surface: Surface) -> tuple[bool, float, float]:
         return (
             surface.weighting != (weighting if weighting == "power_law" else "uniform"),
-            abs(math.log(PARAMETERS[surface.model] / parameters)),
+            abs(math.log(surface.parameters / parameters)),
             abs(math.log(surface.steps / steps)),
         )
 
