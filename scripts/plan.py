@@ -53,29 +53,24 @@ def count(number: float) -> str:
 
 
 def table(plan: Plan, gpu: Gpu, mfu: float) -> list[str]:
-    hours = plan.gpu_hours(gpu, mfu) / plan.flops  # for each FLOP
+    phases = [phase for phase in plan.phases if phase.steps]
+    wholes = [*phases, plan] if len(phases) > 1 else phases
+    hours_per_flop = plan.gpu_hours(gpu, mfu) / plan.flops
     rows: list[tuple[str, list[str]]] = [
-        ("", [*(str(phase.phase) for phase in plan.phases), "total"]),
-        ("steps", [*(f"{phase.steps:,}" for phase in plan.phases), f"{plan.steps:,}"]),
-        ("data tokens", [*(count(p.data_tokens) for p in plan.phases), count(plan.data_tokens)]),
-        ("latents", [*(count(p.latents) for p in plan.phases), count(plan.latents)]),
-        (f"{gpu.name} hours", [f"{hours * x.flops:,.1f}" for x in (*plan.phases, plan)]),
-        ("hours", [f"{hours * x.flops / plan.ranks:,.1f}" for x in (*plan.phases, plan)]),
+        ("", [*(str(phase.phase) for phase in phases), "total"][: len(wholes)]),
+        ("steps", [f"{x.steps:,}" for x in wholes]),
+        ("bag size", [f"{phase.bag_size}" for phase in phases]),
+        ("data tokens a step", [f"{phase.data_tokens_per_step:,}" for phase in phases]),
+        ("latents a step", [f"{phase.latents_per_step:,}" for phase in phases]),
+        ("FLOPs a step", [f"{phase.flops_per_step:.3e}" for phase in phases]),
+        ("data tokens", [count(x.data_tokens) for x in wholes]),
+        ("latents", [count(x.latents) for x in wholes]),
+        (f"{gpu.name} hours", [f"{hours_per_flop * x.flops:,.1f}" for x in wholes]),
+        (
+            f"hours on {plan.ranks}",
+            [f"{hours_per_flop * x.flops / plan.ranks:,.1f}" for x in wholes],
+        ),
     ]
-    of_a_step = (
-        ("bag size", "bag_size", "{:,}"),
-        ("data tokens a step", "data_tokens_per_step", "{:,}"),
-        ("latents a step", "latents_per_step", "{:,}"),
-        ("FLOPs a step", "flops_per_step", "{:.3e}"),
-    )
-    rows[2:2] = [
-        (name, [form.format(getattr(phase, key)) for phase in plan.phases])
-        for name, key, form in of_a_step
-    ]
-    if not plan.phases[0].steps:
-        rows = [(name, [cells[1]]) for name, cells in rows[:-2]] + [
-            (name, [cells[2]]) for name, cells in rows[-2:]
-        ]
     return [f"  {name:20}" + "".join(f"{cell:>16}" for cell in cells) for name, cells in rows]
 
 
@@ -101,7 +96,7 @@ def advice(config: JobConfig, plan: Plan) -> list[str]:
     best = min(surface.losses, key=surface.losses.__getitem__)
     lines = [
         f"at {model}, the nearest size: {bag_sizes}, r from {least} to {most}",
-        f"final loss at {surface.model}, {surface.steps:,} steps, {surface.weighting} weighting: "
+        f"final loss at {surface.title} weighting: "
         f"baseline {surface.baseline}, best {surface.losses[best]} at r = {best[0]}, s = {best[1]}",
     ]
     s, ratio = section.bag_size, plan.phases[0].steps / plan.steps

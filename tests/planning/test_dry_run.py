@@ -110,11 +110,23 @@ def test_more_sequences_take_more_memory_and_more_ranks_less_state():
     assert sharded.optimizer == pytest.approx(small.optimizer / 8, rel=0.05)
 
 
-@pytest.mark.parametrize("degree", ["expert_parallel_degree", "context_parallel_degree"])
-def test_what_cannot_be_played_says_so(degree):
-    args = ["--parallelism.data_parallel_shard_degree=-1", f"--parallelism.{degree}=2"]
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--parallelism.expert_parallel_degree=2"], "expert_parallel_degree"),
+        (["--parallelism.context_parallel_degree=2"], "context_parallel_degree"),
+        (
+            [
+                "--parallelism.data_parallel_replicate_degree=4",
+                "--parallelism.data_parallel_shard_degree=1",
+            ],
+            "DDP",
+        ),
+    ],
+)
+def test_what_cannot_be_played_says_so(args, reason):
     run = dry_run(load(MOE, *args, "--superposition.bag_size=1"), 4)
-    assert not run.memory and degree in run.untraced
+    assert not run.memory and reason in run.untraced
 
 
 def test_what_does_not_fit_together_is_an_error():

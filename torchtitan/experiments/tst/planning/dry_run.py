@@ -6,8 +6,8 @@ any size is built in seconds and every allocation of a step can be added up.
 """
 
 import contextlib
+import copy
 import dataclasses
-import functools
 import logging
 import os
 import tempfile
@@ -90,11 +90,11 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
         ConfigError: for a config that cannot run.
     """
     check_config(job_config, ranks)
-    with _without_values(ranks), tempfile.TemporaryDirectory() as folder:
+    with _without_values(job_config.model.name, ranks), tempfile.TemporaryDirectory() as folder:
         trainer = _DryRunTrainer(_reduced(job_config, folder))
         layout = trainer.parallel_dims
         names = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep", "etp")
-        untraced = _untraced(job_config)
+        untraced = _untraced(layout)
         result = DryRun(
             mesh={name: size for name in names if (size := getattr(layout, name)) > 1},
             accumulation=trainer.gradient_accumulation_steps,
@@ -105,23 +105,22 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
         return result
 
 
-def _untraced(job_config: JobConfig) -> str:
-    for name in ("expert_parallel_degree", "pipeline_parallel_degree", "context_parallel_degree"):
-        if getattr(job_config.parallelism, name) > 1:
-            return f"memory is not estimated with parallelism.{name} above 1"
+def _untraced(layout: ParallelDims) -> str:
+    for name, enabled in (
+        ("expert", layout.ep_enabled),
+        ("pipeline", layout.pp_enabled),
+        ("context", layout.cp_enabled),
+    ):
+        if enabled:
+            return f"memory is not estimated with parallelism.{name}_parallel_degree above 1"
+    if layout.dp_replicate_enabled and not layout.fsdp_enabled:
+        return "memory is not estimated under DDP, parallelism.data_parallel_shard_degree = 1"
     return ""
 
 
 def _reduced(job_config: JobConfig, folder: str) -> JobConfig:
     """The job without what has no part in a step."""
-    config = dataclasses.replace(
-        job_config,
-        **{
-            section.name: dataclasses.replace(getattr(job_config, section.name))
-            for section in dataclasses.fields(job_config)
-            if section.name in ("job", "comm", "checkpoint", "validation", "metrics", "compile")
-        },
-    )
+    config = copy.deepcopy(job_config)
     config.job.dump_folder = folder
     config.comm.mode = "fake_backend"
     config.checkpoint.enable = config.validation.enable = config.compile.enable = False
@@ -130,34 +129,28 @@ def _reduced(job_config: JobConfig, folder: str) -> JobConfig:
 
 
 @contextlib.contextmanager
-def _without_values(ranks: int) -> Iterator[None]:
+def _without_values(model: str, ranks: int) -> Iterator[None]:
     """What takes values of tensors, or kernels that have no fake, replaced; and put back."""
+    spec = train_spec_module.get_train_spec(model)
 
-    def parallelize(parallelize_fn: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        model = parallelize_fn(*args, **kwargs)
+    def parallelize(*args: Any, **kwargs: Any) -> torch.nn.Module:
+        parallel_model = spec.parallelize_fn(*args, **kwargs)
         # so far meshes have needed values, and the parameters are on the meta device
         patches.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        return model
+        return parallel_model
 
-    def fake_spec(get_train_spec: Any, name: str) -> Any:
-        spec = get_train_spec(name)
-        return dataclasses.replace(
-            spec,
-            build_tokenizer_fn=None,
-            build_dataloader_fn=_NoData,
-            parallelize_fn=functools.partial(parallelize, spec.parallelize_fn),
-        )
-
+    fake_spec = dataclasses.replace(
+        spec,
+        build_tokenizer_fn=None,
+        build_dataloader_fn=_NoData,
+        parallelize_fn=parallelize,
+    )
     environment = {"NGPU": str(ranks), "WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
     level = logger.level
     with contextlib.ExitStack() as patches:
         for patch in (
             mock.patch.dict(os.environ, environment),
-            mock.patch.object(
-                train_spec_module,
-                "get_train_spec",
-                functools.partial(fake_spec, train_spec_module.get_train_spec),
-            ),
+            mock.patch.dict(train_spec_module._extra_train_specs, {model: fake_spec}),
             mock.patch.object(dtensor_random, "_rng_tracker", None),
             mock.patch.object(torch.nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor),
             mock.patch.object(torch, "histc", lambda ids, bins, **_: ids.new_empty(bins)),

@@ -53,7 +53,6 @@ class PhasePlan:
 
     Attributes:
         phase: which.
-        first_step: counted from 1.
         steps: number of steps; may be 0.
         bag_size: data tokens per bag; 1 in recovery.
         data_tokens_per_step: read by all ranks.
@@ -62,7 +61,6 @@ class PhasePlan:
     """
 
     phase: Phase
-    first_step: int
     steps: int
     bag_size: int
     data_tokens_per_step: int
@@ -178,7 +176,6 @@ def _phase_plan(
     latents = shape.sequences * shape.latents
     plan = PhasePlan(
         phase=phase,
-        first_step=first,
         steps=last - first + 1,
         bag_size=schedule.bag_size_at(first),
         data_tokens_per_step=shape.sequences * shape.data_tokens,
