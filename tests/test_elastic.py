@@ -119,9 +119,9 @@ def test_a_damage_that_one_rank_finds_stops_all(two_ranks, launch, tmp_path):
 
 
 def test_short_fault_injection(corpus, tmp_path, capsys):
-    """Two kills and a stop; ``scripts/inject_faults.py`` does as many as are wanted."""
+    """A kill and a stop; ``scripts/inject_faults.py`` does as many as are wanted."""
     import inject_faults
 
-    options = f"--kills=2 --stops=1 --steps=24 --seed=3 --corpus={corpus} --folder={tmp_path}"
+    options = f"--kills=1 --stops=1 --steps=24 --seed=3 --corpus={corpus} --folder={tmp_path}"
     inject_faults.main(options.split())
     assert "bit for bit" in capsys.readouterr().out

@@ -83,10 +83,15 @@ def wait_for_step(cluster, job: str, folder: Path, step: int) -> None:
         time.sleep(0.2)
 
 
+def steps_done(folder: Path) -> list[int]:
+    """Steps in the order in which they were trained, also those that were trained twice."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if "lr" in line]
+
+
 def assert_same_run(folder: Path, undisturbed: Path, steps: int = 200) -> None:
     """Every step's loss, each step done once, and the last checkpoint, bit for bit."""
-    done = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [m["step"] for m in done if "lr" in m] == list(range(1, steps + 1))
+    assert steps_done(folder) == list(range(1, steps + 1))
     runs = [
         {m["step"]: m["loss_metrics/global_avg_loss"] for m in read_metrics(run) if "lr" in m}
         for run in (folder, undisturbed)
@@ -98,24 +103,28 @@ def assert_same_run(folder: Path, undisturbed: Path, steps: int = 200) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_two_nodes_train(undisturbed):
-    log = output(undisturbed)
-    assert "on n[1-2], 1 processes each" in log
-    assert "dp_shard=2" in log
-    assert log.count("step: 200 ") == 2, "training and validation, of the first node alone"
-
-
-@pytest.mark.slow
-def test_a_signal_queues_the_job_again(cluster, submit, undisturbed):
-    job, folder = submit("signalled")
-    wait_for_step(cluster, job, folder, BOUNDARY // 2)
+def test_two_nodes_train_and_a_signal_queues_the_job_again(cluster, submit):
+    job, folder = submit("signalled", args=[*SHORT, "--training.steps=100"])
+    wait_for_step(cluster, job, folder, BOUNDARY // 4)
     cluster.run("scancel", "--signal=USR1", job)
     ends_well(cluster, job, folder)
     log = output(folder)
+    assert "on n[1-2], 1 processes each" in log and "dp_shard=2" in log
     assert "queueing again" in log and f"Job {job}, start 2:" in log
+    assert log.count("step: 100 ") == 2, "training and validation, of the first node alone"
+    assert steps_done(folder) == list(range(1, 101))
+
+
+@pytest.mark.slow
+def test_a_signalled_job_is_the_undisturbed_one(cluster, submit, undisturbed):
+    job, folder = submit("like-undisturbed")
+    wait_for_step(cluster, job, folder, BOUNDARY // 2)
+    cluster.run("scancel", "--signal=USR1", job)
+    ends_well(cluster, job, folder)
     assert_same_run(folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_recovery_is_a_second_job(cluster, outputs, undisturbed):
     """And the first one is queued again once: the second goes on waiting."""
     folder = outputs / "chain"

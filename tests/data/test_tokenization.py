@@ -258,7 +258,7 @@ def whole(many, corpus, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("whom", ["all", "main process"])
+@pytest.mark.parametrize("whom", ["all", pytest.param("main process", marks=pytest.mark.slow)])
 def test_killed_midway_and_again_gives_the_same_shards(many, whole, corpus, tmp_path, whom):
     args = ["--tokenizer", corpus / "tokenizer", "--workers", "2"]
     folder = tmp_path / "killed"
