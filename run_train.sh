@@ -28,6 +28,7 @@ if [[ $CONFIG_FILE == "$DEMO"/* ]]; then # 64 sequences a step, on however many 
     echo "The demo runs on $NGPU processes"
     set -- --training.local_batch_size=$((64 / NGPU)) "$@"
 fi
+
 if [[ -n $COMM_MODE ]]; then
     export NGPU RANK=0 LOCAL_RANK=0 WORLD_SIZE=$NGPU
     python -m "$TRAIN_FILE" \

@@ -220,13 +220,9 @@ def table(folder: Path) -> None:
 
 
 def _cell(value: Any) -> str:
-    return (
-        "-"
-        if value is None
-        else f"{value:.4f}"
-        if isinstance(value, float) and value > 0.1
-        else f"{value}"
-    )
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) and value > 0.1 else f"{value}"
 
 
 def plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
@@ -246,8 +242,12 @@ def plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
         return
     lines: dict[str, list[tuple[Any, float]]] = {}
     for result, loss in losses:
-        label = ", ".join(f"{key} = {result.values[key]}" for key in keys[1:])
-        lines.setdefault(label, []).append((result.values[keys[0]], loss))
+        x, *others = (result.values[key] for key in keys)
+        label = ", ".join(
+            BASELINE if value is None else f"{key} = {value}"
+            for key, value in zip(keys[1:], others, strict=True)
+        )
+        lines.setdefault(label, []).append((BASELINE if x is None else x, loss))
     draw_lines(lines, keys[0], f"final {kind} loss", folder / "losses.png")
 
 
@@ -312,7 +312,10 @@ def main() -> None:
     logging.getLogger().setLevel(logging.CRITICAL)  # torchtitan's: that there is no tokenizer
     try:
         if args.command == "make":
-            points = make(args.folder, args.base, dict(args.vary), arguments)
+            vary = dict(args.vary)
+            if len(vary) < len(args.vary):
+                parser.error("--vary: a key is given twice; its values go into one")
+            points = make(args.folder, args.base, vary, arguments)
             for number, point in enumerate(points):
                 print(f"{args.folder / str(number)}.toml: {point.name}")
             print(

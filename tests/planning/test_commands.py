@@ -256,6 +256,10 @@ def test_a_table_and_a_plot_of_what_is_there(tmp_path, job, vary, capsys):
         (["table", "nowhere"], "nowhere holds no sweep"),
         (["run", "nowhere"], "nowhere holds no sweep"),
         (["make", "nowhere", "job.toml", "--vary", "lr"], "must be section.key=value,value"),
+        (
+            ["make", "nowhere", "job.toml", "--vary", "a.b=1", "--vary", "a.b=2"],
+            "a key is given twice",
+        ),
         (["make", "nowhere", "no.toml", "--vary", "optimizer.lr=1"], "No such file"),
     ],
 )
