@@ -75,8 +75,8 @@ def slow(*values):
         ("llama3", 2, ()),
         slow("llama3", 2, ("--training.local_batch_size=2",)),
         slow("llama3", 2, ("--superposition.loss=bce",)),
-        ("llama3", 2, ("--superposition.weighting=power_law", "--superposition.scale=batch")),
-        (
+        slow("llama3", 2, ("--superposition.weighting=power_law", "--superposition.scale=batch")),
+        slow(
             "llama3",
             4,
             ("--parallelism.data_parallel_replicate_degree=2", "--training.local_batch_size=2"),

@@ -83,7 +83,7 @@ def test_two_ranks_then_four_then_one_across_the_boundary(two_ranks, launch, tmp
 @pytest.mark.parametrize(
     ("processes", "layout"),
     [
-        (2, ("--parallelism.tensor_parallel_degree=2",)),
+        pytest.param(2, ("--parallelism.tensor_parallel_degree=2",), marks=pytest.mark.slow),
         (4, ("--parallelism.data_parallel_replicate_degree=2",)),
     ],
     ids=["tensor parallel", "HSDP"],

@@ -113,7 +113,7 @@ def benchmark(shell):
 
 
 def benchmark_data(shell):
-    shell("python scripts/benchmark_data.py --rounds 1 --seconds 0.1 --tokens 3000000")
+    shell("python scripts/benchmark_data.py --rounds 1 --seconds 0.1 --tokens 500000")
 
 
 # What stands in the README, and how it is tried here; in this order.
@@ -122,7 +122,7 @@ TRIED = {
     "CONFIG_FILE=train_configs/demo/baseline.toml ./run_train.sh": baseline,
     ".venv/bin/python scripts/plot_loss.py outputs/demo/tst outputs/demo/baseline "
     "--output outputs/demo/both.png": plot,
-    "./run_train.sh --help": lambda shell: shell("./run_train.sh --help"),
+    "./run_train.sh --help": lambda shell: shell("NGPU=1 ./run_train.sh --help"),
     "CONFIG_FILE=train_configs/debug/qwen3_moe.toml NGPU=4 ./run_train.sh "
     "--superposition.bag_size 8": debug,
     "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml "

@@ -323,6 +323,7 @@ echo "Submitted batch job 7"
 """
 
 
+@pytest.mark.slow
 def test_slurm_job_arrays(texts, corpus, tmp_path):
     """Against stand-ins for sbatch, srun and scontrol, which run the jobs at once."""
     tools = tmp_path / "bin"
