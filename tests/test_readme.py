@@ -113,7 +113,7 @@ def benchmark(shell):
 
 
 def benchmark_data(shell):
-    shell("python scripts/benchmark_data.py --rounds 1 --seconds 0.1 --tokens 500000")
+    shell("python scripts/benchmark_data.py --rounds 1 --seconds 0.1 --tokens 3000000")
 
 
 # What stands in the README, and how it is tried here; in this order.
