@@ -46,6 +46,10 @@ def missing() -> str:
     """What keeps the cluster from starting here; "" if nothing does."""
     if absent := [program for program in PROGRAMS if not shutil.which(program, path=_path())]:
         return f"needs {', '.join(absent)}: apt-get install slurm-wlm munge"
+    try:
+        socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "needs a host name that resolves"
     return "" if os.geteuid() == 0 else "needs root"
 
 
