@@ -19,12 +19,11 @@ from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
 enable_cpu_if_alone()
 
-from torchtitan.config import JobConfig  # noqa: E402
-
 from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
 from torchtitan.experiments.tst.job_checks import check_config  # noqa: E402
 from torchtitan.experiments.tst.job_config import (  # noqa: E402
+    Superposition,
     SuperpositionConfigManager,
     superposition_section,
 )
@@ -86,13 +85,11 @@ def memory(run: DryRun, gpu: Gpu) -> list[str]:
     ]
 
 
-def advice(config: JobConfig, plan: Plan) -> list[str]:
+def advice(section: Superposition, plan: Plan, surface: paper.Surface) -> list[str]:
     """The paper's good range for this size, and its losses around the config's values."""
     model = paper.nearest_model(plan.parameters)
     (low, high), (least, most) = paper.GOOD_BAG_SIZES[model], paper.GOOD_STEP_RATIOS
     bag_sizes = f"s = {low}" if low == high else f"s from {low} to {high}"
-    section = superposition_section(config)
-    surface = paper.nearest_surface(plan.parameters, plan.steps, section.weighting)
     best = min(surface.losses, key=surface.losses.__getitem__)
     lines = [
         f"at {model}, the nearest size: {bag_sizes}, r from {least} to {most}",
@@ -157,12 +154,12 @@ def main() -> None:
     if not args.no_memory:
         print("Memory: " + "\n        ".join(memory(dry_run(config, ranks), gpu)))
     print("Data: " + "\n      ".join(describe_data(config, plan)))
-    print("Paper: " + "\n       ".join(advice(config, plan)))
+    section = superposition_section(config)
+    surface = paper.nearest_surface(plan.parameters, plan.steps, section.weighting)
+    print("Paper: " + "\n       ".join(advice(section, plan, surface)))
     if args.plot:
         from plot_surface import draw_surfaces
 
-        section = superposition_section(config)
-        surface = paper.nearest_surface(plan.parameters, plan.steps, section.weighting)
         draw_surfaces(
             {f"paper: {surface.title}": surface},
             args.plot,

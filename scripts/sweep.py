@@ -24,7 +24,7 @@ from typing import Any
 import tomli
 import tomli_w
 
-from diff_configs import differences, resolve
+from diff_configs import differences, flatten
 from torchtitan.experiments.tst import models  # noqa: F401
 from torchtitan.experiments.tst.data import datasets  # noqa: F401
 from torchtitan.experiments.tst.job_checks import check_config
@@ -112,7 +112,7 @@ def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]
     config = SuperpositionConfigManager().parse_args([f"--job.config_file={base}", *overrides])
     check_config(config, default_ranks(config))
     off = not build_schedule(config).enabled
-    resolved = resolve([base, *overrides])
+    resolved = dict(flatten(config.to_dict()))
     typed = {
         key: None if off and key.startswith("superposition.") else resolved[key] for key in values
     }
@@ -255,7 +255,8 @@ def _surface(folder: Path, losses: list[tuple[Result, float]]) -> paper.Surface:
     """Of a sweep over s and r, with at least one run in superposition."""
     by_place = {(r.values[STEP_RATIO], r.values[BAG_SIZE]): loss for r, loss in losses}
     baseline = by_place.pop((None, None), None)
-    number = next(n for n, r in enumerate(results(folder)) if r.values[BAG_SIZE] is not None)
+    runs = read_sweep(folder)["runs"]
+    number = next(n for n, run in enumerate(runs) if run["values"][BAG_SIZE] is not None)
     job = f"--job.config_file={folder / f'{number}.toml'}"
     config = SuperpositionConfigManager().parse_args([job])
     return paper.Surface(
