@@ -6,7 +6,7 @@ r"""Sweeps: one job with some of its values varied, as configs, as runs, as a ta
     python scripts/sweep.py run outputs/sweep
     python scripts/sweep.py table outputs/sweep
 
-"run" is without Slurm: here, one run after the other.
+"run" is without Slurm: here, one run after the other, or --jobs at a time.
 """
 
 import argparse
@@ -17,7 +17,12 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +40,7 @@ from torchtitan.experiments.tst.job_config import (
 )
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 from torchtitan.experiments.tst.planning import paper
-from torchtitan.experiments.tst.planning.plan import default_ranks, parameters_and_flops
+from torchtitan.experiments.tst.planning.plan import default_ranks, parameters_and_flops, positive
 
 ROOT = Path(__file__).resolve().parent.parent
 BAG_SIZE, STEP_RATIO, STEPS = (
@@ -269,16 +274,37 @@ def _surface(folder: Path, losses: list[tuple[Result, float]]) -> paper.Surface:
     )
 
 
-def run(folder: Path) -> None:
-    """The runs that are not finished, one after the other."""
+def run(folder: Path, jobs: int) -> None:
+    """The runs that are not finished, ``jobs`` at a time; their output is in FOLDER/N.log then.
+
+    Raises:
+        RuntimeError: after the first that fails, once those that are going on have ended.
+    """
     found = results(folder)
-    for number, result in enumerate(found):
-        print(f"[{number + 1}/{len(found)}] {result.name}", flush=True)
-        if not result.finished:
-            environment = os.environ | {"CONFIG_FILE": str(folder.absolute() / f"{number}.toml")}
-            code = subprocess.run([ROOT / "run_train.sh"], env=environment).returncode
-            if code:
-                sys.exit(code)
+    waiting = [(n, result) for n, result in enumerate(found) if not result.finished]
+    print(f"{len(found) - len(waiting)} of {len(found)} runs are finished", flush=True)
+    failed = threading.Event()
+
+    def run_one(number: int, name: str) -> None:
+        if failed.is_set():
+            return
+        head, began = f"[{number + 1}/{len(found)}] {name}", time.monotonic()
+        print(head, flush=True)
+        environment = os.environ | {"CONFIG_FILE": str(folder.absolute() / f"{number}.toml")}
+        log = folder / f"{number}.log"
+        with log.open("w") if jobs > 1 else nullcontext() as output:
+            code = subprocess.run(
+                [ROOT / "run_train.sh"], env=environment, stdout=output, stderr=output
+            ).returncode
+        if code:
+            failed.set()
+            seen = f"; see {log}" if jobs > 1 else ""
+            raise RuntimeError(f"{name} ended with exit code {code}{seen}")
+        print(f"{head}: {timedelta(seconds=round(time.monotonic() - began))}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in [pool.submit(run_one, number, result.name) for number, result in waiting]:
+            future.result()
 
 
 def parse_vary(text: str) -> tuple[str, list[str]]:
@@ -307,6 +333,8 @@ def main() -> None:
             command.add_argument(
                 "--vary", action="append", type=parse_vary, required=True, metavar="KEY=V1,V2,..."
             )
+        elif name == "run":
+            command.add_argument("--jobs", type=positive, default=1, help="runs at a time")
     args, arguments = parser.parse_known_args()
     if arguments and args.command != "make":
         parser.error(f"unknown arguments: {' '.join(arguments)}")
@@ -324,10 +352,10 @@ def main() -> None:
                 f"scripts/slurm/train.sbatch"
             )
         elif args.command == "run":
-            run(args.folder)
+            run(args.folder, args.jobs)
         else:
             table(args.folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,5 +1,6 @@
 """The two phases in one process: what is read, trained, logged, saved and resumed."""
 
+import re
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from datasets import load_dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS
 from torchtitan.protocols.model_converter import (
@@ -18,6 +20,8 @@ from conftest import load_full, tensorboard_scalars
 from torchtitan.experiments.tst.checkpoint.files import complete_steps
 from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, fold
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS
+from torchtitan.experiments.tst.tensorboard import BY_DATA_TOKENS, LAYOUT
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
 S, BOUNDARY, STEPS = 4, 3, 6
@@ -29,6 +33,17 @@ SAVE = (
     "--checkpoint.keep_latest_k=0",
     "--checkpoint.no-last-save-model-only",
 )
+
+
+def validation(corpus):
+    return (
+        "--validation.enable",
+        "--validation.dataset=jsonl",
+        "--validation.steps=2",
+        f"--validation.dataset_path={corpus / 'validation.jsonl'}",
+        f"--validation.seq_len={L}",
+        "--validation.local_batch_size=4",
+    )
 
 
 def column(lines, key="loss_metrics/global_avg_loss"):
@@ -53,9 +68,29 @@ def test_metrics_count_latents_and_data_tokens(train):
     assert column(lines, "bag_size") == [S] * 3 + [1] * 3
     read = [S * B * L] * 3 + [B * L] * 3
     assert column(lines, "n_tokens_seen") == [sum(read[: i + 1]) for i in range(STEPS)]
-    for line in lines:
+    assert column(lines, "n_latents_seen") == [step * B * L for step in range(1, STEPS + 1)]
+    assert column(lines, "loss_metrics/superposition") == column(lines)[:3]
+    assert column(lines, "loss_metrics/recovery") == column(lines)[3:]
+    for line in lines:  # the two are taken at slightly different moments
         ratio = line["data_throughput(tps)"] / line["throughput(tps)"]
-        assert ratio == pytest.approx(line["bag_size"], rel=0.05)
+        assert ratio == pytest.approx(line["bag_size"], rel=0.5)
+
+
+def test_boundary_is_logged_and_times_are_of_a_step(train, corpus):
+    lines = train(*ON, "--metrics.log_freq=5", *validation(corpus), "--validation.freq=2")
+    logged = [line for line in lines if TRAINING_LOSS in line]
+    assert column(logged, "step") == [1, 3, 4, 5]
+    assert column(lines, "loss_metrics/superposition") == column(logged)[:2]
+    # B*L latents a step on one rank: of each line since the last, training or validation
+    for line in logged:
+        expected = B * L / line["throughput(tps)"]
+        assert line["time_metrics/end_to_end(s)"] == pytest.approx(expected, rel=0.5)
+    validated = [line for line in lines if VALIDATION_LOSS in line]
+    assert column(validated, "step") == [1, 2, 4, 6]
+    assert column(validated, "n_latents_seen") == [step * B * L for step in (1, 2, 4, 6)]
+    assert column(validated, "n_tokens_seen") == [
+        B * L * tokens for tokens in (S, 2 * S, 3 * S + 1, 3 * S + 3)
+    ]
 
 
 def test_metrics_of_a_run_without_superposition(train):
@@ -63,7 +98,8 @@ def test_metrics_of_a_run_without_superposition(train):
     assert column(lines, "superposition") == [0] * STEPS
     assert column(lines, "bag_size") == [1] * STEPS
     for line in lines:
-        assert line["data_throughput(tps)"] == pytest.approx(line["throughput(tps)"], rel=0.05)
+        assert line["data_throughput(tps)"] == pytest.approx(line["throughput(tps)"], rel=0.5)
+        assert line["n_latents_seen"] == line["n_tokens_seen"]
 
 
 def test_console_line_shows_phase_and_time_left(train, caplog):
@@ -89,6 +125,16 @@ def test_run_folder_explains_itself(train, tmp_path):
     losses = torch.tensor(column(lines), dtype=torch.float32).tolist()
     assert scalars["loss_metrics/global_avg_loss"] == losses
     assert scalars["bag_size"] == [S] * 3 + [1] * 3
+    assert scalars["loss_metrics/superposition"] == losses[:3]
+    patterns = [tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags]
+    for pattern in patterns:
+        if not pattern.startswith("validation"):
+            assert any(re.search(pattern, tag) for tag in scalars), pattern
+    (folder,) = (run / "tb").iterdir()
+    by_tokens = EventAccumulator(str(folder / BY_DATA_TOKENS)).Reload()
+    points = by_tokens.Scalars("loss_metrics/global_avg_loss")
+    assert [point.step for point in points] == column(lines, "n_tokens_seen")
+    assert [point.value for point in points] == losses
 
 
 def test_saved_config_starts_the_same_run(train, make_config, tmp_path):
@@ -331,15 +377,7 @@ def test_state_dict_is_upstreams_own(saved_run):
 
 
 def test_validation_is_next_token_loss_on_the_same_data_each_time(train, corpus):
-    args = (
-        "--validation.enable",
-        "--validation.dataset=jsonl",
-        "--validation.steps=2",
-        f"--validation.dataset_path={corpus / 'validation.jsonl'}",
-        f"--validation.seq_len={L}",
-        "--validation.local_batch_size=4",
-        "--validation.freq=1",
-    )
+    args = (*validation(corpus), "--validation.freq=1")
     kept = []
 
     class Trainer(SuperpositionTrainer):

@@ -1,13 +1,15 @@
 """Phase-aware metrics, beside upstream's and to the same places, and ``metrics.jsonl``.
 
 Upstream's ``throughput(tps)``, ``tflops`` and ``mfu(%)`` count latents, the positions that the
-transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts data tokens. Beside
-them: ``superposition`` (1 or 0), ``bag_size`` and ``data_throughput(tps)``, data tokens per second
-and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their number so far; with
+transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts data tokens,
+``n_latents_seen`` latents, both in training and in validation lines. Beside them:
+``superposition`` (1 or 0), ``bag_size``, the training loss once more under the name of its phase
+(``loss_metrics/superposition``, ``loss_metrics/recovery``) and ``data_throughput(tps)``, data
+tokens per second and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their number so far; with
 token shards, for each source ``data_share/NAME(%)``, of the tokens read so far, and
 ``data_epochs/NAME``, how often it has been read.
-Throughputs are means since the last log; that of the first log after the boundary may hold steps of
-both phases.
+Throughputs and times are means since the last log. The last superposition step and the first of
+recovery are always logged, so that no mean is of both phases.
 """
 
 import json
@@ -33,11 +35,13 @@ from torchtitan.tools.logging import logger
 from typing_extensions import override
 
 from .core import Phase, Schedule
-from .job_config import build_schedule, resilience_section
+from .job_config import build_schedule, global_batch_size, resilience_section
+from .tensorboard import extend_tensorboard
 
 METRICS_FILE = "metrics.jsonl"
 # upstream's keys of the two losses
 TRAINING_LOSS, VALIDATION_LOSS = "loss_metrics/global_avg_loss", "validation_metrics/loss"
+SECONDS_PER_STEP = "time_metrics/end_to_end(s)"
 
 
 class JsonLinesLogger(BaseLogger):
@@ -76,13 +80,17 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
     def __init__(self, job_config: JobConfig, parallel_dims: ParallelDims, tag: str | None = None):
         super().__init__(job_config, parallel_dims, tag)
         self.schedule = build_schedule(job_config)
+        self.latents_per_step = job_config.training.seq_len * global_batch_size(
+            job_config, parallel_dims.dp_replicate * parallel_dims.dp_shard
+        )
         self.data_tokens_less_latents = 0  # since the last log
+        self.steps_since_last_log = 0
         self.skipped_steps = 0  # of the run, set by the trainer
         self.data_metrics: Callable[[], dict[str, float]] = dict  # of the loader, too
         self.first_log: tuple[int, float] | None = None  # step, time (s)
         if torch.distributed.get_rank() == _get_metrics_rank(parallel_dims, job_config):
             loggers = LoggerContainer()
-            loggers.add_logger(self.logger)
+            loggers.add_logger(extend_tensorboard(self.logger))
             path = Path(job_config.job.dump_folder, METRICS_FILE)
             loggers.add_logger(JsonLinesLogger(path, self.schedule))
             self.logger = loggers
@@ -91,6 +99,11 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         """Account for one micro-batch, of which upstream has counted the data tokens."""
         self.ntokens_since_last_log += latents - data_tokens
         self.data_tokens_less_latents += data_tokens - latents
+
+    @override
+    def should_log(self, step: int) -> bool:
+        at_boundary = self.schedule.enabled and step - self.schedule.boundary in (0, 1)
+        return at_boundary or super().should_log(step)
 
     @override
     def log(
@@ -108,6 +121,9 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         ours = {
             "superposition": int(phase is Phase.SUPERPOSITION),
             "bag_size": bag_size,
+            f"loss_metrics/{phase}": global_avg_loss,
+            "n_latents_seen": step * self.latents_per_step,
+            SECONDS_PER_STEP: seconds / max(1, self.steps_since_last_log),  # upstream's of log_freq
             "data_throughput(tps)": data_tps,
             **self.data_metrics(),
         }
@@ -124,14 +140,18 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
             super().log(
                 step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | ours
             )
-        self.data_tokens_less_latents = 0
+        self.data_tokens_less_latents = self.steps_since_last_log = 0
 
     @override
     def log_validation(
         self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
     ) -> None:
-        super().log_validation(loss, step, extra_metrics)
-        self.data_tokens_less_latents = 0
+        counts = {
+            "n_tokens_seen": self.schedule.data_tokens(step, self.latents_per_step),
+            "n_latents_seen": step * self.latents_per_step,
+        }
+        super().log_validation(loss, step, (extra_metrics or {}) | counts)
+        self.data_tokens_less_latents = self.steps_since_last_log = 0
 
     def _time_left(self, step: int) -> str:
         """Remaining steps at the average pace of this launch so far, H:MM:SS."""

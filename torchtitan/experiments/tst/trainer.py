@@ -123,6 +123,7 @@ class SuperpositionTrainer(Trainer):
     @override
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         self._losses.clear()
+        self.metrics_processor.steps_since_last_log += 1
         try:
             if self.schedule.phase(self.step) is Phase.SUPERPOSITION:
                 data_iterator = iter(self.fold_step(data_iterator))

@@ -15,6 +15,12 @@ llama3_args["demo"] = TransformerModelArgs(
     dim=64, n_layers=2, n_heads=4, vocab_size=1024, multiple_of=64
 )
 
+# The model of train_configs/replication.toml: 0.09M parameters, so that dozens of runs see 100
+# latents a parameter and more in some hours of 2 cores.
+llama3_args["demo_small"] = TransformerModelArgs(
+    dim=32, n_layers=2, n_heads=2, vocab_size=1024, multiple_of=32
+)
+
 # The paper's dense models: the shapes of SmolLM2-135M, SmolLM2-360M and SmolLM3-3B in Llama 3's
 # code, with its vocabulary and untied embeddings. RoPE's theta is not printed: this is Llama 3's.
 _LLAMA3 = TransformerModelArgs(vocab_size=128_256, rope_theta=500_000)
