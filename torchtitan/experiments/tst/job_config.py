@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from .core import Schedule
 
+CONFIG_FILE = "config.toml"  # in the run folder: the resolved config
 SECTION, TOKEN_SHARDS, RESILIENCE = "superposition", "token_shards", "resilience"
 
 

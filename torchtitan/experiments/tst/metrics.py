@@ -5,9 +5,9 @@ transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts dat
 ``n_latents_seen`` latents, both in training and in validation lines. Beside them:
 ``superposition`` (1 or 0), ``bag_size``, the training loss once more under the name of its phase
 (``loss_metrics/superposition``, ``loss_metrics/recovery``) and ``data_throughput(tps)``, data
-tokens per second and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their number so far; with
-token shards, for each source ``data_share/NAME(%)``, of the tokens read so far, and
-``data_epochs/NAME``, how often it has been read.
+tokens per second and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their
+number so far; with token shards, for each source ``data_share/NAME(%)``, of the tokens read so
+far, and ``data_epochs/NAME``, how often it has been read.
 Throughputs and times are means since the last log. The last superposition step and the first of
 recovery are always logged, so that no mean is of both phases.
 """

@@ -30,12 +30,10 @@ from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, fold
 from .data.loader import Batch, PhaseDataloader
 from .data.shards_loader import ShardsDataloader, announce_data
 from .job_checks import check_job
-from .job_config import build_schedule, resilience_section, superposition_section
+from .job_config import CONFIG_FILE, build_schedule, resilience_section, superposition_section
 from .reinit import reinitialize
 from .stop import Stopped, StopRequest
 from .train_spec import PhaseLoss, superposition_train_spec
-
-CONFIG_FILE = "config.toml"
 
 
 class NonFiniteError(RuntimeError):

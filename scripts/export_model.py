@@ -1,0 +1,68 @@
+"""Export a checkpoint's model as a Hugging Face folder, for transformers and all that builds on it.
+
+    python scripts/export_model.py outputs/demo/tst outputs/demo/tst/hf
+    python scripts/export_model.py RUN/checkpoint/boundary FOLDER --checkpoint.export_dtype=bfloat16
+
+The run's config.toml says what model it is. Further arguments are the job's, such as
+--model.hf_assets_path for a tokenizer that has moved; a checkpoint of TorchTitan's own trainer
+needs its --job.config_file.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchtitan.tools.logging import init_logger
+
+from torchtitan.experiments.tst.checkpoint.files import CheckpointError
+from torchtitan.experiments.tst.export import ExportError, export, find_checkpoint, read_job
+
+
+def start_logging() -> None:
+    """Upstream's log lines on the console, without those of the hub's library."""
+    init_logger()
+    logging.getLogger("huggingface_hub").setLevel(logging.WARNING)
+
+
+@contextmanager
+def exported(model: Path, job_args: list[str]) -> Iterator[Path]:
+    """An exported folder: ``model`` itself, or a temporary one beside the checkpoint it is of."""
+    if (model / "config.json").is_file():
+        if job_args:
+            raise ValueError(f"{model} is exported already: {' '.join(job_args)} has no meaning")
+        yield model
+        return
+    checkpoint = find_checkpoint(model)
+    job_config = read_job(checkpoint, job_args)
+    with tempfile.TemporaryDirectory(prefix="export-", dir=checkpoint.parent) as folder:
+        output = Path(folder, checkpoint.name)
+        export(checkpoint, output, job_config)
+        yield output
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        epilog=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, help="RUN/checkpoint/step-N or boundary; of a run folder, the last"
+    )
+    parser.add_argument("output", type=Path, help="folder to make")
+    args, job_args = parser.parse_known_args()
+    start_logging()
+    try:
+        checkpoint = find_checkpoint(args.checkpoint)
+        job_config = read_job(checkpoint, job_args)
+        export(checkpoint, args.output, job_config)
+    except (CheckpointError, ExportError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Exported models are those that were trained, for transformers and for the LM-Eval harness."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+import torchtitan.protocols.train_spec as train_spec_module
+from safetensors.torch import load_file
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+from torchtitan.models.moe import MoE
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import evaluate_model
+from conftest import load_full
+from torchtitan.experiments.tst.export import ExportError, export, find_checkpoint, read_job
+from torchtitan.experiments.tst.planning import paper
+
+ON = ("--superposition.bag_size=4", "--superposition.steps=1")
+SAVE = (
+    "--training.steps=2",
+    "--optimizer.lr=0.01",
+    "--lr_scheduler.warmup_steps=0",
+    "--checkpoint.enable",
+    "--checkpoint.interval=1",
+    "--checkpoint.no-last-save-model-only",
+)
+KINDS = {
+    "llama3": ("demo", "LlamaForCausalLM"),
+    "qwen3": ("debugmodel_tiny", "Qwen3ForCausalLM"),
+    "qwen3 mixture of experts": ("debugmodel_moe_tiny", "Qwen3MoeForCausalLM"),
+}
+
+
+def of_kind(kind):
+    return (f"--model.name={kind.split()[0]}", f"--model.flavor={KINDS[kind][0]}", *SAVE)
+
+
+def export_run(run, output, *job_args):
+    checkpoint = find_checkpoint(run)
+    export(checkpoint, output, read_job(checkpoint, list(job_args)))
+    return checkpoint
+
+
+@torch.no_grad()
+def our_logits(checkpoint, inputs):
+    """Of upstream's own model with the checkpoint's weights."""
+    config = read_job(checkpoint, [])
+    spec = train_spec_module.get_train_spec(config.model.name)
+    args = copy.deepcopy(spec.model_args[config.model.flavor])
+    args.update_from_config(config)
+    model = spec.model_cls(args)
+    model.init_weights()
+    saved = load_full(checkpoint)
+    model.load_state_dict({key: saved[key] for key in model.state_dict()})
+    return model(inputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_in_transformers_are_ours(train, tmp_path, kind):
+    train(*ON, *of_kind(kind))
+    inputs = torch.randint(1024, (2, 32), generator=torch.Generator().manual_seed(0))
+    for which in ("boundary", "step-2"):
+        checkpoint, output = tmp_path / "run" / "checkpoint" / which, tmp_path / which
+        export_run(checkpoint, output)
+        model = AutoModelForCausalLM.from_pretrained(output)
+        assert type(model).__name__ == KINDS[kind][1]
+        with torch.no_grad():
+            logits = model(inputs).logits
+        expected = our_logits(checkpoint.resolve(), inputs)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        (text,) = model.generate(inputs[:1, :4], max_new_tokens=5, do_sample=False, pad_token_id=1)
+        assert 5 <= len(text) <= 9
+        assert text[4] == logits[0, 3].argmax()
+
+
+def test_a_run_in_two_phases_exports_as_its_baseline_does(train, tmp_path):
+    weights = {}
+    for name, args in (("tst", ON), ("baseline", ())):
+        folder = tmp_path / name
+        train(*args, *SAVE, f"--job.dump_folder={folder}")
+        export_run(folder, folder / "hf")
+        tensors = load_file(folder / "hf" / "model.safetensors")
+        weights[name] = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
+    assert weights["tst"] == weights["baseline"]
+    files = [sorted(path.name for path in (tmp_path / n / "hf").iterdir()) for n in weights]
+    assert files[0] == files[1]
+    configs = [(tmp_path / n / "hf" / "config.json").read_text() for n in weights]
+    assert configs[0] == configs[1]
+
+
+@pytest.fixture
+def run(train, tmp_path):
+    train(*SAVE)
+    return tmp_path / "run"
+
+
+def test_tokenizer_and_type(run, tmp_path, corpus):
+    output = tmp_path / "hf"
+    export_run(run, output, "--checkpoint.export_dtype=bfloat16")
+    config = json.loads((output / "config.json").read_text())
+    assert config["max_position_embeddings"] == 32, "the sequence length of training"
+    model = AutoModelForCausalLM.from_pretrained(output)
+    assert model.dtype == torch.bfloat16
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    ours = HuggingFaceTokenizer(str(corpus / "tokenizer"))
+    text = "def main():\n    return  'naïve' # 你好"
+    assert tokenizer(text).input_ids == ours.encode(text, add_bos=False, add_eos=False)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (ours.bos_id, ours.eos_id)
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_command_and_bad_input(run, tmp_path, run_script):
+    output, checkpoints = tmp_path / "hf", run / "checkpoint"
+
+    def refuses(message, *args):
+        result = run_script("export_model", *args)
+        assert result.code == 1
+        assert message in result.stderr
+
+    refuses("nowhere: no checkpoint", tmp_path / "nowhere", output)
+    refuses("is not one of this model", run, output, "--model.flavor=demo_small")
+    refuses("model.name = 'llama4': export knows", run, output, "--model.name=llama4")
+    refuses("model.hf_assets_path", run, output, f"--model.hf_assets_path={tmp_path}")
+    assert not output.exists()
+
+    result = run_script("export_model", checkpoints / "step-1", output)
+    assert result.code == 0, result.stderr
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    assert len(before) == 5
+    refuses("is there already", run, output)
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
+
+    other = tmp_path / "other"
+    (run / "config.toml").rename(run / "job.toml")  # as with upstream's trainer
+    refuses("give the job with --job.config_file", run, other)
+    job = f"--job.config_file={run / 'job.toml'}"
+    (shard,) = (checkpoints / "step-2").glob("*.distcp")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    refuses("not the content that was written", run, other, job)
+    assert not list(tmp_path.glob("other*"))
+    (checkpoints / "step-2" / "manifest.json").unlink()
+    assert run_script("export_model", checkpoints, other, job).code == 0
+
+
+def test_what_transformers_has_no_place_for_is_not_left_out_unsaid(train, tmp_path, monkeypatch):
+    init_weights = MoE.init_weights
+
+    def with_bias(self, *args, **kwargs):
+        init_weights(self, *args, **kwargs)
+        self.expert_bias.fill_(0.5)
+
+    monkeypatch.setattr(MoE, "init_weights", with_bias)
+    train(*of_kind("qwen3 mixture of experts"))
+    with pytest.raises(ExportError, match=r"layers.0.moe.expert_bias has no place"):
+        export_run(tmp_path / "run", tmp_path / "hf")
+    assert not list(tmp_path.glob("hf*"))
+    qwen3_args = train_spec_module.get_train_spec("qwen3").model_args
+    moe = dataclasses.replace(qwen3_args["debugmodel_moe_tiny"].moe_args, score_func="sigmoid")
+    other = dataclasses.replace(qwen3_args["debugmodel_moe_tiny"], moe_args=moe)
+    monkeypatch.setitem(qwen3_args, "other", other)
+    with pytest.raises(ExportError, match=r"moe_args.score_func = 'sigmoid'.* knows 'softmax'"):
+        export_run(tmp_path / "run", tmp_path / "hf", "--model.flavor=other")
+
+
+def test_sample(run, run_script):
+    result = run_script("sample_model", run, "--prompt", "def ", "--samples", 2, "--tokens", 8)
+    assert result.code == 0, result.stderr
+    assert result.stdout.startswith("--- 1\ndef ")
+    assert result.stdout.count("\ndef ") == 2
+    again = run_script("sample_model", run, "--prompt", "def ", "--samples", 2, "--tokens", 8)
+    assert again.stdout == result.stdout
+    result = run_script("sample_model", run, "--prompt", "def " * 40)
+    assert result.code == 1
+    assert "tokens; the model was trained on sequences of 32" in result.stderr
+    assert not list((run / "checkpoint").glob("export-*"))
+
+
+TASK = """\
+task: endings
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+target_delimiter: ""
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - metric: acc
+"""
+
+
+def test_scores_are_length_normalised_where_the_harness_has_it():
+    both = {"acc,none": 0.25, "acc_norm,none": 0.5, "acc_stderr,none": 0.1}
+    results = {
+        "results": {"hellaswag": both, "own": both, "boolq": {"acc,none": 0.75}, "mmlu": both}
+    }
+    scores = {"hellaswag": 50.0, "own": 50.0, "boolq": 75.0, "mmlu": 25.0}
+    assert evaluate_model.scores_of(results) == scores
+    assert set(evaluate_model.METRICS) == set(paper.runs()["3B-20k-tst"].scores)
+
+
+def test_harness_offline(run, tmp_path, run_script, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    output, tasks = tmp_path / "hf", tmp_path / "tasks"
+    export_run(run, output)
+    model = AutoModelForCausalLM.from_pretrained(output)
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    # four questions, of which three have the likeliest next token for their answer
+    question = tokenizer("def").input_ids
+    inputs = torch.tensor([[tokenizer.bos_token_id, *question]])
+    order = model(inputs).logits[0, -1].argsort(descending=True).tolist()
+    words = [
+        word
+        for token in order
+        if tokenizer("def" + (word := tokenizer.decode(token))).input_ids == [*question, token]
+    ]
+    choices = [words[0], words[-1]]
+    data = tmp_path / "data.jsonl"
+    data.write_text(
+        "".join(
+            json.dumps({"question": "def", "choices": choices, "answer": answer}) + "\n"
+            for answer in (0, 0, 0, 1)
+        )
+    )
+    tasks.mkdir()
+    (tasks / "endings.yaml").write_text(TASK.format(data=data))
+    args = ("--tasks", "endings", "--include-path", tasks, "--batch-size", 4)
+    result = run_script("evaluate_model", output, *args)
+    assert result.code == 0, result.stderr
+    assert "paper: 270M-20k-tst" in result.stdout
+    assert "endings: 75.0" in result.stdout
+    written = json.loads((output / "evaluation.json").read_text())
+    assert written["scores (%)"] == {"endings": 75.0}
+    assert written["paper (%)"]["270M-20k-tst"]["piqa"] == 67.0
+    assert written["harness"]["n-shot"] == {"endings": 0}
+
+    result = run_script("evaluate_model", output, "--tasks", "endings,arc_easey")
+    assert result.code == 1
+    assert "--tasks endings,arc_easey: unknown to the harness" in result.stderr
+    result = run_script("evaluate_model", output, "--training.seq_len=64")
+    assert "exported already: --training.seq_len=64 has no meaning" in result.stderr

@@ -1,0 +1,279 @@
+"""From a checkpoint to a Hugging Face folder: weights, config and tokenizer of an ordinary model.
+
+Weights and their names go through upstream's state-dict adapter. The folder loads in
+``transformers`` as LlamaForCausalLM, Qwen3ForCausalLM or Qwen3MoeForCausalLM.
+"""
+
+import copy
+import importlib
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+import torchtitan.protocols.train_spec as train_spec_module
+from huggingface_hub import save_torch_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
+from torchtitan.models.llama3 import TransformerModelArgs
+from torchtitan.models.qwen3 import Qwen3ModelArgs
+from torchtitan.tools.logging import logger
+
+from . import models  # noqa: F401
+from .checkpoint import files
+from .checkpoint.files import CheckpointError
+from .checkpoint.reader import SafeLoadPlanner, SafeReader, read_metadata
+from .job_config import CONFIG_FILE, ConfigError, SuperpositionConfigManager
+
+
+class ExportError(RuntimeError):
+    """A model that the folder could not hold as it is; the message says why."""
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that ``path`` names: itself, or the newest one of a run.
+
+    Args:
+        path: a checkpoint, such as RUN/checkpoint/boundary, its folder, or a run folder.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if (path / files.METADATA).is_file():
+        return path.resolve()
+    for folder in (path, path / "checkpoint"):
+        if steps := files.complete_steps(folder):
+            return files.step_folder(folder, steps[-1]).resolve()
+    raise CheckpointError(
+        f"{path}: no checkpoint. It must be one (RUN/checkpoint/step-N, RUN/checkpoint/boundary), "
+        "a folder of them, or a run folder with them in checkpoint/"
+    )
+
+
+def read_job(checkpoint: Path, arguments: list[str]) -> JobConfig:
+    """The config of the run that a checkpoint is of.
+
+    Args:
+        checkpoint: in the run's folder, where its resolved config is.
+        arguments: of the job, over that; ``--job.config_file`` in its place.
+
+    Raises:
+        CheckpointError: if the run left none, as with TorchTitan's own trainer.
+    """
+    if not any(argument.startswith("--job.config_file") for argument in arguments):
+        found = [folder / CONFIG_FILE for folder in checkpoint.parents]
+        config = next((path for path in found if path.is_file()), None)
+        if config is None:
+            raise CheckpointError(
+                f"{checkpoint}: no {CONFIG_FILE} in a folder above it, as with TorchTitan's own "
+                "trainer; give the job with --job.config_file"
+            )
+        arguments = [f"--job.config_file={config}", *arguments]
+    job_config = SuperpositionConfigManager().parse_args(arguments)
+    if job_config.experimental.custom_import:  # may register models
+        importlib.import_module(job_config.experimental.custom_import)
+    return job_config
+
+
+def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
+    """Write a checkpoint's model as a Hugging Face folder, all of it or nothing.
+
+    Args:
+        checkpoint: of either phase, DCP's format; see :func:`find_checkpoint`.
+        output: the folder to make.
+        job_config: of the run: model, tokenizer, sequence length, and in
+            ``checkpoint.export_dtype`` the type of the exported weights.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or is not one of this model.
+        ConfigError: if there is no tokenizer.
+        ExportError: if the model has what its class in transformers has not.
+        FileExistsError: if ``output`` is there already.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} is there already; give another folder, or remove it")
+    name = job_config.model.name
+    if name not in _CONFIGS:
+        raise ExportError(f"model.name = {name!r}: export knows {', '.join(_CONFIGS)}")
+    tokenizer = _tokenizer(job_config)
+    spec = train_spec_module.get_train_spec(name)
+    model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
+    model_args.update_from_config(job_config)
+    with torch.device("meta"):
+        expected = spec.model_cls(model_args).state_dict()
+    config = _CONFIGS[name](model_args, expected)
+    state = _load(checkpoint, expected)
+    weights = _convert(state, spec.state_dict_adapter(model_args, None))
+    dtype = job_config.checkpoint.export_dtype
+    # copies, as some are views of one tensor, which safetensors would take for shared weights
+    weights = {
+        key: weights.pop(key).to(TORCH_DTYPE_MAP[dtype], copy=True).contiguous()
+        for key in list(weights)
+    }
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    config |= special | {
+        "vocab_size": model_args.vocab_size,
+        "hidden_size": model_args.dim,
+        "num_hidden_layers": model_args.n_layers,
+        "num_attention_heads": model_args.n_heads,
+        "num_key_value_heads": model_args.n_kv_heads or model_args.n_heads,
+        "rms_norm_eps": model_args.norm_eps,
+        "rope_theta": float(model_args.rope_theta),
+        "max_position_embeddings": job_config.training.seq_len,
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "dtype": dtype,
+    }
+
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        save_torch_state_dict(weights, unfinished, metadata={"format": "pt"})
+        _write_json(unfinished / "config.json", config)
+        for path in unfinished.glob("*.safetensors"):  # which are written for the user alone
+            path.chmod((unfinished / "config.json").stat().st_mode)
+        _write_json(unfinished / "generation_config.json", special)
+        tokenizer.tokenizer.save(str(unfinished / "tokenizer.json"))
+        # the class that takes tokenizer.json as it is
+        plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        _write_json(unfinished / "tokenizer_config.json", (tokenizer.config or {}) | plain)
+        unfinished.rename(output)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    logger.info(f"Exported {checkpoint} to {output}: {config['architectures'][0]}, {dtype}")
+
+
+def _tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
+    folder = job_config.model.hf_assets_path
+    try:
+        return HuggingFaceTokenizer(folder)
+    except Exception as error:  # whatever its files make the library say
+        raise ConfigError(
+            "model.hf_assets_path", folder, f"must be a folder with a tokenizer: {error}"
+        ) from error
+
+
+def _load(checkpoint: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The model's tensors from a checkpoint, checked against its manifest."""
+    manifest = files.read_manifest(checkpoint)
+    if manifest is None:
+        logger.warning(f"{checkpoint} has no {files.MANIFEST}: it is not checked for damage")
+    elif found := files.damages(checkpoint, manifest["files"]):
+        raise CheckpointError("the checkpoint is damaged: " + "; ".join(found))
+    saved = read_metadata(checkpoint).state_dict_metadata
+    for key, tensor in expected.items():
+        entry = saved.get(key)
+        shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
+        if shape != tuple(tensor.shape):
+            has = f"one of shape {shape}" if shape else "none"
+            raise CheckpointError(
+                f"{checkpoint} is not one of this model: of {key} it has {has}, the config wants "
+                f"{tuple(tensor.shape)}"
+            )
+    state: dict[str, Any] = {
+        key: torch.empty_like(tensor, device="cpu") for key, tensor in expected.items()
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(
+                state,
+                storage_reader=SafeReader(checkpoint),
+                planner=SafeLoadPlanner(),
+                no_dist=True,
+            )
+    except (CheckpointException, ValueError) as error:
+        raise CheckpointError(f"could not load {checkpoint}: {error}") from error
+    return state
+
+
+def _convert(state: dict[str, torch.Tensor], adapter: Any) -> dict[str, torch.Tensor]:
+    """Through upstream's adapter, a tensor at a time: it leaves out what it does not know."""
+    weights: dict[str, torch.Tensor] = {}
+    for key in list(state):
+        tensor = state.pop(key)
+        converted = adapter.to_hf({key: tensor})
+        weights |= converted
+        # The router's bias that balances the load of experts: upstream's Qwen3 has it, always zero
+        unused = key.endswith(".moe.expert_bias") and not tensor.any()
+        if not (converted or unused or _is_tied(key, adapter.model_args)):
+            raise ExportError(f"{key} has no place in the exported model, and it is not zero")
+    return weights
+
+
+def _is_tied(key: str, model_args: Any) -> bool:
+    return key == "output.weight" and getattr(model_args, "enable_weight_tying", False)
+
+
+def _llama3(args: TransformerModelArgs, state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    scaling = args.rope_scaling_args  # which upstream always applies
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "intermediate_size": len(state["layers.0.feed_forward.w1.weight"]),
+        "head_dim": args.dim // args.n_heads,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": scaling.scaling_factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
+        },
+    }
+
+
+def _qwen3(args: Qwen3ModelArgs, state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "intermediate_size": args.hidden_dim,
+        "head_dim": args.head_dim,
+        "tie_word_embeddings": args.enable_weight_tying,
+    }
+    if not args.qk_norm:
+        raise ExportError("qk_norm = false: Qwen3 in transformers always has it")
+    if not args.moe_enabled:
+        return config
+    moe = args.moe_args
+    for key, value in (
+        ("score_func", "softmax"),
+        ("score_before_experts", False),
+        ("route_scale", 1.0),
+        ("num_expert_groups", None),
+        ("num_shared_experts", 0),
+        ("gate_bias", False),
+    ):
+        if getattr(moe, key) != value:
+            raise ExportError(
+                f"moe_args.{key} = {getattr(moe, key)!r}: Qwen3MoeForCausalLM knows {value!r} only"
+            )
+    return config | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": args.moe_inter_dim,
+        "num_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
+        "norm_topk_prob": moe.route_norm,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+_CONFIGS: dict[str, Callable[[Any, dict[str, torch.Tensor]], dict[str, Any]]] = {
+    "llama3": _llama3,
+    "qwen3": _qwen3,
+}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
