@@ -48,4 +48,4 @@ if [[ $CONFIG_FILE != "$DEMO"/* || $* == *--help* ]]; then
     exec "${LAUNCH[@]}" "$@"
 fi
 "${LAUNCH[@]}" "$@"
-python scripts/plot_loss.py --of-job --job.config_file "$CONFIG_FILE" "$@"
+python scripts/compare_runs.py --of-job --job.config_file "$CONFIG_FILE" "$@"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export_model import exported, start_logging
+from tables import aligned
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
 from torchtitan.experiments.tst.export import ExportError, find_checkpoint
 from torchtitan.experiments.tst.planning import paper
@@ -104,11 +105,11 @@ def rows_of_paper(parameters: int) -> dict[str, dict[str, float]]:
 def table(rows: dict[str, dict[str, float]]) -> list[str]:
     """Rows of Table 3 by name; below them what the first has of other tasks."""
     columns = list(METRICS)
-    width = max(map(len, rows))
-    lines = [" " * width + "".join(f"{column:>15}" for column in columns)]
-    for row, of_row in rows.items():
-        cells = (f"{of_row[c]:.1f}" if c in of_row else "-" for c in columns)
-        lines.append(f"{row:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
+    cells = [
+        [name, *(f"{scores[c]:.1f}" if c in scores else "-" for c in columns)]
+        for name, scores in rows.items()
+    ]
+    lines = aligned([["", *columns], *cells])
     own = next(iter(rows.values()))
     return lines + [f"{task}: {score:.1f}" for task, score in own.items() if task not in METRICS]
 

@@ -33,6 +33,7 @@ from torchtitan.experiments.tst.planning.plan import (  # noqa: E402
     GPUS,
     Gpu,
     Plan,
+    count,
     default_ranks,
     describe_data,
     make_plan,
@@ -41,14 +42,6 @@ from torchtitan.experiments.tst.planning.plan import (  # noqa: E402
 )
 
 ASSUMED_MFU = 0.4
-
-
-def count(number: float) -> str:
-    """Such as 104.86B."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if number >= unit:
-            return f"{number / unit:.2f}{name}"
-    return f"{number:,.0f}"
 
 
 def table(plan: Plan, gpu: Gpu, mfu: float) -> list[str]:

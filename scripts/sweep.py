@@ -30,6 +30,7 @@ import tomli
 import tomli_w
 
 from diff_configs import differences, flatten
+from tables import aligned
 from torchtitan.experiments.tst import models  # noqa: F401
 from torchtitan.experiments.tst.data import datasets  # noqa: F401
 from torchtitan.experiments.tst.job_checks import check_config
@@ -214,9 +215,7 @@ def table(folder: Path) -> None:
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([head, *rows])
     cells = [head, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print("\n".join(aligned(cells)))
     finished = [result for result in found if result.finished]
     print(f"{len(finished)} of {len(found)} runs finished; table: {folder / 'table.csv'}")
     if any(result.values[key] is not None for result in finished for key in keys):

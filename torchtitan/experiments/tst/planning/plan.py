@@ -132,6 +132,14 @@ class Plan:
         return self.flops / (gpu.peak_flops * mfu * 3600)
 
 
+def count(number: float) -> str:
+    """Such as 104.86B."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= unit:
+            return f"{number / unit:.2f}{name}"
+    return f"{number:,.0f}"
+
+
 def positive(text: str) -> int:
     """A number of GPUs on the command line."""
     if (number := int(text)) < 1:

@@ -1,0 +1,114 @@
+"""Loss curves of runs on several axes: the paper's kind of plot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+from torchtitan.experiments.tst.results.comparison import Axis, Comparison, comparable_points
+from torchtitan.experiments.tst.results.curves import Curves, Place, Point
+
+
+def flops(at: Place) -> float:
+    return at.flops
+
+
+PANELS: list[tuple[str, str, Axis]] = [
+    ("Over steps", "steps", lambda at: at.step),
+    ("Over data tokens", "data tokens", lambda at: at.data_tokens),
+    ("Over hours, on the hardware of each run", "hours of training", lambda at: at.hours),
+    ("Equal FLOPs, from where the runs cross", "FLOPs", flops),
+]
+
+
+def draw(runs: Sequence[Curves], comparison: Comparison, output: Path) -> None:
+    """Over steps, data tokens and hours, and over FLOPs the stretch where the runs cross.
+
+    Args:
+        runs: any number.
+        comparison: of them.
+        output: the PNG.
+    """
+    figure, panels = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
+    for panel, (title, label, axis) in zip(panels.flat, PANELS, strict=True):
+        zoom = axis is flops
+        for index, run in enumerate(runs):
+            color = f"C{index % 10}"
+            if not zoom:
+                draw_training(panel, run, axis, color)
+            draw_comparable(panel, run, comparison.kind, axis, color)
+        end = max(axis(run.end) for run in runs)
+        start = _start_of_zoom(runs, comparison) if zoom else 0
+        losses = [
+            point.loss
+            for run in runs
+            for point in [
+                *comparable_points(run, comparison.kind),
+                *([] if zoom else run.training),
+            ]
+            if axis(point.at) >= max(start, 0.05 * end)  # the first steps' are far above
+        ]
+        margin = 0.05 * (max(losses) - min(losses)) or 0.1
+        panel.set(
+            title=title,
+            xlabel=label,
+            ylabel="loss (nats per token)",
+            xlim=(start, end),
+            ylim=(min(losses) - margin, max(losses) + margin),
+        )
+        panel.grid(alpha=0.3)
+        if label == "data tokens":
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    figure.savefig(output, dpi=120)
+    plt.close(figure)
+
+
+def draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
+    """Training loss, pale; dotted where it is over bags."""
+    for in_superposition, style in ((True, ":"), (False, "-")):
+        points = [p for p in run.training if (p.at.step <= run.boundary) == in_superposition]
+        if points:
+            what = ", over bags" if in_superposition else ""
+            panel.plot(
+                *_coordinates(points, axis),
+                style,
+                color=color,
+                alpha=0.4,
+                linewidth=1,
+                label=f"{run.name}: training{what}",
+            )
+    if run.boundary:
+        boundary = next(p.at for p in run.training if p.at.step == run.boundary)
+        panel.axvline(axis(boundary), color=color, linestyle="--", linewidth=1)
+
+
+def draw_comparable(panel: Axes, run: Curves, kind: str, axis: Axis, color: str) -> None:
+    """The losses that are compared, in full colour; no line across the boundary."""
+    points = comparable_points(run, kind)
+    if not points:
+        return
+    final = f"{points[-1].loss:.3f} at step {points[-1].at.step:,.0f}"
+    label: str | None = f"{run.name}: {kind}, next token ({final})"
+    for in_superposition in (False, True):
+        part = [p for p in points if (p.at.step <= run.boundary) == in_superposition]
+        style = "o-" if len(points) < 100 else "-"
+        panel.plot(*_coordinates(part, axis), style, color=color, markersize=3, label=label)
+        label = None
+
+
+def _coordinates(points: Sequence[Point], axis: Axis) -> tuple[list[float], list[float]]:
+    return [axis(point.at) for point in points], [point.loss for point in points]
+
+
+def _start_of_zoom(runs: Sequence[Curves], comparison: Comparison) -> float:
+    """A little before the first crossing; without one, half-way."""
+    crossings = [flops(pair.below_from) for pair in comparison.pairs if pair.below_from]
+    return 0.7 * min(crossings) if crossings else 0.5 * max(flops(run.end) for run in runs)

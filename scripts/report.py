@@ -1,0 +1,130 @@
+"""A comparison as one HTML file that needs nothing else: words, tables, plots, definitions."""
+
+import base64
+import html
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from compare_runs import NOTES, VIEWS, rows_of_runs, rows_of_view
+from diff_configs import differences
+from torchtitan.experiments.tst.job_config import CONFIG_FILE
+from torchtitan.experiments.tst.results.comparison import Comparison, Pair
+from torchtitan.experiments.tst.results.curves import Curves
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 72rem; margin: 2rem auto;
+       padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th { vertical-align: bottom; border-bottom: 2px solid #888; font-weight: 600; }
+th:first-child, td:first-child { text-align: left; }
+.wide { overflow-x: auto; } img { max-width: 100%; } code { font-size: 0.9em; }
+.note { color: #555; font-size: 0.9rem; }
+@media (prefers-color-scheme: dark) {
+  body { background: #16181c; color: #e6e6e6; } th, td { border-color: #444; }
+  .note { color: #aaa; } img { background: white; }
+}
+"""
+
+_DEFINITIONS = """
+<dl>
+<dt>Latents, data tokens</dt><dd>Positions that the transformer sees, and tokens read. A bag of
+<i>s</i> data tokens is one latent; without superposition the two are the same.</dd>
+<dt>FLOPs</dt><dd>TorchTitan's count (of its MFU) for a latent, times the latents.</dd>
+<dt>Hours</dt><dd>Of training, without validation, on the hardware that each run had: comparable
+only where that was the same.</dd>
+<dt>At equal FLOPs, at equal data</dt><dd>The losses where the run that spent or read less ends,
+between two points of the other on a straight line. Only where both end there have both learning
+rates decayed; elsewhere the one that goes on is seen in the middle of its schedule.</dd>
+<dt>At equal loss</dt><dd>The higher of the two final losses, and where each run has it first. The
+run that goes on below it has it before its learning rate has decayed, which makes its speed-up
+smaller than that of a run planned to end there.</dd>
+<dt>Below it from step</dt><dd>The step of the run with superposition from which on it stays below
+the baseline at equal FLOPs.</dd>
+<dt>Spike, recovery</dt><dd>By how much the highest training loss after the boundary is above the
+last over bags, and the steps from the boundary until it is back there.</dd>
+</dl>
+"""
+
+
+def write_report(runs: Sequence[Curves], comparison: Comparison, plot: Path, output: Path) -> None:
+    """The report.
+
+    Args:
+        runs: all that are compared.
+        comparison: of them.
+        plot: PNG of their losses.
+        output: the HTML file.
+    """
+    image = base64.b64encode(plot.read_bytes()).decode()
+    names = ", ".join(run.name for run in runs)
+    parts = [
+        f"<h1>{'Comparison of runs' if len(runs) > 1 else 'A run'}: {html.escape(names)}</h1>",
+        *(f"<p>{html.escape(in_words(pair))}</p>" for pair in comparison.pairs),
+        f'<p class="note">{NOTES[comparison.kind]}</p>',
+        f'<img alt="Loss curves" src="data:image/png;base64,{image}">',
+        "<h2>Runs</h2>",
+        _table(rows_of_runs(comparison)),
+    ]
+    if comparison.pairs:
+        for view, meaning in VIEWS.items():
+            parts += [f"<h2>At {view}</h2>", f"<p>{meaning}</p>"]
+            parts.append(_table(rows_of_view(comparison, view)))
+        parts += ["<h2>What differs in the configs</h2>", _config_differences(runs, comparison)]
+    parts += ["<h2>How it is counted</h2>", _DEFINITIONS]
+    command = html.escape(" ".join(["python", *sys.argv]))
+    parts.append(f'<p class="note">Written by <code>{command}</code></p>')
+    output.write_text(
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{html.escape(names)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def in_words(pair: Pair) -> str:
+    """The comparison of two runs as a sentence or two."""
+    equal, gain = pair.equal_flops, pair.equal_flops.gain
+    if gain is None or pair.equal_loss is None:
+        return f"{pair.run} has no next-token loss yet to compare with {pair.baseline}'s."
+    words = (
+        f"At equal FLOPs, {pair.run} is {abs(gain):.3f} nats {'below' if gain > 0 else 'above'} "
+        f"{pair.baseline}: {equal.loss:.4f} against {equal.baseline_loss:.4f}"
+    )
+    words += "." if equal.ended else " (one of the two goes on from there)."
+    speed_up = pair.equal_loss.speed_up(lambda at: at.flops)
+    words += f" For a loss of {pair.equal_loss.loss:.4f} it took "
+    if speed_up >= 1:
+        return words + f"{speed_up:.2f} times fewer FLOPs."
+    return words + f"{1 / speed_up:.2f} times more FLOPs."
+
+
+def _table(rows: list[list[str]]) -> str:
+    head, *body = (
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        for tag, row in zip(["th", *["td"] * (len(rows) - 1)], rows, strict=True)
+    )
+    lines = "".join(f"<tr>{row}</tr>" for row in body)
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _config_differences(runs: Sequence[Curves], comparison: Comparison) -> str:
+    configs = {run.name: run.folder / CONFIG_FILE for run in runs}
+    rows = [["", "key", "run", "baseline"]]
+    for pair in comparison.pairs:
+        files = configs[pair.run], configs[pair.baseline]
+        title = f"{pair.run} against {pair.baseline}"
+        if missing := [file for file in files if not file.is_file()]:
+            rows.append([title, f"no {missing[0]}", "", ""])
+            continue
+        found = differences(*([str(file)] for file in files))
+        for key, (of_run, of_baseline) in found.items():
+            if key not in ("job.dump_folder", "job.description", "job.config_file"):
+                rows.append([title, key, f"{of_run}", f"{of_baseline}"])
+                title = ""
+    return _table(rows)

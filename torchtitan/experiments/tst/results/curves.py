@@ -1,0 +1,172 @@
+"""A run's losses over steps, data tokens, latents, FLOPs and hours, from its metrics.
+
+Read from ``metrics.jsonl``, or from TensorBoard's files, which upstream's trainer writes too.
+
+FLOPs are upstream's count (of its MFU). Hours are those of training, summed over launches, without
+validation; the first step of a launch holds its start.
+"""
+
+import os
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ..metrics import METRICS_FILE, SECONDS_PER_STEP, TRAINING_LOSS, VALIDATION_LOSS, read_metrics
+
+LATENTS, DATA_TOKENS = "n_latents_seen", "n_tokens_seen"
+
+
+class MetricsError(ValueError):
+    """A folder whose metrics cannot be read or are not enough; the message says why."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a run has come.
+
+    Attributes:
+        step: of both phases; between two of them where it is interpolated.
+        latents: positions that the transformer has seen, on all ranks.
+        data_tokens: read so far, on all ranks.
+        flops: spent so far, on all ranks.
+        hours: of training so far.
+    """
+
+    step: float = 0
+    latents: float = 0
+    data_tokens: float = 0
+    flops: float = 0
+    hours: float = 0
+
+    def towards(self, other: "Place", share: float) -> "Place":
+        """The place that is ``share`` of the way to another one; beyond it above 1."""
+        mine, its = vars(self), vars(other)
+        return Place(**{name: mine[name] + share * (its[name] - mine[name]) for name in mine})
+
+
+@dataclass(frozen=True)
+class Point:
+    """A loss (nats per token) at a place."""
+
+    at: Place
+    loss: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A run.
+
+    Attributes:
+        name: of its folder.
+        folder: of the run.
+        bag_size: s; 1 if it had no superposition.
+        boundary: last logged superposition step; 0 if it had none.
+        training: the training loss of every logged step, over bags up to the boundary.
+        validation: next-token loss in both phases; empty if the run had no validation.
+    """
+
+    name: str
+    folder: Path
+    bag_size: int
+    boundary: int
+    training: list[Point]
+    validation: list[Point]
+
+    @property
+    def end(self) -> Place:
+        """Of the last logged step."""
+        return self.training[-1].at
+
+
+def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:
+    """A run's curves.
+
+    Args:
+        folder: a run folder, or one with TensorBoard's event files in or below it.
+        name: of the run; by default the folder's.
+
+    Raises:
+        MetricsError: if there are no metrics, or none of training.
+    """
+    folder = Path(folder)
+    if (folder / METRICS_FILE).is_file():
+        lines, source = read_metrics(folder), METRICS_FILE
+    else:
+        lines, source = _read_tensorboard(folder), "TensorBoard's files"
+    logged = [line for line in lines if TRAINING_LOSS in line]
+    if not logged:
+        raise MetricsError(f"{folder}: no training loss in {source}")
+    in_superposition = [line for line in logged if line.get("superposition")]
+    if in_superposition and LATENTS not in logged[-1]:
+        raise MetricsError(f"{folder}: {source} do not say {LATENTS}, but it has superposition")
+    training = _add_up(folder, logged)
+    return Curves(
+        name=name or folder.name,
+        folder=folder,
+        bag_size=max((round(line["bag_size"]) for line in in_superposition), default=1),
+        boundary=max((line["step"] for line in in_superposition), default=0),
+        training=training,
+        validation=[
+            Point(place_at(training, line["step"], lambda at: at.step), line[VALIDATION_LOSS])
+            for line in lines
+            if VALIDATION_LOSS in line
+        ],
+    )
+
+
+def _add_up(folder: Path, logged: list[dict[str, Any]]) -> list[Point]:
+    points, at = [], Place()
+    for line in logged:
+        latents = line.get(LATENTS, line[DATA_TOKENS])
+        try:
+            flops_per_latent = 1e12 * line["tflops"] / line["throughput(tps)"]
+            seconds = line[SECONDS_PER_STEP] * (line["step"] - at.step)
+        except KeyError as error:
+            raise MetricsError(f"{folder}: step {line['step']} has no {error}") from None
+        at = Place(
+            step=line["step"],
+            latents=latents,
+            data_tokens=line[DATA_TOKENS],
+            flops=at.flops + flops_per_latent * (latents - at.latents),
+            hours=at.hours + seconds / 3600,
+        )
+        points.append(Point(at, line[TRAINING_LOSS]))
+    return points
+
+
+def place_at(points: list[Point], x: float, axis: Callable[[Place], float]) -> Place:
+    """Where a run is at ``x``, from 0, between its points and beyond the last at its last pace."""
+    places = [Place(), *(point.at for point in points)]
+    after = min(max(1, bisect_left(places, x, key=axis)), len(places) - 1)
+    before, after_ = places[after - 1], places[after]
+    span = axis(after_) - axis(before)
+    return before.towards(after_, (x - axis(before)) / span if span else 1)
+
+
+def _read_tensorboard(folder: Path) -> list[dict[str, Any]]:
+    """Lines as those of metrics.jsonl; a later launch replaces what it went back behind."""
+    launches = sorted({path.parent for path in folder.rglob("events.out.tfevents.*")})
+    lines: list[dict[str, Any]] = []
+    for launch in launches:
+        events = EventAccumulator(os.fspath(launch), size_guidance={"scalars": 0}).Reload()
+        tags = events.Tags()["scalars"]
+        if not {TRAINING_LOSS, DATA_TOKENS} <= set(tags):
+            continue  # the losses over data tokens once more
+        training: dict[int, dict[str, Any]] = {}
+        validation: dict[int, dict[str, Any]] = {}
+        for tag in tags:
+            of_kind = validation if tag.startswith("validation_metrics/") else training
+            for event in events.Scalars(tag):
+                of_kind.setdefault(event.step, {"step": event.step})[tag] = event.value
+        # counts are also logged at validations
+        begun = {s: line for s, line in training.items() if TRAINING_LOSS in line}
+        first = min(begun)
+        lines = [line for line in lines if line["step"] < first]
+        lines += [*begun.values(), *validation.values()]
+    if not lines:
+        raise MetricsError(f"{folder}: neither {METRICS_FILE} nor TensorBoard's files of a run")
+    return sorted(lines, key=lambda line: line["step"])
