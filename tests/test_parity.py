@@ -28,7 +28,7 @@ def same_scalars(a, b, first_step=1):
     [
         ("llama3", 2),
         ("qwen3 MoE", 2),
-        ("qwen3", 1),
+        pytest.param("qwen3", 1, marks=pytest.mark.slow),
         pytest.param("llama3", 1, marks=pytest.mark.slow),
         pytest.param("qwen3 tied", 1, marks=pytest.mark.slow),
         pytest.param("qwen3", 2, marks=pytest.mark.slow),

@@ -84,9 +84,11 @@ def baseline(shell):
     )
 
 
-def plot(shell):
+def compare(shell):
     runs = [str(shell("true") / name) for name in ("tst", "baseline")]
-    shell("python scripts/plot_loss.py", *runs, "--output", f"{shell('true')}/both.png")
+    output = shell("true") / "comparison"
+    shell("python scripts/compare_runs.py", *runs, "--output", str(output))
+    assert "tst is" in (output / "report.html").read_text()
 
 
 def debug(shell):
@@ -120,8 +122,8 @@ def benchmark_data(shell):
 TRIED = {
     "./run_train.sh": demo,
     "CONFIG_FILE=train_configs/demo/baseline.toml ./run_train.sh": baseline,
-    ".venv/bin/python scripts/plot_loss.py outputs/demo/tst outputs/demo/baseline "
-    "--output outputs/demo/both.png": plot,
+    ".venv/bin/python scripts/compare_runs.py outputs/demo/tst outputs/demo/baseline "
+    "--output outputs/demo/comparison": compare,
     "./run_train.sh --help": lambda shell: shell("NGPU=1 ./run_train.sh --help"),
     "CONFIG_FILE=train_configs/debug/qwen3_moe.toml NGPU=4 ./run_train.sh "
     "--superposition.bag_size 8": debug,
@@ -152,6 +154,9 @@ TRIED_ELSEWHERE = {
     "--tokenizer assets/hf/Llama-3.1-8B": "data/test_tokenization.py",
     "CONFIG_FILE=train_configs/paper/3B-20k-tst.toml sbatch --nodes=8 --gpus-per-node=8 "
     "--exclusive scripts/slurm/train.sbatch": "test_slurm.py",
+    "python scripts/export_model.py outputs/demo/tst outputs/demo/hf": "test_export.py",
+    "python scripts/evaluate_model.py outputs/demo/hf": "test_export.py",
+    'python scripts/sample_model.py outputs/demo/tst --prompt "def main("': "test_export.py",
     "scripts/slurm/try.sh": ".ci/run",
     "scripts/lint.sh": ".ci/run",
     "scripts/test.sh -m slow": "the command itself",
@@ -188,7 +193,7 @@ def test_reading_order_names_files_that_exist():
         folders = (
             ROOT,
             package,
-            *(package / name for name in ("core", "checkpoint", "data", "planning")),
+            *(package / name for name in ("core", "checkpoint", "data", "planning", "results")),
         )
         assert any((folder / name).exists() for folder in folders), name
 

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,6 +137,18 @@ def test_run_folder_explains_itself(train, tmp_path):
     points = by_tokens.Scalars("loss_metrics/global_avg_loss")
     assert [point.step for point in points] == column(lines, "n_tokens_seen")
     assert [point.value for point in points] == losses
+
+
+def test_weights_and_biases_has_the_same_names(train, monkeypatch, corpus):
+    logged = []
+    wandb = SimpleNamespace(
+        init=lambda **kwargs: None, log=lambda m, step: logged.append(m | {"step": step}), run=None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    lines = train(*ON, "--metrics.enable_wandb", *validation(corpus), "--validation.freq=3")
+    for line in lines:
+        del line["phase"]  # text; there it is the number "superposition"
+    assert logged == lines
 
 
 def test_saved_config_starts_the_same_run(train, make_config, tmp_path):

@@ -219,6 +219,42 @@ def test_a_run_is_finished_at_the_last_step_that_is_logged(tmp_path, job):
         assert result.finished == finished
 
 
+LAUNCHER = """\
+#!/usr/bin/env bash
+number=$(basename "$CONFIG_FILE" .toml)
+echo "run $number" | tee -a "$(dirname "$0")/launched"
+[[ $number != "$FAILS" ]] || exit 3
+sleep "${SLEEP:-0}"
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_runs_of_a_sweep_that_are_not_finished(tmp_path, job, run_script, monkeypatch, jobs):
+    points = make(tmp_path, job, "optimizer.lr=1e-3,2e-3,3e-3,4e-3")
+    folder, launched = tmp_path / "sweep", tmp_path / "launched"
+    write_metrics(folder / "runs" / points[1].name, 10, 3.0)
+    launcher = tmp_path / "run_train.sh"
+    launcher.write_text(LAUNCHER)
+    launcher.chmod(0o755)
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    monkeypatch.setenv("FAILS", "none")
+    result = run_script("sweep", "run", folder, "--jobs", jobs)
+    assert result.code == 0, result.stderr
+    assert sorted(launched.read_text().splitlines()) == ["run 0", "run 2", "run 3"]
+    assert "1 of 4 runs are finished" in result.stdout
+    assert "[4/4] lr=0.004: 0:00:0" in result.stdout
+    if jobs > 1:
+        assert (folder / "3.log").read_text() == "run 3\n"
+
+    monkeypatch.setenv("FAILS", "0")
+    monkeypatch.setenv("SLEEP", "2")  # of the other one at work, while the first fails
+    launched.unlink()
+    result = run_script("sweep", "run", folder, "--jobs", jobs)
+    assert result.code == 1
+    assert "lr=0.001 ended with exit code 3" in result.stderr
+    assert "run 3" not in launched.read_text(), "no others are started"
+
+
 def write_metrics(folder, step, loss, validation=None):
     lines = [{"step": step, "phase": "recovery", "loss_metrics/global_avg_loss": loss}]
     if validation:

@@ -36,7 +36,9 @@ def test_every_config_is_built_for_its_ranks(path):
     assert not dist.is_initialized() and torch.nn.init.trunc_normal_.__module__ == "torch.nn.init"
 
 
-@pytest.mark.parametrize("name", ["270M-20k-tst", "10B-A1B-50k-tst"])
+@pytest.mark.parametrize(
+    "name", ["270M-20k-tst", pytest.param("10B-A1B-50k-tst", marks=pytest.mark.slow)]
+)
 def test_memory_of_the_papers_models(name):
     config, memory = plays_within_memory(PAPER / f"{name}.toml")
     # Adam in float32, over the ranks; padded shards aside
