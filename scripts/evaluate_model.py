@@ -83,10 +83,11 @@ def evaluate(
     )
 
 
-def scores_of(results: dict[str, Any]) -> dict[str, float]:
-    """Percent for each task."""
+def scores_of(results: dict[str, Any], tasks: list[str]) -> dict[str, float]:
+    """Percent for each of ``tasks``, without those that they are made of, such as MMLU's 57."""
     scores = {}
-    for task, values in results["results"].items():
+    for task in tasks:
+        values = results["results"].get(task, {})
         names = [METRICS[task]] if task in METRICS else ["acc_norm", "acc"]
         found = [values[f"{name},none"] for name in names if f"{name},none" in values]
         if found:
@@ -151,11 +152,15 @@ def main() -> None:
     try:
         if args.include_path and not args.include_path.is_dir():
             raise ValueError(f"--include-path {args.include_path}: no such folder")
+        tasks = args.tasks.split(",")
         output = args.output or _default_output(args.model)
+        if output.exists():
+            raise ValueError(f"{output} is there already; give another with --output")
+        output.parent.mkdir(parents=True, exist_ok=True)
         with exported(args.model, job_args) as folder:
             results = evaluate(
                 folder,
-                args.tasks.split(","),
+                tasks,
                 args.include_path,
                 args.batch_size,
                 args.limit,
@@ -164,7 +169,12 @@ def main() -> None:
     except (CheckpointError, ExportError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     parameters = results["config"]["model_num_parameters"]
-    scores, of_paper = scores_of(results), rows_of_paper(parameters)
+    scores, of_paper = scores_of(results, tasks), rows_of_paper(parameters)
+    rows = {os.fspath(args.model): scores}
+    rows |= {f"paper: {name}": of_run for name, of_run in of_paper.items()}
+    print("\n".join(table(rows)))
+    if args.limit:
+        print(f"Of the first {args.limit} documents of each task only")
     content = {
         "model": os.fspath(args.model),
         "parameters": parameters,
@@ -174,11 +184,6 @@ def main() -> None:
         "harness": results,
     }
     output.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    rows = {os.fspath(args.model): scores}
-    rows |= {f"paper: {name}": of_run for name, of_run in of_paper.items()}
-    print("\n".join(table(rows)))
-    if args.limit:
-        print(f"Of the first {args.limit} documents of each task only")
     print(f"results: {output}")
 
 

@@ -30,7 +30,7 @@ def start_logging() -> None:
 
 @contextmanager
 def exported(model: Path, job_args: list[str]) -> Iterator[Path]:
-    """An exported folder: ``model`` itself, or a temporary one beside the checkpoint it is of."""
+    """An exported folder: ``model`` itself, or a temporary one (TMPDIR) if it is a checkpoint."""
     if (model / "config.json").is_file():
         if job_args:
             raise ValueError(f"{model} is exported already: {' '.join(job_args)} has no meaning")
@@ -38,7 +38,7 @@ def exported(model: Path, job_args: list[str]) -> Iterator[Path]:
         return
     checkpoint = find_checkpoint(model)
     job_config = read_job(checkpoint, job_args)
-    with tempfile.TemporaryDirectory(prefix="export-", dir=checkpoint.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="export-") as folder:
         output = Path(folder, checkpoint.name)
         export(checkpoint, output, job_config)
         yield output

@@ -65,7 +65,7 @@ def draw_variants(results: "Results", output: Path) -> None:
     left.set_yticks(range(len(variants)), list(variants))
     left.invert_yaxis()
     left.set(xlabel="final validation loss (nats per token)", title="Each seed, and the mean")
-    pairs = results.pairs("steps")
+    pairs = results.lengths()
     right.plot(
         [tst.latents / tst.parameters for _, tst in pairs],
         [baseline.loss - tst.loss for baseline, tst in pairs],

@@ -1,5 +1,6 @@
 """Loss curves of runs on several axes: the paper's kind of plot."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,20 +49,14 @@ def draw(runs: Sequence[Curves], comparison: Comparison, output: Path) -> None:
         losses = [
             point.loss
             for run in runs
-            for point in [
-                *comparable_points(run, comparison.kind),
-                *([] if zoom else run.training),
-            ]
-            if axis(point.at) >= max(start, 0.05 * end)  # the first steps' are far above
+            for point in [*comparable_points(run, comparison.kind), *([] if zoom else run.training)]
+            # the first steps' are far above
+            if axis(point.at) >= max(start, 0.05 * end) and math.isfinite(point.loss)
         ]
-        margin = 0.05 * (max(losses) - min(losses)) or 0.1
-        panel.set(
-            title=title,
-            xlabel=label,
-            ylabel="loss (nats per token)",
-            xlim=(start, end),
-            ylim=(min(losses) - margin, max(losses) + margin),
-        )
+        panel.set(title=title, xlabel=label, ylabel="loss (nats per token)", xlim=(start, end))
+        if losses:
+            margin = 0.05 * (max(losses) - min(losses)) or 0.1
+            panel.set_ylim(min(losses) - margin, max(losses) + margin)
         panel.grid(alpha=0.3)
         if label == "data tokens":
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))

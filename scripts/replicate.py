@@ -40,12 +40,11 @@ SWEEPS: dict[str, tuple[dict[str, list[str]], list[str]]] = {
     "bag_size": ({BAG_SIZE: ["1", "2", "4", "8", "16"], **SEEDS}, []),
     "mode": ({"superposition.mode": ["input", "output"], **SEEDS}, []),
     "reinit": (SEEDS, ["--superposition.reinit_at_recovery=tok_embeddings,output"]),
-    "steps": ({"training.steps": ["1200", "4800", "9600"], BAG_SIZE: ["1", "4"]}, []),
+    "steps": ({"training.steps": ["1200", "4800"], BAG_SIZE: ["1", "4"]}, []),
     "step_ratio": (
         {BAG_SIZE: ["2", "4", "8", "16"], STEP_RATIO: ["0.1", "0.2", "0.4", "0.6"]},
         [],
     ),
-    "lr": ({"optimizer.lr": ["1.5e-3", "6e-3"], BAG_SIZE: ["1", "4"]}, []),
 }
 DOCUMENT = sweep.ROOT / "docs" / "results.md"
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
@@ -62,7 +61,6 @@ class Record:
         mode: of superposition.
         reinit: whether embedding and LM head were initialised afresh at the boundary.
         steps: of both phases.
-        lr: peak learning rate.
         seed: of weights and data.
         parameters: of the model.
         latents: positions that the transformer saw.
@@ -77,7 +75,6 @@ class Record:
     mode: str
     reinit: bool
     steps: int
-    lr: float
     seed: int
     parameters: int
     latents: int
@@ -111,8 +108,10 @@ def gather(folder: Path, output: Path) -> None:
         for result, entry in zip(
             sweep.results(folder / name), sweep.read_sweep(folder / name)["runs"], strict=True
         ):
+            of_run = None
             if result.finished:
                 of_run = read_curves(entry["folder"], f"{name}/{result.name}")
+            if of_run and of_run.validation[-1].at.step == result.steps:
                 records.append(_record(of_run.name, Path(entry["folder"]), of_run))
                 curves += [
                     {"run": of_run.name, "step": round(point.at.step), "loss": point.loss}
@@ -133,7 +132,6 @@ def _record(name: str, folder: Path, curves: Any) -> Record:
         mode=schedule.mode,
         reinit=bool(section.reinit_at_recovery),
         steps=config.training.steps,
-        lr=config.optimizer.lr,
         seed=config.debug.seed or 0,
         parameters=parameters_and_flops(config, config.training.seq_len)[0],
         latents=round(curves.end.latents),
@@ -181,33 +179,29 @@ class Results:
 
     def __init__(self, records: Sequence[Record]):
         self.records = records
-        self.base = next(r for r in records if r.run == "bag_size/baseline,seed=0")
+        base = [r for r in records if r.run == "bag_size/baseline,seed=0"]
+        if not base:
+            raise ValueError("the baseline of seed 0 has not been run to its end")
+        (self.base,) = base
 
-    def like_base(self, *free: str) -> list[Record]:
-        """Runs that differ from the baseline of seed 0 in superposition and ``free`` alone."""
-        return [
-            record
-            for record in self.records
-            if all(
-                key in free or getattr(record, key) == getattr(self.base, key)
-                for key in ("steps", "lr", "seed")
-            )
-        ]
+    def of_seed_0(self) -> list[Record]:
+        """Of any number of steps."""
+        return [record for record in self.records if record.seed == self.base.seed]
 
     def variants(self) -> dict[str, list[Record]]:
         """Runs of each variant at r = 0.3, in the order of seeds."""
         found: dict[str, list[Record]] = {}
-        for record in self.like_base("seed"):
-            if record.step_ratio in (0, 0.3):
+        for record in self.records:
+            if record.steps == self.base.steps and record.step_ratio in (0, 0.3):
                 found.setdefault(record.variant, []).append(record)
         return found
 
     def lead(self, record: Record) -> float:
-        """By how much it is below the baseline of its seed, steps and learning rate, nats."""
+        """By how much it is below the baseline of its seed and steps, nats."""
         (baseline,) = (
             r
             for r in self.records
-            if r.bag_size == 1 and (r.seed, r.steps, r.lr) == (record.seed, record.steps, record.lr)
+            if r.bag_size == 1 and (r.seed, r.steps) == (record.seed, record.steps)
         )
         return baseline.loss - record.loss
 
@@ -215,25 +209,22 @@ class Results:
         """Final loss over r and s, of seed 0."""
         losses = {
             (r.step_ratio, r.bag_size): r.loss
-            for r in self.like_base()
-            if r.bag_size > 1 and r.mode == "full" and not r.reinit
+            for r in self.of_seed_0()
+            if r.steps == self.base.steps and r.bag_size > 1 and r.mode == "full" and not r.reinit
         }
         base = self.base
         return paper.Surface(
             "demo_small", base.parameters, base.steps, "uniform", base.loss, losses
         )
 
-    def pairs(self, key: str) -> list[tuple[Record, Record]]:
-        """Baseline and TST with s = 4 of seed 0, for each value of ``key``."""
-        runs = self.like_base(key)
-        of = {
-            kind: {
-                getattr(r, key): r for r in runs if r.variant == kind and r.step_ratio in (0, 0.3)
-            }
-            for kind in ("baseline", "TST, s = 4")
-        }
-        both = sorted(set(of["baseline"]) & set(of["TST, s = 4"]))
-        return [(of["baseline"][value], of["TST, s = 4"][value]) for value in both]
+    def lengths(self) -> list[tuple[Record, Record]]:
+        """Baseline and TST with s = 4, r = 0.3 of seed 0, for each number of steps."""
+        of: dict[str, dict[int, Record]] = {"baseline": {}, "TST, s = 4": {}}
+        for record in self.of_seed_0():
+            if record.variant in of and record.step_ratio in (0, 0.3):
+                of[record.variant][record.steps] = record
+        baselines, runs = of.values()
+        return [(baselines[steps], runs[steps]) for steps in sorted(set(baselines) & set(runs))]
 
 
 def tables(results: Results) -> dict[str, list[list[str]]]:
@@ -241,8 +232,7 @@ def tables(results: Results) -> dict[str, list[list[str]]]:
     return {
         "variants": _variants_table(results),
         "surface": _surface_table(results.surface()),
-        "steps": _pairs_table(results, "steps", "steps"),
-        "learning rate": _pairs_table(results, "lr", "peak learning rate"),
+        "steps": _steps_table(results),
     }
 
 
@@ -277,12 +267,12 @@ def _surface_table(surface: paper.Surface) -> list[list[str]]:
     return rows
 
 
-def _pairs_table(results: Results, key: str, title: str) -> list[list[str]]:
-    rows = [[title, "latents a parameter", "baseline", "TST, *s* = 4", "below it by"]]
-    for baseline, tst in results.pairs(key):
+def _steps_table(results: Results) -> list[list[str]]:
+    rows = [["steps", "latents a parameter", "baseline", "TST, *s* = 4", "below it by"]]
+    for baseline, tst in results.lengths():
         rows.append(
             [
-                f"{getattr(tst, key):,}" if key == "steps" else f"{getattr(tst, key):g}",
+                f"{tst.steps:,}",
                 f"{tst.latents / tst.parameters:.0f}",
                 f"{baseline.loss:.4f}",
                 f"{tst.loss:.4f}",

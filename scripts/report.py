@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from compare_runs import NOTES, VIEWS, rows_of_runs, rows_of_view
+from comparison_tables import NOTES, VIEWS, rows_of_runs, rows_of_view, title
 from diff_configs import differences
 from torchtitan.experiments.tst.job_config import CONFIG_FILE
 from torchtitan.experiments.tst.results.comparison import Comparison, Pair
@@ -36,15 +36,17 @@ _DEFINITIONS = """
 <dt>Hours</dt><dd>Of training, without validation, on the hardware that each run had: comparable
 only where that was the same.</dd>
 <dt>At equal FLOPs, at equal data</dt><dd>The losses where the run that spent or read less ends,
-between two points of the other on a straight line. Only where both end there have both learning
-rates decayed; elsewhere the one that goes on is seen in the middle of its schedule.</dd>
+between two points of the other on a straight line. "Both end there" says that both are at the end
+of their learning rates' schedules, as far as a config is there to tell; elsewhere one is seen in
+the middle of it, where its loss is higher than that of a run planned to end there.</dd>
 <dt>At equal loss</dt><dd>The higher of the two final losses, and where each run has it first. The
 run that goes on below it has it before its learning rate has decayed, which makes its speed-up
 smaller than that of a run planned to end there.</dd>
 <dt>Below it from step</dt><dd>The step of the run with superposition from which on it stays below
 the baseline at equal FLOPs.</dd>
 <dt>Spike, recovery</dt><dd>By how much the highest training loss after the boundary is above the
-last over bags, and the steps from the boundary until it is back there.</dd>
+last over bags, and the steps from the boundary until it is back there. Not for losses that are not
+in nats per token (superposition.loss other than "mce").</dd>
 </dl>
 """
 
@@ -118,13 +120,12 @@ def _config_differences(runs: Sequence[Curves], comparison: Comparison) -> str:
     rows = [["", "key", "run", "baseline"]]
     for pair in comparison.pairs:
         files = configs[pair.run], configs[pair.baseline]
-        title = f"{pair.run} against {pair.baseline}"
         if missing := [file for file in files if not file.is_file()]:
-            rows.append([title, f"no {missing[0]}", "", ""])
+            rows.append([title(pair), f"not known: no {missing[0]}", "", ""])
             continue
-        found = differences(*([str(file)] for file in files))
-        for key, (of_run, of_baseline) in found.items():
-            if key not in ("job.dump_folder", "job.description", "job.config_file"):
-                rows.append([title, key, f"{of_run}", f"{of_baseline}"])
-                title = ""
+        name = title(pair)
+        for key, (value, other) in differences(*([str(file)] for file in files)).items():
+            if key not in ("job.dump_folder", "job.description"):
+                rows.append([name, key, f"{value}", f"{other}"])
+                name = ""
     return _table(rows)

@@ -6,7 +6,8 @@ r"""Sweeps: one job with some of its values varied, as configs, as runs, as a ta
     python scripts/sweep.py run outputs/sweep
     python scripts/sweep.py table outputs/sweep
 
-"run" is without Slurm: here, one run after the other, or --jobs at a time.
+"run" is without Slurm: here, one run after the other, or --jobs at a time, each with NGPU
+processes (on GPUs they share them).
 """
 
 import argparse
@@ -139,7 +140,9 @@ def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]
     if off:
         toml.pop("superposition", None)
     steps, log_freq = config.training.steps, config.metrics.log_freq
-    return Point(name, typed, steps, max(1, steps // log_freq * log_freq), toml)
+    boundary = build_schedule(config).boundary
+    last_logged = max(1, steps // log_freq * log_freq, min(steps, boundary + 1) if boundary else 0)
+    return Point(name, typed, steps, last_logged, toml)
 
 
 @dataclass

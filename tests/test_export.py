@@ -76,6 +76,47 @@ def test_logits_in_transformers_are_ours(train, tmp_path, kind):
         assert text[4] == logits[0, 3].argmax()
 
 
+def test_rope_is_scaled_as_upstreams(train, tmp_path):
+    """At a few positions it changes hardly a logit: the frequencies themselves."""
+    train(*SAVE)
+    checkpoint = export_run(tmp_path / "run", tmp_path / "hf")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    config = read_job(checkpoint, [])
+    spec = train_spec_module.get_train_spec("llama3")
+    args = copy.deepcopy(spec.model_args["demo"])
+    args.update_from_config(config)
+    upstream = spec.model_cls(args)._precompute_freqs_cis()[1].angle()  # of one position
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, upstream, rtol=1e-4, atol=0)
+    unscaled = args.rope_theta ** (-torch.arange(0, 16, 2) / 16)
+    assert unscaled[-1] / upstream[-1] > 2, "so small a model has a frequency that is scaled"
+
+
+def test_tied_weights(train, tmp_path):
+    train("--model.name=qwen3", "--model.flavor=debugmodel", *SAVE, "--training.steps=1")
+    checkpoint = export_run(tmp_path / "run", tmp_path / "hf")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    inputs = torch.randint(1024, (1, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(inputs).logits, our_logits(checkpoint, inputs), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_folders_and_links(train, tmp_path):
+    """Checkpoints in another folder, which is a link to another disk."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "ckpt").symlink_to(disk)
+    train(*ON, *SAVE, "--checkpoint.folder=ckpt")
+    for path, step in ((run, 2), (run / "ckpt", 2), (run / "ckpt" / "boundary", 1)):
+        checkpoint = find_checkpoint(path)
+        assert checkpoint == run / "ckpt" / f"step-{step}"
+        assert read_job(checkpoint, []).checkpoint.folder == "ckpt"
+
+
 def test_a_run_in_two_phases_exports_as_its_baseline_does(train, tmp_path):
     weights = {}
     for name, args in (("tst", ON), ("baseline", ())):
@@ -123,6 +164,7 @@ def test_command_and_bad_input(run, tmp_path, run_script):
     refuses("nowhere: no checkpoint", tmp_path / "nowhere", output)
     refuses("is not one of this model", run, output, "--model.flavor=demo_small")
     refuses("model.name = 'llama4': export knows", run, output, "--model.name=llama4")
+    refuses("model.flavor = 'none': llama3 has", run, output, "--model.flavor=none")
     refuses("model.hf_assets_path", run, output, f"--model.hf_assets_path={tmp_path}")
     assert not output.exists()
 
@@ -177,7 +219,6 @@ def test_sample(run, run_script):
     result = run_script("sample_model", run, "--prompt", "def " * 40)
     assert result.code == 1
     assert "tokens; the model was trained on sequences of 32" in result.stderr
-    assert not list((run / "checkpoint").glob("export-*"))
 
 
 TASK = """\
@@ -203,7 +244,8 @@ def test_scores_are_length_normalised_where_the_harness_has_it():
         "results": {"hellaswag": both, "own": both, "boolq": {"acc,none": 0.75}, "mmlu": both}
     }
     scores = {"hellaswag": 50.0, "own": 50.0, "boolq": 75.0, "mmlu": 25.0}
-    assert evaluate_model.scores_of(results) == scores
+    assert evaluate_model.scores_of(results, ["hellaswag", "own", "boolq", "mmlu"]) == scores
+    assert evaluate_model.scores_of(results, ["boolq"]) == {"boolq": 75.0}
     assert set(evaluate_model.METRICS) == set(paper.runs()["3B-20k-tst"].scores)
 
 
@@ -242,6 +284,9 @@ def test_harness_offline(run, tmp_path, run_script, monkeypatch):
     assert written["paper (%)"]["270M-20k-tst"]["piqa"] == 67.0
     assert written["harness"]["n-shot"] == {"endings": 0}
 
+    result = run_script("evaluate_model", output, *args)
+    assert "evaluation.json is there already; give another with --output" in result.stderr
+    (output / "evaluation.json").unlink()
     result = run_script("evaluate_model", output, "--tasks", "endings,arc_easey")
     assert result.code == 1
     assert "--tasks endings,arc_easey: unknown to the harness" in result.stderr

@@ -30,6 +30,19 @@ def test_lines_that_a_later_launch_went_back_behind_are_left_out(tmp_path):
         assert isinstance(json.loads(line), dict)
 
 
+def test_validations_that_a_later_launch_went_back_behind_are_left_out(tmp_path):
+    log = JsonLinesLogger(tmp_path / "metrics.jsonl", Schedule())
+    for launch, steps in enumerate(([1, 4, 8, 12], [6, 8, 12, 16])):
+        for step in steps:
+            if step in (1, 16):
+                log.log({TRAINING_LOSS: 0.0}, step)
+            log.log({VALIDATION_LOSS: float(launch)}, step)
+    log.close()
+    validated = [line for line in read_metrics(tmp_path) if VALIDATION_LOSS in line]
+    losses = [(line["step"], line[VALIDATION_LOSS]) for line in validated]
+    assert losses == [(1, 0.0), (4, 0.0), (6, 1.0), (8, 1.0), (12, 1.0), (16, 1.0)]
+
+
 def test_a_line_that_a_kill_cut_off(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss_metrics/global_avg_loss": 0.0}\n{"step": 2, "loss_met')

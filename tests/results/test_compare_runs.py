@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 from torchtitan.train import Trainer
 
-from torchtitan.experiments.tst.metrics import METRICS_FILE
+from torchtitan.experiments.tst.metrics import METRICS_FILE, TRAINING_LOSS, VALIDATION_LOSS
 from torchtitan.experiments.tst.results.curves import MetricsError, read_curves
 
 S, BOUNDARY, STEPS, LATENTS = 4, 6, 24, 4 * 32
@@ -206,6 +207,13 @@ def test_upstreams_tensorboard_files(runs, job, make_config, one_process, tmp_pa
     # our own files say the same as metrics.jsonl
     copy = tmp_path / "copy"
     shutil.copytree(runs[0] / "tb", copy)
+    (launch,) = copy.iterdir()
+    with SummaryWriter(str(copy / f"{launch.name}-2")) as writer:  # and killed before it logged all
+        writer.add_scalar(VALIDATION_LOSS, 99.0, STEPS)
+        writer.add_scalar(TRAINING_LOSS, 99.0, STEPS)
+    assert read_curves(copy).validation[-1].loss == 99
+    assert read_curves(copy).training[-1].at.step < STEPS
+    shutil.rmtree(copy / f"{launch.name}-2")
     from_files, whole = read_curves(copy, "tst"), read_curves(runs[0])
     assert (from_files.bag_size, from_files.boundary) == (S, BOUNDARY)
     for point, other in zip(from_files.validation, whole.validation, strict=True):
@@ -221,19 +229,37 @@ def test_one_run(runs, run_script):
     assert "At equal" not in result.stdout
 
 
+def test_runs_that_are_going_on(runs, run_script, tmp_path):
+    """One that is still in superposition and has no validation yet, and one half-way."""
+    begun, halfway = tmp_path / "begun", tmp_path / "halfway"
+    for folder, run, last in ((begun, runs[0], 4), (halfway, runs[1], 12)):
+        folder.mkdir()
+        shutil.copy(run / "config.toml", folder)
+        lines = [line for line in (run / METRICS_FILE).open() if json.loads(line)["step"] <= last]
+        kept = [line for line in lines if folder is halfway or VALIDATION_LOSS not in line]
+        (folder / METRICS_FILE).write_text("".join(kept))
+    for folders in ([begun], [halfway], [begun, halfway], [runs[0], halfway]):
+        result = run_script("compare_runs", *folders, "--output", tmp_path / "out")
+        assert result.code == 0, result.stderr
+    assert "12 of 24" in result.stdout
+    _, flops, *_ = Tables((tmp_path / "out" / "report.html").read_text()).tables
+    assert flops[1][6] == "no"
+
+
 def test_bad_input(runs, run_script, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     for args, message in (
         ([empty], "neither metrics.jsonl nor TensorBoard's files"),
-        ([runs[0], runs[0]], "given twice"),
+        ([runs[0], runs[0] / ".." / runs[0].name, "--output", empty], "given twice"),
+        (runs, "--output: give a folder"),
         ([], "give a run folder"),
     ):
         result = run_script("compare_runs", *args)
         assert result.code != 0
         assert message in result.stderr
     (empty / METRICS_FILE).write_text('{"step": 1, "validation_metrics/loss": 1.0}\n')
-    with pytest.raises(MetricsError, match=r"no training loss in metrics\.jsonl"):
+    with pytest.raises(MetricsError, match=r"no training in metrics\.jsonl"):
         read_curves(empty)
     lines = [json.loads(line) for line in (runs[0] / METRICS_FILE).open()]
     for line in lines:
@@ -241,3 +267,12 @@ def test_bad_input(runs, run_script, tmp_path):
     (empty / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(MetricsError, match="do not say n_latents_seen, but it has superposition"):
         read_curves(empty)
+    rest = [line for line in lines if line["step"] > 8]  # of the boundary checkpoint, elsewhere
+    (empty / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in rest))
+    with pytest.raises(MetricsError, match=r"begins at step 12, .* a comparison needs whole runs"):
+        read_curves(empty)
+    several = tmp_path / "several"
+    for run in runs:
+        shutil.copytree(run / "tb", several / run.name)
+    with pytest.raises(MetricsError, match="of several runs; give one"):
+        read_curves(several)

@@ -1,5 +1,7 @@
 """The three comparisons, on curves whose answers can be worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from torchtitan.experiments.tst.results.comparison import compare
@@ -94,5 +96,32 @@ def test_training_losses_where_a_run_has_no_validation():
 def test_a_run_still_in_superposition():
     tst = run("tst", {}, {1: 6.0, 20: 5.0}, s=4, boundary=20)
     (pair,) = compare([tst, BASELINE], "training").pairs
-    assert pair.equal_flops.gain is None
+    assert (pair.equal_flops.at, pair.equal_flops.gain) == (None, None)
     assert pair.equal_loss is None
+
+
+def test_runs_that_are_compared_where_both_have_losses():
+    """The last validation of a run that is going on says nothing of where it is now."""
+    losses = {0: 7, 50: 4, 100: 3}
+    going_on = run("tst", {0: 7, 50: 4}, {20: 5, 99: 3}, s=4, boundary=20)
+    (pair,) = compare([going_on, run("baseline", losses)]).pairs
+    assert (pair.equal_flops.at, pair.equal_flops.gain) == (50_000, 0)
+
+
+def test_runs_stopped_at_the_same_step_of_longer_schedules():
+    tst = run("tst", {20: 6, 100: 2.7}, {20: 5, 100: 3}, s=4, boundary=20)
+    for steps, ended in ((100, True), (300, False), (None, True)):
+        (pair,) = compare([replace(tst, steps=steps), BASELINE]).pairs
+        assert pair.equal_flops.ended == ended
+
+
+def test_losses_of_other_units_have_no_spike():
+    tst = run("tst", {20: 6, 100: 2.7}, {20: 50, 21: 6, 100: 3}, s=4, boundary=20)
+    (summary,) = compare([replace(tst, loss="bce")]).runs
+    assert (summary.spike, summary.recovery_steps) == (None, None)
+
+
+def test_a_loss_that_is_not_finite_is_left_out():
+    tst = run("tst", {20: 6, 60: float("nan"), 100: 2.7}, {20: 5, 100: 3}, s=4, boundary=20)
+    (pair,) = compare([tst, BASELINE]).pairs
+    assert pair.equal_flops.gain == pytest.approx(0.3)

@@ -8,11 +8,13 @@ import copy
 import importlib
 import json
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tomli
 import torch
 import torch.distributed.checkpoint as dcp
 import torchtitan.protocols.train_spec as train_spec_module
@@ -29,6 +31,7 @@ from . import models  # noqa: F401
 from .checkpoint import files
 from .checkpoint.files import CheckpointError
 from .checkpoint.reader import SafeLoadPlanner, SafeReader, read_metadata
+from .job_checks import model_args_of
 from .job_config import CONFIG_FILE, ConfigError, SuperpositionConfigManager
 
 
@@ -45,14 +48,19 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: if there is none.
     """
+    path = path.absolute()  # and not resolved: the run's config is in a folder above it
     if (path / files.METADATA).is_file():
-        return path.resolve()
-    for folder in (path, path / "checkpoint"):
-        if steps := files.complete_steps(folder):
-            return files.step_folder(folder, steps[-1]).resolve()
+        return path.parent / path.readlink() if path.is_symlink() else path
+    folder = path
+    if (path / CONFIG_FILE).is_file():
+        folder = path / tomli.loads((path / CONFIG_FILE).read_text())["checkpoint"]["folder"]
+    elif (path / "checkpoint").is_dir():
+        folder = path / "checkpoint"
+    if steps := files.complete_steps(folder):
+        return files.step_folder(folder, steps[-1])
     raise CheckpointError(
-        f"{path}: no checkpoint. It must be one (RUN/checkpoint/step-N, RUN/checkpoint/boundary), "
-        "a folder of them, or a run folder with them in checkpoint/"
+        f"{folder}: no checkpoint. It must be one (RUN/checkpoint/step-N, "
+        "RUN/checkpoint/boundary), a folder of them, or a run folder"
     )
 
 
@@ -101,9 +109,9 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
     name = job_config.model.name
     if name not in _CONFIGS:
         raise ExportError(f"model.name = {name!r}: export knows {', '.join(_CONFIGS)}")
+    model_args = copy.deepcopy(model_args_of(job_config))
     tokenizer = _tokenizer(job_config)
     spec = train_spec_module.get_train_spec(name)
-    model_args = copy.deepcopy(spec.model_args[job_config.model.flavor])
     model_args.update_from_config(job_config)
     with torch.device("meta"):
         expected = spec.model_cls(model_args).state_dict()
@@ -131,19 +139,21 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
         "dtype": dtype,
     }
 
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{output.name}.unfinished-", dir=output.parent))
     try:
         save_torch_state_dict(weights, unfinished, metadata={"format": "pt"})
         _write_json(unfinished / "config.json", config)
+        mode = (unfinished / "config.json").stat().st_mode
         for path in unfinished.glob("*.safetensors"):  # which are written for the user alone
-            path.chmod((unfinished / "config.json").stat().st_mode)
+            path.chmod(mode)
         _write_json(unfinished / "generation_config.json", special)
         tokenizer.tokenizer.save(str(unfinished / "tokenizer.json"))
         # the class that takes tokenizer.json as it is
         plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
         _write_json(unfinished / "tokenizer_config.json", (tokenizer.config or {}) | plain)
+        readers = mode & 0o444
+        unfinished.chmod(0o700 | readers | readers >> 2)  # mkdtemp's is for the user alone, too
         unfinished.rename(output)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -178,6 +188,10 @@ def _load(checkpoint: Path, expected: dict[str, torch.Tensor]) -> dict[str, torc
                 f"{checkpoint} is not one of this model: of {key} it has {has}, the config wants "
                 f"{tuple(tensor.shape)}"
             )
+    modules = {key.partition(".")[0] for key in expected}
+    for key in saved:
+        if key.partition(".")[0] in modules and key not in expected:
+            raise ExportError(f"{checkpoint}: {key} has no place in the exported model")
     state: dict[str, Any] = {
         key: torch.empty_like(tensor, device="cpu") for key, tensor in expected.items()
     }

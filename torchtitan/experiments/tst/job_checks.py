@@ -75,7 +75,7 @@ def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:
         importlib.import_module(job_config.experimental.custom_import)
     check_sections(job_config)
     section = superposition_section(job_config)
-    model_args = _model_args(job_config)
+    model_args = model_args_of(job_config)
     if section.bag_size > 1:
         _check_steps(section, job_config.training.steps)
         _check_combinations(section)
@@ -226,7 +226,12 @@ def _check_parallelism(job_config: UpstreamJobConfig) -> None:
             )
 
 
-def _model_args(job_config: UpstreamJobConfig) -> Any:
+def model_args_of(job_config: UpstreamJobConfig) -> Any:
+    """Of the flavor.
+
+    Raises:
+        ConfigError: if there is no such model or flavor.
+    """
     name, flavor = job_config.model.name, job_config.model.flavor
     try:
         flavors = train_spec_module.get_train_spec(name).model_args
@@ -238,7 +243,7 @@ def _model_args(job_config: UpstreamJobConfig) -> Any:
 
 
 def _check_tokenizer(job_config: UpstreamJobConfig) -> BaseTokenizer | None:
-    path, model_args = job_config.model.hf_assets_path, _model_args(job_config)
+    path, model_args = job_config.model.hf_assets_path, model_args_of(job_config)
     if not Path(path).exists():
         raise ConfigError("model.hf_assets_path", path, "no such folder (it holds the tokenizer)")
     spec = train_spec_module.get_train_spec(job_config.model.name)

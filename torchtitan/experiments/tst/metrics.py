@@ -42,6 +42,7 @@ METRICS_FILE = "metrics.jsonl"
 # upstream's keys of the two losses
 TRAINING_LOSS, VALIDATION_LOSS = "loss_metrics/global_avg_loss", "validation_metrics/loss"
 SECONDS_PER_STEP = "time_metrics/end_to_end(s)"
+DATA_TOKENS, LATENTS = "n_tokens_seen", "n_latents_seen"
 
 
 class JsonLinesLogger(BaseLogger):
@@ -86,6 +87,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         self.data_tokens_less_latents = 0  # since the last log
         self.steps_since_last_log = 0
         self.skipped_steps = 0  # of the run, set by the trainer
+        self.data_tokens_seen: Callable[[], int] = int  # of the run on all ranks, the trainer's
         self.data_metrics: Callable[[], dict[str, float]] = dict  # of the loader, too
         self.first_log: tuple[int, float] | None = None  # step, time (s)
         if torch.distributed.get_rank() == _get_metrics_rank(parallel_dims, job_config):
@@ -122,7 +124,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
             "superposition": int(phase is Phase.SUPERPOSITION),
             "bag_size": bag_size,
             f"loss_metrics/{phase}": global_avg_loss,
-            "n_latents_seen": step * self.latents_per_step,
+            **self._tokens_seen(step),
             SECONDS_PER_STEP: seconds / max(1, self.steps_since_last_log),  # upstream's of log_freq
             "data_throughput(tps)": data_tps,
             **self.data_metrics(),
@@ -146,12 +148,15 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
     def log_validation(
         self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
     ) -> None:
-        counts = {
-            "n_tokens_seen": self.schedule.data_tokens(step, self.latents_per_step),
-            "n_latents_seen": step * self.latents_per_step,
-        }
-        super().log_validation(loss, step, (extra_metrics or {}) | counts)
+        super().log_validation(loss, step, (extra_metrics or {}) | self._tokens_seen(step))
         self.data_tokens_less_latents = self.steps_since_last_log = 0
+
+    def _tokens_seen(self, step: int) -> dict[str, int]:
+        """Of the run; upstream counts each data token on every context-parallel rank."""
+        return {
+            DATA_TOKENS: self.data_tokens_seen(),
+            LATENTS: step * self.latents_per_step,
+        }
 
     def _time_left(self, step: int) -> str:
         """Remaining steps at the average pace of this launch so far, H:MM:SS."""
@@ -177,18 +182,18 @@ def build_metrics_processor(
 def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl`` but those that a later launch went back behind."""
     lines: list[dict[str, Any]] = []
-    last_step = 0
+    last = (0, False)  # step, and whether it is of a validation, which comes after training
     with Path(run_folder, METRICS_FILE).open() as file:
         for text in file:
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue  # cut off by a kill
-            if TRAINING_LOSS in line:
-                if line["step"] <= last_step:
-                    lines = [kept for kept in lines if kept["step"] < line["step"]]
-                last_step = line["step"]
+            place = (line["step"], VALIDATION_LOSS in line)
+            if place <= last:
+                lines = [kept for kept in lines if kept["step"] < line["step"]]
             lines.append(line)
+            last = place
     return lines
 
 

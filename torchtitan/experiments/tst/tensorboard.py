@@ -6,16 +6,15 @@ from torch.utils.tensorboard import SummaryWriter
 from torchtitan.components.metrics import BaseLogger, LoggerContainer, TensorBoardLogger
 from typing_extensions import override
 
-BY_DATA_TOKENS = "by_data_tokens"  # folder, which TensorBoard shows as a run of its own
-
 # The "custom scalars" tab: what belongs on the same axes
 LAYOUT = {
     "Token superposition": {
         "loss: bags in superposition, next token in recovery and validation": [
             "Multiline",
-            ["loss_metrics/superposition", "loss_metrics/recovery", "validation_metrics/loss"],
+            ["^loss_metrics/superposition", "^loss_metrics/recovery", "^validation_metrics/loss"],
         ],
-        "phase: bag size, and 1 in superposition": ["Multiline", ["bag_size", "superposition"]],
+        "the same over data tokens": ["Multiline", ["by_data_tokens/.*"]],
+        "phase: bag size, and 1 in superposition": ["Multiline", ["bag_size", "superposition$"]],
         "data tokens and latents so far": ["Multiline", ["n_tokens_seen", "n_latents_seen"]],
         "data tokens and latents per second and device": [
             "Multiline",
@@ -23,23 +22,24 @@ LAYOUT = {
         ],
     }
 }
+BY_DATA_TOKENS = {
+    "loss_metrics/superposition": "by_data_tokens/superposition",
+    "loss_metrics/recovery": "by_data_tokens/recovery",
+    "validation_metrics/loss": "by_data_tokens/validation",
+}
 
 
 class DataTokensLogger(BaseLogger):
-    """The losses with the number of data tokens in the place of the step."""
+    """The losses once more, with the number of data tokens in the place of the step."""
 
-    def __init__(self, log_dir: str):
-        self.writer = SummaryWriter(log_dir, max_queue=1000)
+    def __init__(self, writer: SummaryWriter):
+        self.writer = writer  # which another logger closes
 
     @override
     def log(self, metrics: dict[str, Any], step: int) -> None:
-        for tag, value in metrics.items():
-            if tag.startswith("loss_metrics/") or tag == "validation_metrics/loss":
-                self.writer.add_scalar(tag, value, metrics["n_tokens_seen"])
-
-    @override
-    def close(self) -> None:
-        self.writer.close()
+        for tag, name in BY_DATA_TOKENS.items():
+            if tag in metrics:
+                self.writer.add_scalar(name, metrics[tag], metrics["n_tokens_seen"])
 
 
 def extend_tensorboard(logger: BaseLogger) -> BaseLogger:
@@ -48,5 +48,5 @@ def extend_tensorboard(logger: BaseLogger) -> BaseLogger:
         for part in list(logger._loggers):
             if isinstance(part, TensorBoardLogger):
                 part.writer.add_custom_scalars(LAYOUT)
-                logger.add_logger(DataTokensLogger(f"{part.writer.log_dir}/{BY_DATA_TOKENS}"))
+                logger.add_logger(DataTokensLogger(part.writer))
     return logger

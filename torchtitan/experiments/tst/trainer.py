@@ -71,6 +71,7 @@ class SuperpositionTrainer(Trainer):
             mixture = self.dataloader.mixture
             self.metrics_processor.data_metrics = self.dataloader.metrics
         self.facts = run_facts(job_config, self.schedule, self.tokenizer, mixture, self.dp_degree)
+        self.metrics_processor.data_tokens_seen = self.data_tokens_seen
         self._set_skipped_steps(0)
         self.stopping = False
         self.stop_at_boundary = (
@@ -267,10 +268,14 @@ class SuperpositionTrainer(Trainer):
         """What a checkpoint of now says of the run beside its states."""
         return {
             "phase": str(self.schedule.phase(self.step)),
-            "data_tokens": self.ntokens_seen * self.dp_degree,
+            "data_tokens": self.data_tokens_seen(),
             "skipped_steps": self.skipped_steps,
             "run": self.facts,
         }
+
+    def data_tokens_seen(self) -> int:
+        """Read so far on all ranks."""
+        return self.ntokens_seen * self.dp_degree
 
     def restore(self, manifest: dict[str, Any]) -> None:
         """Take on what the states leave out or hold for another number of ranks."""

@@ -68,11 +68,6 @@ class Schedule:
         """The bag size: s in superposition, 1 in recovery."""
         return self.bag_size if self.phase(step) is Phase.SUPERPOSITION else 1
 
-    def data_tokens(self, steps: int, latents_per_step: int) -> int:
-        """Data tokens of the first ``steps`` steps, of ``latents_per_step`` on all ranks each."""
-        folded = min(steps, self.boundary) if self.enabled and self.mode != "output" else 0
-        return latents_per_step * (steps + (self.bag_size - 1) * folded)
-
     def batch_shape(self, step: int, batch_size: int, seq_len: int) -> BatchShape:
         """Shape of a micro-batch at ``step`` for an ordinary one of (batch_size, seq_len).
 

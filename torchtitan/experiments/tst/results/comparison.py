@@ -2,9 +2,10 @@
 
 Of every run with superposition against every baseline. Losses are next-token validation losses
 where all runs have them, else training losses: of a run with superposition those of its recovery
-only, each a trailing mean over 2 % of the logged steps.
+only, each a trailing mean over 2 % of the logged steps. A run ends where it has its last such loss.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ def comparable_points(run: Curves, kind: str) -> list[Point]:
         kind: "validation" or "training".
     """
     if kind == VALIDATION:
-        return run.validation
-    points = [point for point in run.training if point.at.step > run.boundary]
+        return [point for point in run.validation if math.isfinite(point.loss)]
+    points = [p for p in run.training if p.at.step > run.boundary and math.isfinite(p.loss)]
     window = max(1, len(run.training) // 50)
     means = []
     for last in range(len(points)):
@@ -35,13 +36,11 @@ def comparable_points(run: Curves, kind: str) -> list[Point]:
 
 
 def loss_at(points: Sequence[Point], x: float, axis: Axis) -> float | None:
-    """Loss at ``x``, between two points on a straight line; None before the first point."""
+    """Loss at ``x``, between two points on a straight line; None where the points do not reach."""
     xs = [axis(point.at) for point in points]
-    if not points or x < xs[0]:
+    if not points or not xs[0] <= x <= xs[-1]:
         return None
     index = bisect_left(xs, x)
-    if index == len(points):
-        return points[-1].loss
     if xs[index] == x:
         return points[index].loss
     before, after = points[index - 1], points[index]
@@ -69,9 +68,10 @@ class Summary:
         name: of the run.
         bag_size: s; 1 for a baseline.
         boundary: the last superposition step; 0 for a baseline.
-        end: what the run came to.
+        end: of its last logged step.
+        steps: that it is to have; None if its config is not there.
         final_loss: the last comparable loss; None if there is none yet.
-        bag_loss: training loss at the boundary, over bags.
+        bag_loss: training loss at the boundary, over bags; None where it is not in nats per token.
         spike: by how much the highest training loss after the boundary is above it, nats.
         recovery_steps: from the boundary until training loss is back there; None if it never is.
     """
@@ -80,6 +80,7 @@ class Summary:
     bag_size: int
     boundary: int
     end: Place
+    steps: int | None
     final_loss: float | None
     bag_loss: float | None = None
     spike: float | None = None
@@ -91,13 +92,14 @@ class EqualCost:
     """Losses where two runs have spent or read the same.
 
     Attributes:
-        at: FLOPs or data tokens.
+        at: FLOPs or data tokens; None if one of the two has no comparable loss at all.
         loss: of the run with superposition; None if it has no comparable loss there.
         baseline_loss: of the baseline.
-        ended: whether both runs end there, with their learning rates decayed.
+        ended: whether both runs end there and, as far as configs say, are at the end of their
+            learning rates' schedules.
     """
 
-    at: float
+    at: float | None
     loss: float | None
     baseline_loss: float | None
     ended: bool
@@ -180,9 +182,9 @@ def summarize(run: Curves, kind: str) -> Summary:
     """What a run came to."""
     points = comparable_points(run, kind)
     final_loss = points[-1].loss if points else None
-    summary = Summary(run.name, run.bag_size, run.boundary, run.end, final_loss)
-    after = [point for point in run.training if point.at.step > run.boundary]
-    if not run.boundary or not after:
+    summary = Summary(run.name, run.bag_size, run.boundary, run.end, run.steps, final_loss)
+    after = [p for p in run.training if p.at.step > run.boundary and math.isfinite(p.loss)]
+    if not run.boundary or not after or run.loss != "mce":
         return summary
     bag_loss = next(p.loss for p in run.training if p.at.step == run.boundary)
     back = first_at(after, bag_loss)
@@ -205,21 +207,27 @@ def compare_pair(run: Curves, baseline: Curves, kind: str) -> Pair:
         _equal_cost(run, baseline, points, of_baseline, lambda at: at.flops),
         _equal_loss(points, of_baseline),
         _equal_cost(run, baseline, points, of_baseline, lambda at: at.data_tokens),
-        _below_from(run, baseline, points, of_baseline),
+        _below_from(run, points, of_baseline),
     )
 
 
 def _equal_cost(
     run: Curves, baseline: Curves, points: list[Point], of_baseline: list[Point], axis: Axis
 ) -> EqualCost:
-    ends = axis(run.end), axis(baseline.end)
+    if not points or not of_baseline:
+        return EqualCost(None, None, None, False)
+    last, of_other = points[-1], of_baseline[-1]
+    ends = axis(last.at), axis(of_other.at)
     at = min(ends)
-    ended = abs(ends[0] - ends[1]) <= _SAME * at
-    if ended:  # do not interpolate for a rounding
-        loss, other = (own[-1].loss if own else None for own in (points, of_baseline))
-    else:
-        loss, other = loss_at(points, at, axis), loss_at(of_baseline, at, axis)
-    return EqualCost(at, loss, other, ended)
+    if abs(ends[0] - ends[1]) <= _SAME * at:  # do not interpolate for a rounding
+        ended = _is_at_its_end(run, last) and _is_at_its_end(baseline, of_other)
+        return EqualCost(at, last.loss, of_other.loss, ended)
+    return EqualCost(at, loss_at(points, at, axis), loss_at(of_baseline, at, axis), False)
+
+
+def _is_at_its_end(run: Curves, last: Point) -> bool:
+    """Whether the last loss is of its last steps; True without a config to tell."""
+    return run.steps is None or last.at.step >= (1 - _SAME) * run.steps
 
 
 def _equal_loss(points: list[Point], of_baseline: list[Point]) -> EqualLoss | None:
@@ -230,14 +238,11 @@ def _equal_loss(points: list[Point], of_baseline: list[Point]) -> EqualLoss | No
     return EqualLoss(loss, at, baseline_at) if at and baseline_at else None
 
 
-def _below_from(
-    run: Curves, baseline: Curves, points: list[Point], of_baseline: list[Point]
-) -> Place | None:
+def _below_from(run: Curves, points: list[Point], of_baseline: list[Point]) -> Place | None:
     def flops(at: Place) -> float:
         return at.flops
 
-    last = min(run.end.flops, baseline.end.flops) * (1 + _SAME)
-    xs = sorted({flops(p.at) for p in [*points, *of_baseline] if flops(p.at) <= last})
+    xs = sorted({flops(point.at) for point in [*points, *of_baseline]})
     above: tuple[float, float] | None = None
     crossing: float | None = None
     for x in xs:

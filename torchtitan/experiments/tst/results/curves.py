@@ -13,11 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ..metrics import METRICS_FILE, SECONDS_PER_STEP, TRAINING_LOSS, VALIDATION_LOSS, read_metrics
+from ..job_config import CONFIG_FILE
+from ..metrics import (
+    DATA_TOKENS,
+    LATENTS,
+    METRICS_FILE,
+    SECONDS_PER_STEP,
+    TRAINING_LOSS,
+    VALIDATION_LOSS,
+    read_metrics,
+)
 
-LATENTS, DATA_TOKENS = "n_latents_seen", "n_tokens_seen"
+_NEEDED = {TRAINING_LOSS, DATA_TOKENS, SECONDS_PER_STEP, "tflops", "throughput(tps)"}
 
 
 class MetricsError(ValueError):
@@ -67,6 +77,8 @@ class Curves:
         boundary: last logged superposition step; 0 if it had none.
         training: the training loss of every logged step, over bags up to the boundary.
         validation: next-token loss in both phases; empty if the run had no validation.
+        steps: that the run is to have, by its config; None if there is none to read.
+        loss: ``superposition.loss``; in "mce" the training loss is in nats per token.
     """
 
     name: str
@@ -75,6 +87,8 @@ class Curves:
     boundary: int
     training: list[Point]
     validation: list[Point]
+    steps: int | None = None
+    loss: str = "mce"
 
     @property
     def end(self) -> Place:
@@ -90,20 +104,27 @@ def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:
         name: of the run; by default the folder's.
 
     Raises:
-        MetricsError: if there are no metrics, or none of training.
+        MetricsError: if there are no metrics, or none of the start of training.
     """
     folder = Path(folder)
     if (folder / METRICS_FILE).is_file():
         lines, source = read_metrics(folder), METRICS_FILE
     else:
         lines, source = _read_tensorboard(folder), "TensorBoard's files"
-    logged = [line for line in lines if TRAINING_LOSS in line]
+    # TensorBoard's files of a run that is going on, or was killed, may end within a step
+    logged = [line for line in lines if line.keys() >= _NEEDED]
     if not logged:
-        raise MetricsError(f"{folder}: no training loss in {source}")
+        raise MetricsError(f"{folder}: no training in {source} ({', '.join(sorted(_NEEDED))})")
+    if (first := logged[0]["step"]) > 1:
+        raise MetricsError(
+            f"{folder}: begins at step {first}, with tokens and FLOPs of a run before it that are "
+            "not in its metrics; a comparison needs whole runs"
+        )
     in_superposition = [line for line in logged if line.get("superposition")]
     if in_superposition and LATENTS not in logged[-1]:
         raise MetricsError(f"{folder}: {source} do not say {LATENTS}, but it has superposition")
-    training = _add_up(folder, logged)
+    config = _read_config(folder)
+    training = _add_up(logged)
     return Curves(
         name=name or folder.name,
         folder=folder,
@@ -115,18 +136,24 @@ def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:
             for line in lines
             if VALIDATION_LOSS in line
         ],
+        steps=config.get("training", {}).get("steps"),
+        loss=config.get("superposition", {}).get("loss", "mce"),
     )
 
 
-def _add_up(folder: Path, logged: list[dict[str, Any]]) -> list[Point]:
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return tomli.loads((folder / CONFIG_FILE).read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def _add_up(logged: list[dict[str, Any]]) -> list[Point]:
     points, at = [], Place()
     for line in logged:
         latents = line.get(LATENTS, line[DATA_TOKENS])
-        try:
-            flops_per_latent = 1e12 * line["tflops"] / line["throughput(tps)"]
-            seconds = line[SECONDS_PER_STEP] * (line["step"] - at.step)
-        except KeyError as error:
-            raise MetricsError(f"{folder}: step {line['step']} has no {error}") from None
+        flops_per_latent = 1e12 * line["tflops"] / line["throughput(tps)"]
+        seconds = line[SECONDS_PER_STEP] * (line["step"] - at.step)
         at = Place(
             step=line["step"],
             latents=latents,
@@ -149,24 +176,30 @@ def place_at(points: list[Point], x: float, axis: Callable[[Place], float]) -> P
 
 def _read_tensorboard(folder: Path) -> list[dict[str, Any]]:
     """Lines as those of metrics.jsonl; a later launch replaces what it went back behind."""
-    launches = sorted({path.parent for path in folder.rglob("events.out.tfevents.*")})
+    launches = {
+        path.parent
+        for depth in ("", "*/", "*/*/")  # the folder of a launch, of all, or of the run
+        for path in folder.glob(f"{depth}events.out.tfevents.*")
+        if not path.parent.name.startswith("rank_") or path.parent.name == "rank_0"
+    }
+    if len({launch.parent for launch in launches}) > 1:
+        raise MetricsError(f"{folder}: TensorBoard's files of several runs; give one")
     lines: list[dict[str, Any]] = []
-    for launch in launches:
+    for launch in sorted(launches):
         events = EventAccumulator(os.fspath(launch), size_guidance={"scalars": 0}).Reload()
-        tags = events.Tags()["scalars"]
-        if not {TRAINING_LOSS, DATA_TOKENS} <= set(tags):
-            continue  # the losses over data tokens once more
-        training: dict[int, dict[str, Any]] = {}
-        validation: dict[int, dict[str, Any]] = {}
-        for tag in tags:
-            of_kind = validation if tag.startswith("validation_metrics/") else training
-            for event in events.Scalars(tag):
-                of_kind.setdefault(event.step, {"step": event.step})[tag] = event.value
-        # counts are also logged at validations
-        begun = {s: line for s, line in training.items() if TRAINING_LOSS in line}
-        first = min(begun)
-        lines = [line for line in lines if line["step"] < first]
-        lines += [*begun.values(), *validation.values()]
+        by_place: dict[tuple[int, bool], dict[str, Any]] = {}  # step, whether of validation
+        for tag in events.Tags()["scalars"]:
+            if not tag.startswith("by_data_tokens/"):
+                for event in events.Scalars(tag):
+                    place = (event.step, tag.startswith("validation_metrics/"))
+                    by_place.setdefault(place, {"step": event.step})[tag] = event.value
+        of_launch = [
+            by_place[place]
+            for place in sorted(by_place)
+            if {TRAINING_LOSS, VALIDATION_LOSS} & by_place[place].keys()
+        ]
+        if of_launch:
+            lines = [line for line in lines if line["step"] < of_launch[0]["step"]] + of_launch
     if not lines:
         raise MetricsError(f"{folder}: neither {METRICS_FILE} nor TensorBoard's files of a run")
-    return sorted(lines, key=lambda line: line["step"])
+    return lines

@@ -1,0 +1,109 @@
+"""A comparison of runs as tables of text, for the console and for the report."""
+
+from torchtitan.experiments.tst.planning.plan import count
+from torchtitan.experiments.tst.results.comparison import (
+    TRAINING,
+    VALIDATION,
+    Comparison,
+    EqualCost,
+    Pair,
+    Summary,
+)
+
+VIEWS = {
+    "equal FLOPs": "Both have spent the same: the paper's first claim is a lower loss then.",
+    "equal loss": "What both spent until they first had the higher of the two final losses.",
+    "equal data": "Both have read the same data tokens: here the paper, too, finds the baseline "
+    "ahead.",
+}
+NOTES = {
+    VALIDATION: "Losses are next-token losses on held-out data, in both phases.",
+    TRAINING: "Not every run has validation: losses are next-token training losses, trailing means "
+    "over 2 % of the logged steps.",
+}
+
+
+def rows_of_runs(comparison: Comparison) -> list[list[str]]:
+    """What each run came to; the first row is the head."""
+    head = ["run", "s", "steps", "of these in superposition", "data tokens", "latents", "FLOPs"]
+    head += ["hours", f"final {comparison.kind} loss", "spike at the boundary", "recovered after"]
+    rows = [head]
+    for run in comparison.runs:
+        recovered = "-" if run.spike is None else "not yet"
+        if run.recovery_steps is not None:
+            recovered = f"{run.recovery_steps:,.0f} steps"
+        rows.append(
+            [
+                run.name,
+                f"{run.bag_size}",
+                _steps(run),
+                f"{run.boundary:,}" if run.boundary else "-",
+                count(run.end.data_tokens),
+                count(run.end.latents),
+                f"{run.end.flops:.3e}",
+                f"{run.end.hours:,.1f}" if run.end.hours >= 100 else f"{run.end.hours:.3g}",
+                _loss(run.final_loss),
+                "-" if run.spike is None else f"{run.spike:+.3f}",
+                recovered,
+            ]
+        )
+    return rows
+
+
+def rows_of_view(comparison: Comparison, view: str) -> list[list[str]]:
+    """A row for each pair, for one of :data:`VIEWS`; the first row is the head."""
+    if view == "equal loss":
+        head = ["", "loss", "FLOPs", "baseline's", "speed-up, FLOPs", "speed-up, hours"]
+        return [head, *(_equal_loss_row(pair) for pair in comparison.pairs)]
+    unit = "FLOPs" if view == "equal FLOPs" else "data tokens"
+    head = ["", unit, "loss", "baseline's", "lower by"]
+    if view == "equal FLOPs":
+        head.append("below it from step")
+    head.append("both end there")
+    return [head, *(_equal_cost_row(pair, view) for pair in comparison.pairs)]
+
+
+def _equal_loss_row(pair: Pair) -> list[str]:
+    equal = pair.equal_loss
+    if equal is None:
+        return [title(pair), *["-"] * 5]
+    return [
+        title(pair),
+        _loss(equal.loss),
+        f"{equal.at.flops:.3e}",
+        f"{equal.baseline_at.flops:.3e}",
+        f"{equal.speed_up(lambda at: at.flops):.2f}",
+        f"{equal.speed_up(lambda at: at.hours):.2f}",
+    ]
+
+
+def _equal_cost_row(pair: Pair, view: str) -> list[str]:
+    equal: EqualCost = pair.equal_flops if view == "equal FLOPs" else pair.equal_data
+    at = "-"
+    if equal.at is not None:
+        at = f"{equal.at:.3e}" if view == "equal FLOPs" else count(equal.at)
+    row = [
+        title(pair),
+        at,
+        _loss(equal.loss),
+        _loss(equal.baseline_loss),
+        "-" if equal.gain is None else f"{equal.gain:+.3f}",
+    ]
+    if view == "equal FLOPs":
+        row.append(f"{pair.below_from.step:,.0f}" if pair.below_from else "-")
+    return [*row, "yes" if equal.ended else "no"]
+
+
+def title(pair: Pair) -> str:
+    """What it is called in tables."""
+    return f"{pair.run} against {pair.baseline}"
+
+
+def _steps(run: Summary) -> str:
+    """The last that is logged; of how many, if the run is not at its end."""
+    at_end = run.steps is None or run.end.step >= 0.99 * run.steps
+    return f"{run.end.step:,.0f}" + ("" if at_end else f" of {run.steps:,}")
+
+
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"
