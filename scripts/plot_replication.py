@@ -73,6 +73,9 @@ def draw_variants(results: "Results", output: Path) -> None:
     )
     right.axhline(0, color="black", linewidth=1)
     right.set_xscale("log")
+    ticks = [round(tst.latents / tst.parameters) for _, tst in pairs]
+    right.set_xticks(ticks, [f"{tick}" for tick in ticks])
+    right.minorticks_off()
     right.set(
         xlabel="latents a parameter", ylabel="below the baseline by (nats)", title="TST, s = 4"
     )

@@ -157,6 +157,7 @@ TRIED_ELSEWHERE = {
     "python scripts/export_model.py outputs/demo/tst outputs/demo/hf": "test_export.py",
     "python scripts/evaluate_model.py outputs/demo/hf": "test_export.py",
     'python scripts/sample_model.py outputs/demo/tst --prompt "def main("': "test_export.py",
+    "python scripts/replicate.py": "results/test_replication.py",
     "scripts/slurm/try.sh": ".ci/run",
     "scripts/lint.sh": ".ci/run",
     "scripts/test.sh -m slow": "the command itself",
