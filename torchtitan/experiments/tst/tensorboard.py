@@ -14,12 +14,8 @@ LAYOUT = {
             ["^loss_metrics/superposition", "^loss_metrics/recovery", "^validation_metrics/loss"],
         ],
         "the same over data tokens": ["Multiline", ["by_data_tokens/.*"]],
-        "phase: bag size, and 1 in superposition": ["Multiline", ["bag_size", "superposition$"]],
+        "phase: bag size, and 1 in superposition": ["Multiline", ["^bag_size", "^superposition$"]],
         "data tokens and latents so far": ["Multiline", ["n_tokens_seen", "n_latents_seen"]],
-        "data tokens and latents per second and device": [
-            "Multiline",
-            [r"data_throughput\(tps\)", r"^throughput\(tps\)"],
-        ],
     }
 }
 BY_DATA_TOKENS = {
