@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from command_line import aligned, documented_parser
 from comparison_tables import NOTES, VIEWS, rows_of_runs, rows_of_view
 from plot_runs import draw
 from report import write_report
-from tables import aligned
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 from torchtitan.experiments.tst.results.comparison import (
     TRAINING,
@@ -62,11 +62,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("runs", nargs="*", type=Path, help="run folders")
     parser.add_argument(
         "--loss", choices=[VALIDATION, TRAINING], help="default: validation, if all runs have it"

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from command_line import documented_parser
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 
 # What a baseline and its TST run may differ in
@@ -69,11 +70,7 @@ def split_jobs(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument(
         "--allow",
         action="append",

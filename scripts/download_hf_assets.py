@@ -6,7 +6,6 @@
 They come into assets/hf/Meta-Llama-3-8B and so on. What is there already is not fetched again.
 """
 
-import argparse
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
+from command_line import documented_parser
 from torchtitan.experiments.tst.data.tokenizer_identity import entries
 
 ASSETS = {
@@ -67,11 +67,7 @@ def download(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("--repo_id", required=True, help="owner/name on the hub")
     parser.add_argument(
         "--assets",

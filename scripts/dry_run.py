@@ -8,7 +8,6 @@ The real trainer is built as rank 0 of all ranks and plays a step of each phase 
 content. Exits with 1 if a job cannot run or does not fit.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -16,6 +15,7 @@ import time
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all GPUs are played on the CPU
 
+from command_line import documented_parser
 from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
 enable_cpu_if_alone()
@@ -64,11 +64,7 @@ def describe(arguments: list[str], ranks: int | None, gpu: Gpu, play: bool) -> t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("configs", nargs="+", metavar="JOB.toml")
     parser.add_argument(
         "--gpus", type=positive, metavar="N", help="default: those of the config's [parallelism]"

@@ -7,15 +7,14 @@ The LM-Eval harness does the work, and fetches its data from the Hugging Face hu
 Needs the extra "eval". Further arguments are the job's, as in scripts/export_model.py.
 """
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from command_line import aligned, documented_parser
 from export_model import exported, start_logging
-from tables import aligned
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
 from torchtitan.experiments.tst.export import ExportError, find_checkpoint
 from torchtitan.experiments.tst.planning import paper
@@ -116,11 +115,7 @@ def table(rows: dict[str, dict[str, float]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("model", type=Path, help="checkpoint, run folder or exported folder")
     parser.add_argument(
         "--tasks",

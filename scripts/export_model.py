@@ -8,7 +8,6 @@ The run's config.toml says what model it is. Further arguments are the job's, su
 needs its --job.config_file.
 """
 
-import argparse
 import logging
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from torchtitan.tools.logging import init_logger
 
+from command_line import documented_parser
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
 from torchtitan.experiments.tst.export import ExportError, export, find_checkpoint, read_job
 
@@ -45,11 +45,7 @@ def exported(model: Path, job_args: list[str]) -> Iterator[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument(
         "checkpoint", type=Path, help="RUN/checkpoint/step-N or boundary; of a run folder, the last"
     )

@@ -2,7 +2,6 @@
 
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -10,11 +9,10 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-if TYPE_CHECKING:
-    from replicate import Results
+from replication_results import Results
 
 
-def draw_losses(results: "Results", losses: dict[str, dict[int, float]], output: Path) -> None:
+def draw_losses(results: Results, losses: dict[str, dict[int, float]], output: Path) -> None:
     """Mean validation loss over steps of each s, and its lead over the baseline's, with all seeds.
 
     Args:
@@ -50,7 +48,7 @@ def draw_losses(results: "Results", losses: dict[str, dict[int, float]], output:
     plt.close(figure)
 
 
-def draw_variants(results: "Results", output: Path) -> None:
+def draw_variants(results: Results, output: Path) -> None:
     """Final loss of each variant and seed, and the lead of s = 4 over the number of steps."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(13, 4.5), layout="constrained", width_ratios=(2, 1)

@@ -5,10 +5,10 @@
 Needs the extra "eval". Further arguments are the job's, as in scripts/export_model.py.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from command_line import documented_parser
 from export_model import exported
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
 from torchtitan.experiments.tst.export import ExportError
@@ -61,11 +61,7 @@ def sample(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser(__doc__)
     parser.add_argument("model", type=Path, help="checkpoint, run folder or exported folder")
     parser.add_argument("--prompt", default="", help="default: only the beginning of a document")
     parser.add_argument("--samples", type=int, default=3, help="default: %(default)s")

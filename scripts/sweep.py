@@ -30,8 +30,8 @@ from typing import Any
 import tomli
 import tomli_w
 
+from command_line import aligned, documented_parser
 from diff_configs import differences, flatten
-from tables import aligned
 from torchtitan.experiments.tst import models  # noqa: F401
 from torchtitan.experiments.tst.data import datasets  # noqa: F401
 from torchtitan.experiments.tst.job_checks import check_config
@@ -317,11 +317,7 @@ def parse_vary(text: str) -> tuple[str, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
-        epilog=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = documented_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("make", "write the configs; further arguments are the job's, for all runs"),

@@ -11,6 +11,7 @@ import tomli
 import tomli_w
 
 import replicate
+import replication_results
 import sweep
 from conftest import ROOT
 
@@ -24,25 +25,27 @@ def rows_of(name):
 
 @pytest.fixture(scope="module")
 def results():
-    return replicate.Results(replicate.read_records(RESULTS / replicate.RUNS_CSV))
+    return replication_results.Results(
+        replication_results.read_records(RESULTS / replication_results.RUNS_CSV)
+    )
 
 
 def test_the_documents_tables_are_those_of_the_runs(results):
     text = replicate.DOCUMENT.read_text()
-    assert replicate.fill_in(text, results) == text
-    assert text.count("<!-- table: ") == len(replicate.tables(results))
+    assert replication_results.fill_in(text, results) == text
+    assert text.count("<!-- table: ") == len(replication_results.tables(results))
     other = [replace(r, loss=r.loss + r.seed) for r in results.records]
-    assert replicate.fill_in(text, replicate.Results(other)) != text
+    assert replication_results.fill_in(text, replication_results.Results(other)) != text
     for image in re.findall(r"\]\((results/\w+\.png)\)", text):
         assert (ROOT / "docs" / image).stat().st_size > 10_000
 
 
 def test_the_tables_figures(results):
     """Once more from the files, for some of them."""
-    runs, curves = rows_of(replicate.RUNS_CSV), rows_of(replicate.CURVES_CSV)
+    runs, curves = rows_of(replication_results.RUNS_CSV), rows_of(replication_results.CURVES_CSV)
     final = {row["run"]: float(row["loss"]) for row in curves}  # the last line of each
     assert {row["run"]: float(row["loss"]) for row in runs} == final
-    tables = replicate.tables(results)
+    tables = replication_results.tables(results)
 
     def of(s):
         name = f"bag_size={s}" if s > 1 else "baseline"
@@ -92,15 +95,15 @@ def test_what_runs_leave_is_gathered(tmp_path, monkeypatch):
         validation = {"step": 2400, "validation_metrics/loss": 3.0 + number}
         (folder / "metrics.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(validation)}\n")
     replicate.gather(tmp_path / "sweeps", tmp_path / "out")
-    records = replicate.read_records(tmp_path / "out" / replicate.RUNS_CSV)
+    records = replication_results.read_records(tmp_path / "out" / replication_results.RUNS_CSV)
     assert [record.loss for record in records] == [3.0, 4.0, 5.0]
     assert [record.variant for record in records] == ["baseline", "baseline", "TST, s = 4"]
     assert [record.seed for record in records] == [0, 1, 0]
     assert [record.step_ratio for record in records] == [0, 0, 0.3]
     assert [record.data_tokens for record in records] == [100, 200, 300]
     assert records[0].hours == pytest.approx(1200 / 3600)
-    assert replicate.Results(records).lead(records[2]) == -2
-    losses = replicate.read_losses(tmp_path / "out" / replicate.CURVES_CSV)
+    assert replication_results.Results(records).lead(records[2]) == -2
+    losses = replication_results.read_losses(tmp_path / "out" / replication_results.CURVES_CSV)
     assert losses["bag_size/baseline,seed=1"] == {2400: 4.0}
 
 
