@@ -92,8 +92,10 @@ def test_what_runs_leave_is_gathered(tmp_path, monkeypatch):
             "n_tokens_seen": 100 * (number + 1),
             "n_latents_seen": 100,
         }
+        first = line | {"step": 1, "n_tokens_seen": 1, "n_latents_seen": 1}
         validation = {"step": 2400, "validation_metrics/loss": 3.0 + number}
-        (folder / "metrics.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(validation)}\n")
+        lines = [json.dumps(each) + "\n" for each in (first, line, validation)]
+        (folder / "metrics.jsonl").write_text("".join(lines))
     replicate.gather(tmp_path / "sweeps", tmp_path / "out")
     records = replication_results.read_records(tmp_path / "out" / replication_results.RUNS_CSV)
     assert [record.loss for record in records] == [3.0, 4.0, 5.0]
