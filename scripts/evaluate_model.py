@@ -128,8 +128,8 @@ def main() -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="JSON; default: evaluation.json in an exported folder, evaluation-step-N.json beside "
-        "the checkpoints",
+        help="JSON; default: evaluation.json in an exported folder, of a checkpoint "
+        "evaluation-step-N.json in its run folder",
     )
     parser.add_argument("--batch-size", default="auto", help="default: %(default)s")
     parser.add_argument("--limit", type=int, help="documents of each task, for a quick try")
