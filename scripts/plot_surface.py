@@ -43,11 +43,16 @@ def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: int | None =
             axes.axvline(mark, color="tab:red", linewidth=1, label=f"s = {mark}")
         axes.set(title=title, xlabel="bag size s", ylabel="final loss (nats per token)")
         axes.grid(alpha=0.3)
-    labels = {
-        label: handle
-        for axes in panels[0]
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    labels = dict(
+        sorted(
+            (
+                (label, handle)
+                for axes in panels[0]
+                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            ),
+            key=lambda entry: entry[0],
+        )
+    )
     figure.legend(labels.values(), labels.keys(), loc="outside right upper", fontsize="small")
     figure.savefig(output, dpi=120)
     plt.close(figure)
