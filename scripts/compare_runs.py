@@ -1,7 +1,7 @@
 """Compare runs as the paper does: at equal FLOPs, at equal loss, at equal data.
 
-    python scripts/compare_runs.py outputs/demo/tst outputs/demo/baseline --output outputs/demo
-    python scripts/compare_runs.py outputs/mine UPSTREAM_RUN/tb
+    python scripts/compare_runs.py outputs/demo/tst
+    python scripts/compare_runs.py outputs/mine UPSTREAM_RUN/tb --output outputs/comparison
 
 Prints tables, and writes comparison.json, loss.png and report.html, one file with everything. A
 run is its folder; of TorchTitan's own trainer TensorBoard's files will do.
@@ -26,6 +26,7 @@ from torchtitan.experiments.tst.results.comparison import (
     VALIDATION,
     Comparison,
     compare,
+    flops,
 )
 from torchtitan.experiments.tst.results.curves import Curves, Place, read_curves
 
@@ -47,7 +48,7 @@ def read_runs(folders: Sequence[Path]) -> list[Curves]:
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """All numbers, unrounded, with the speed-ups and gains."""
     axes: dict[str, Callable[[Place], float]] = {
-        "flops": lambda at: at.flops,
+        "flops": flops,
         "hours": lambda at: at.hours,
         "steps": lambda at: at.step,
     }

@@ -8,6 +8,8 @@ from torchtitan.experiments.tst.results.comparison import (
     EqualCost,
     Pair,
     Summary,
+    flops,
+    is_at_its_end,
 )
 
 VIEWS = {
@@ -72,7 +74,7 @@ def _equal_loss_row(pair: Pair) -> list[str]:
         _loss(equal.loss),
         f"{equal.at.flops:.3e}",
         f"{equal.baseline_at.flops:.3e}",
-        f"{equal.speed_up(lambda at: at.flops):.2f}",
+        f"{equal.speed_up(flops):.2f}",
         f"{equal.speed_up(lambda at: at.hours):.2f}",
     ]
 
@@ -101,8 +103,8 @@ def title(pair: Pair) -> str:
 
 def _steps(run: Summary) -> str:
     """The last that is logged; of how many, if the run is not at its end."""
-    at_end = run.steps is None or run.end.step >= 0.99 * run.steps
-    return f"{run.end.step:,.0f}" + ("" if at_end else f" of {run.steps:,}")
+    whole = "" if is_at_its_end(run.end.step, run.steps) else f" of {run.steps:,}"
+    return f"{run.end.step:,.0f}{whole}"
 
 
 def _loss(loss: float | None) -> str:

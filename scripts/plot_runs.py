@@ -12,13 +12,13 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from torchtitan.experiments.tst.results.comparison import Axis, Comparison, comparable_points
-from torchtitan.experiments.tst.results.curves import Curves, Place, Point
-
-
-def flops(at: Place) -> float:
-    return at.flops
-
+from torchtitan.experiments.tst.results.comparison import (
+    Axis,
+    Comparison,
+    comparable_points,
+    flops,
+)
+from torchtitan.experiments.tst.results.curves import Curves, Point
 
 PANELS: list[tuple[str, str, Axis]] = [
     ("Over steps", "steps", lambda at: at.step),
@@ -36,20 +36,21 @@ def draw(runs: Sequence[Curves], comparison: Comparison, output: Path) -> None:
         comparison: of them.
         output: the PNG.
     """
+    compared = [comparable_points(run, comparison.kind) for run in runs]
     figure, panels = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
     for panel, (title, label, axis) in zip(panels.flat, PANELS, strict=True):
         zoom = axis is flops
-        for index, run in enumerate(runs):
+        for index, (run, points) in enumerate(zip(runs, compared, strict=True)):
             color = f"C{index % 10}"
             if not zoom:
                 draw_training(panel, run, axis, color)
-            draw_comparable(panel, run, comparison.kind, axis, color)
+            draw_comparable(panel, run, points, comparison.kind, axis, color)
         end = max(axis(run.end) for run in runs)
         start = _start_of_zoom(runs, comparison) if zoom else 0
         losses = [
             point.loss
-            for run in runs
-            for point in [*comparable_points(run, comparison.kind), *([] if zoom else run.training)]
+            for run, points in zip(runs, compared, strict=True)
+            for point in [*points, *([] if zoom else run.training)]
             # the first steps' are far above
             if axis(point.at) >= max(start, 0.05 * end) and math.isfinite(point.loss)
         ]
@@ -85,9 +86,10 @@ def draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
         panel.axvline(axis(boundary), color=color, linestyle="--", linewidth=1)
 
 
-def draw_comparable(panel: Axes, run: Curves, kind: str, axis: Axis, color: str) -> None:
+def draw_comparable(
+    panel: Axes, run: Curves, points: Sequence[Point], kind: str, axis: Axis, color: str
+) -> None:
     """The losses that are compared, in full colour; no line across the boundary."""
-    points = comparable_points(run, kind)
     if not points:
         return
     final = f"{points[-1].loss:.3f} at step {points[-1].at.step:,.0f}"

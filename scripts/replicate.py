@@ -37,7 +37,7 @@ from torchtitan.experiments.tst.job_config import (
 )
 from torchtitan.experiments.tst.planning import paper
 from torchtitan.experiments.tst.planning.plan import parameters_and_flops
-from torchtitan.experiments.tst.results.curves import read_curves
+from torchtitan.experiments.tst.results.curves import Curves, read_curves
 
 BASE = "train_configs/replication.toml"
 SEEDS = {"debug.seed": ["0", "1", "2"]}
@@ -72,11 +72,11 @@ def gather(folder: Path, output: Path) -> None:
         for result, entry in zip(
             sweep.results(folder / name), sweep.read_sweep(folder / name)["runs"], strict=True
         ):
-            of_run = None
-            if result.finished:
-                of_run = read_curves(entry["folder"], f"{name}/{result.name}")
-            if of_run and of_run.validation[-1].at.step == result.steps:
-                records.append(_record(of_run.name, Path(entry["folder"]), of_run))
+            if not result.finished:
+                continue
+            of_run = read_curves(entry["folder"], f"{name}/{result.name}")
+            if of_run.validation[-1].at.step == result.steps:
+                records.append(_record(of_run))
                 curves += [
                     {"run": of_run.name, "step": round(point.at.step), "loss": point.loss}
                     for point in of_run.validation
@@ -86,11 +86,12 @@ def gather(folder: Path, output: Path) -> None:
     _write_csv(output / CURVES_CSV, curves)
 
 
-def _record(name: str, folder: Path, curves: Any) -> Record:
-    config = SuperpositionConfigManager().parse_args([f"--job.config_file={folder / CONFIG_FILE}"])
+def _record(curves: Curves) -> Record:
+    job = f"--job.config_file={curves.folder / CONFIG_FILE}"
+    config = SuperpositionConfigManager().parse_args([job])
     section, schedule = superposition_section(config), build_schedule(config)
     return Record(
-        run=name,
+        run=curves.name,
         bag_size=schedule.bag_size,
         step_ratio=section.step_ratio or 0,
         mode=schedule.mode,

@@ -9,7 +9,7 @@ from pathlib import Path
 from comparison_tables import NOTES, VIEWS, rows_of_runs, rows_of_view, title
 from diff_configs import differences
 from torchtitan.experiments.tst.job_config import CONFIG_FILE
-from torchtitan.experiments.tst.results.comparison import Comparison, Pair
+from torchtitan.experiments.tst.results.comparison import Comparison, Pair, flops
 from torchtitan.experiments.tst.results.curves import Curves
 
 _STYLE = """
@@ -96,7 +96,7 @@ def in_words(pair: Pair) -> str:
         f"{pair.baseline}: {equal.loss:.4f} against {equal.baseline_loss:.4f}"
     )
     words += "." if equal.ended else " (one of the two goes on from there)."
-    speed_up = pair.equal_loss.speed_up(lambda at: at.flops)
+    speed_up = pair.equal_loss.speed_up(flops)
     words += f" For a loss of {pair.equal_loss.loss:.4f} it took "
     if speed_up >= 1:
         return words + f"{speed_up:.2f} times fewer FLOPs."

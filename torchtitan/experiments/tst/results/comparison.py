@@ -17,6 +17,16 @@ Axis = Callable[[Place], float]
 _SAME = 0.01  # totals that differ by less than this share are the same
 
 
+def flops(at: Place) -> float:
+    """The axis of the comparisons at equal cost."""
+    return at.flops
+
+
+def is_at_its_end(step: float, steps: int | None) -> bool:
+    """Whether ``step`` is one of the last of ``steps``; True where their number is not known."""
+    return steps is None or step >= (1 - _SAME) * steps
+
+
 def comparable_points(run: Curves, kind: str) -> list[Point]:
     """A run's next-token losses; of training a trailing mean.
 
@@ -204,7 +214,7 @@ def compare_pair(run: Curves, baseline: Curves, kind: str) -> Pair:
     return Pair(
         run.name,
         baseline.name,
-        _equal_cost(run, baseline, points, of_baseline, lambda at: at.flops),
+        _equal_cost(run, baseline, points, of_baseline, flops),
         _equal_loss(points, of_baseline),
         _equal_cost(run, baseline, points, of_baseline, lambda at: at.data_tokens),
         _below_from(run, points, of_baseline),
@@ -220,14 +230,11 @@ def _equal_cost(
     ends = axis(last.at), axis(of_other.at)
     at = min(ends)
     if abs(ends[0] - ends[1]) <= _SAME * at:  # do not interpolate for a rounding
-        ended = _is_at_its_end(run, last) and _is_at_its_end(baseline, of_other)
+        ended = is_at_its_end(last.at.step, run.steps) and is_at_its_end(
+            of_other.at.step, baseline.steps
+        )
         return EqualCost(at, last.loss, of_other.loss, ended)
     return EqualCost(at, loss_at(points, at, axis), loss_at(of_baseline, at, axis), False)
-
-
-def _is_at_its_end(run: Curves, last: Point) -> bool:
-    """Whether the last loss is of its last steps; True without a config to tell."""
-    return run.steps is None or last.at.step >= (1 - _SAME) * run.steps
 
 
 def _equal_loss(points: list[Point], of_baseline: list[Point]) -> EqualLoss | None:
@@ -239,9 +246,6 @@ def _equal_loss(points: list[Point], of_baseline: list[Point]) -> EqualLoss | No
 
 
 def _below_from(run: Curves, points: list[Point], of_baseline: list[Point]) -> Place | None:
-    def flops(at: Place) -> float:
-        return at.flops
-
     xs = sorted({flops(point.at) for point in [*points, *of_baseline]})
     above: tuple[float, float] | None = None
     crossing: float | None = None
