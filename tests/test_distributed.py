@@ -72,7 +72,8 @@ def slow(*values):
     ("model", "processes", "args"),
     [
         slow("llama3", 1, ("--training.local_batch_size=2",)),
-        ("llama3", 2, ()),
+        slow("llama3", 2, ()),
+        ("llama3", 2, ("--lm_head.chunks=3",)),
         slow("llama3", 2, ("--training.local_batch_size=2",)),
         slow("llama3", 2, ("--superposition.loss=bce",)),
         slow("llama3", 2, ("--superposition.weighting=power_law", "--superposition.scale=batch")),
@@ -90,7 +91,7 @@ def slow(*values):
 )
 def test_agrees_with_one_process(run, launch, model, processes, args):
     """Both phases, with unequal numbers of ignored labels on the ranks."""
-    layout = ("--parallelism", "--training")
+    layout = ("--parallelism", "--training", "--lm_head")
     reference = run(launch, model, *(arg for arg in args if not arg.startswith(layout)))
     result = run(launch, model, *args, processes=processes)
     losses, norms = "loss_metrics/global_avg_loss", "grad_norm"

@@ -121,6 +121,19 @@ def section(**values):
             -1,
             "at least 0",
         ),
+        (["--lm_head.chunks=0"], "lm_head.chunks", 0, "at least 1"),
+        (
+            ["--lm_head.chunks=8", "--parallelism.tensor_parallel_degree=2"],
+            "lm_head.chunks",
+            8,
+            "must be 1 with parallelism.tensor_parallel_degree = 2",
+        ),
+        (
+            ["--lm_head.chunks=8", "--model.converters=quantize.linear.float8"],
+            "lm_head.chunks",
+            8,
+            "where the LM head is quantized",
+        ),
         (
             ["--checkpoint.async_mode=async_with_pinned_mem"],
             "checkpoint.async_mode",

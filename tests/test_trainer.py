@@ -20,7 +20,7 @@ from torchtitan.protocols.model_converter import (
 
 from conftest import load_full, tensorboard_scalars
 from torchtitan.experiments.tst.checkpoint.files import complete_steps
-from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, Phase, fold
+from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, Phase, fold, head
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS
 from torchtitan.experiments.tst.tensorboard import LAYOUT
@@ -265,6 +265,36 @@ def test_gradient_accumulation_is_one_larger_batch(train):
 def test_composes_with_upstreams(train, args):
     plain = train(*ON)
     assert column(train(*ON, *args))[-STEPS:] == pytest.approx(column(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "tolerance"),
+    [
+        ((), 1e-5),
+        (("--model.name=qwen3", "--model.flavor=debugmodel", "--superposition.loss=bce"), 1e-5),
+        (("--compile.enable", "--compile.backend=aot_eager"), 1e-5),
+        (("--training.mixed_precision_param=bfloat16",), 1e-3),
+    ],
+    ids=["llama3", "tied weights, bce", "compile", "bfloat16"],
+)
+def test_chunked_head(train, corpus, monkeypatch, args, tolerance):
+    """In training and in validation, from the same weights."""
+    args = (*ON, *args, *validation(corpus), "--optimizer.lr=1e-4")
+    plain = train(*args)
+    labels = []
+
+    def chunked_loss(hidden, weight, y, loss_fn, chunks):
+        labels.append(y.ndim)
+        return whole(hidden, weight, y, loss_fn, chunks)
+
+    whole = head.chunked_loss
+    monkeypatch.setattr(head, "chunked_loss", chunked_loss)
+    chunked = train(*args, "--lm_head.chunks=3")
+    assert labels.count(3) == BOUNDARY
+    assert labels.count(2) > STEPS - BOUNDARY  # validation's too
+    for key in (TRAINING_LOSS, VALIDATION_LOSS):
+        expected = column(plain, key)
+        assert column(chunked, key)[-len(expected) :] == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from torchtitan.experiments.tst.core import (
     WEIGHTINGS,
     BagLoss,
     fold,
+    losses,
     offset_weights,
 )
 
@@ -154,6 +155,39 @@ def test_bfloat16_logits_are_computed_in_float32(loss):
     assert grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_mce_in_blocks(monkeypatch, dtype, tolerance, overwrite):
+    """Some rows at a time, the last block smaller, also with the gradient in the logits' memory."""
+    monkeypatch.setattr(losses, "_BLOCK_OF_CPU", 7 * 50)
+    logits = (4 * torch.randn(2, 12, 50)).to(dtype)
+    labels = torch.randint(50, (2, 12, 6))
+    labels[:, -1, 1:] = IGNORE_INDEX
+    exact = logits.double().requires_grad_()
+    expected = listing(exact, labels, offset_weights("fitted", 6))
+    (expected_grad,) = torch.autograd.grad(expected, exact)
+
+    logits.requires_grad_()
+    computed = logits.clone()  # as by an LM head
+    memory = computed.data_ptr()
+    computed.register_hook(lambda grad: overwritten.append(grad.data_ptr() == memory))
+    overwritten = []
+    loss = BagLoss("mce", "fitted", overwrite)(computed, labels)
+    loss.backward()
+    assert overwritten == [overwrite]
+    assert relative_error(loss, expected) < tolerance
+    assert relative_error(logits.grad, expected_grad) < tolerance
+
+
+def test_overwritten_logits_cannot_be_used_again():
+    logits, labels = random_batch(0)
+    computed = logits.clone()
+    loss = BagLoss("mce", overwrite_logits=True)(computed, labels)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_valid_target_at_all(loss):
     logits = torch.randn(1, 2, 5, requires_grad=True)
@@ -168,6 +202,7 @@ def test_compiled_is_eager(loss):
     logits, labels = random_batch(2)
     bag_loss = BagLoss(loss)
     coefficients = bag_loss.coefficients(bag_loss.counts(labels))
+    torch.compiler.reset()  # or compilations of other tests count to a limit
     compiled = torch.compile(bag_loss.sum, backend="aot_eager", fullgraph=True)
     eager = bag_loss.sum(logits, labels, coefficients)
     torch.testing.assert_close(compiled(logits, labels, coefficients), eager)

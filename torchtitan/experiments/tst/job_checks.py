@@ -30,6 +30,7 @@ from .job_config import (
     build_schedule,
     check_sections,
     dp_degree,
+    lm_head_section,
     ranks_of_layout,
     resilience_section,
     superposition_section,
@@ -84,6 +85,7 @@ def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:
         _check_shapes(job_config, schedule)
         _check_attention(section, job_config.model.flavor, model_args)
         _check_parallelism(job_config)
+    _check_lm_head(job_config)
     if section.stop_at_boundary and not (schedule.enabled and job_config.checkpoint.enable):
         raise ConfigError(
             "superposition.stop_at_boundary",
@@ -224,6 +226,28 @@ def _check_parallelism(job_config: UpstreamJobConfig) -> None:
             raise ConfigError(
                 f"parallelism.{name}", degree, "must be 1 with superposition, for now"
             )
+
+
+def _check_lm_head(job_config: UpstreamJobConfig) -> None:
+    chunks = lm_head_section(job_config).chunks
+    if chunks == 1:
+        return
+    for name in ("tensor_parallel_degree", "pipeline_parallel_degree"):
+        if (degree := getattr(job_config.parallelism, name)) > 1:
+            raise ConfigError(
+                "lm_head.chunks", chunks, f"must be 1 with parallelism.{name} = {degree}, for now"
+            )
+    for name in job_config.model.converters:
+        kind, _, precision = name.rpartition(".")
+        if kind == "quantize.linear":
+            kept = getattr(job_config.quantize.linear, precision).filter_fqns
+            if not any(part in "output" for part in kept):
+                raise ConfigError(
+                    "lm_head.chunks",
+                    chunks,
+                    f'must be 1 where the LM head is quantized; "output" in {name}.filter_fqns '
+                    "leaves it alone",
+                )
 
 
 def model_args_of(job_config: UpstreamJobConfig) -> Any:

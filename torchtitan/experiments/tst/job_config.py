@@ -1,4 +1,4 @@
-"""The ``[superposition]``, ``[token_shards]`` and ``[resilience]`` sections of the job config.
+"""This package's sections of the job config, ``[superposition]`` and those beside it.
 
 What a value may be by itself is checked here; what must fit together, in ``job_checks``.
 """
@@ -17,7 +17,8 @@ from typing_extensions import override
 from .core import Schedule
 
 CONFIG_FILE = "config.toml"  # in the run folder: the resolved config
-SECTION, TOKEN_SHARDS, RESILIENCE = "superposition", "token_shards", "resilience"
+SECTION, TOKEN_SHARDS = "superposition", "token_shards"
+LM_HEAD, RESILIENCE = "lm_head", "resilience"
 
 
 class ConfigError(ValueError):
@@ -102,6 +103,18 @@ class TokenShards:
 
 
 @dataclass
+class LMHead:
+    """How LM head and loss are computed, in both phases and without superposition."""
+
+    chunks: int = 1
+    """
+    Into how many chunks to cut the positions of a micro-batch, so that the logits of one chunk at a
+    time are in memory: about so many times less memory for them, in the same time. 1 is
+    upstream's way, bit for bit; with a vocabulary of 100,000 and more, 8 is a good value.
+    """
+
+
+@dataclass
 class Resilience:
     """What to do when a run meets trouble."""
 
@@ -130,10 +143,16 @@ class JobConfig(UpstreamJobConfig):
 
     superposition: Superposition = field(default_factory=Superposition)
     token_shards: TokenShards = field(default_factory=TokenShards)
+    lm_head: LMHead = field(default_factory=LMHead)
     resilience: Resilience = field(default_factory=Resilience)
 
 
-SECTIONS = {SECTION: Superposition, TOKEN_SHARDS: TokenShards, RESILIENCE: Resilience}
+SECTIONS = {
+    SECTION: Superposition,
+    TOKEN_SHARDS: TokenShards,
+    LM_HEAD: LMHead,
+    RESILIENCE: Resilience,
+}
 
 
 class SuperpositionConfigManager(ConfigManager):
@@ -163,6 +182,11 @@ def superposition_section(job_config: UpstreamJobConfig) -> Superposition:
 def token_shards_section(job_config: UpstreamJobConfig) -> TokenShards:
     """The ``[token_shards]`` section; of upstream's config, which has none, its defaults."""
     return getattr(job_config, TOKEN_SHARDS, TokenShards())
+
+
+def lm_head_section(job_config: UpstreamJobConfig) -> LMHead:
+    """The ``[lm_head]`` section; of upstream's config, which has none, its defaults."""
+    return getattr(job_config, LM_HEAD, LMHead())
 
 
 def resilience_section(job_config: UpstreamJobConfig) -> Resilience:
@@ -247,6 +271,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bag_size": (lambda s: s >= 1, "an integer of at least 1 (1 switches superposition off)"),
     "step_ratio": (lambda r: 0 <= r < 1, "in [0, 1)"),
     "steps": (lambda k: k >= 0, "an integer of at least 0"),
+    "chunks": (lambda n: n >= 1, "an integer of at least 1"),
     "max_skipped_steps": (lambda n: n >= 0, "an integer of at least 0"),
     "reinit_at_recovery": (
         lambda names: all(name in REINIT_MODULES for name in names),

@@ -31,9 +31,10 @@ from .data.loader import Batch, PhaseDataloader
 from .data.shards_loader import ShardsDataloader, announce_data
 from .job_checks import check_job
 from .job_config import CONFIG_FILE, build_schedule, resilience_section, superposition_section
+from .phase_loss import PhaseLoss
 from .reinit import reinitialize
 from .stop import Stopped, StopRequest
-from .train_spec import PhaseLoss, superposition_train_spec
+from .train_spec import superposition_train_spec
 
 
 class NonFiniteError(RuntimeError):
@@ -52,6 +53,7 @@ class SuperpositionTrainer(Trainer):
     """
 
     schedule: Schedule
+    loss_fn: PhaseLoss
     checkpointer: ResilientCheckpointManager
 
     def __init__(self, job_config: JobConfig):
@@ -60,8 +62,9 @@ class SuperpositionTrainer(Trainer):
         if job_config.checkpoint.enable and not job_config.checkpoint.load_only:
             self.stop_request.listen()
         self.schedule = build_schedule(job_config)
-        with _superposition_train_spec(job_config.model.name):
+        with _superposition_train_spec(job_config):
             super().__init__(job_config)
+        self.loss_fn.bind(self.model_parts)
         self.host_group = _host_group(job_config)
         self.dp_degree = (
             self.parallel_dims.get_mesh("batch").size() if self.parallel_dims.dp_enabled else 1
@@ -156,7 +159,6 @@ class SuperpositionTrainer(Trainer):
         coefficients take T back, so that what remains is the global mean of the bag loss.
         """
         loss_fn = self.loss_fn
-        assert isinstance(loss_fn, PhaseLoss)
         counts = torch.stack([loss_fn.bag_loss.counts(batch) for batch in labels]).sum(0)
         targets = torch.stack([(batch != IGNORE_INDEX).sum() for batch in labels]).sum(0, True)
         total = torch.cat([counts, targets]).to(self.device)
@@ -173,6 +175,12 @@ class SuperpositionTrainer(Trainer):
             logger.info(f"Initialising {', '.join(names)} afresh")
             seed = (self.job_config.debug.seed or 0) + self.schedule.boundary
             reinitialize(self.model_parts, names, self.optimizers, seed)
+
+    @override
+    def post_dataloading_process(self, *args: Any) -> tuple:
+        _, labels, *_ = batch = super().post_dataloading_process(*args)
+        self.loss_fn.expect(labels)
+        return batch
 
     @override
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
@@ -303,11 +311,11 @@ class SuperpositionTrainer(Trainer):
 
 
 @contextmanager
-def _superposition_train_spec(name: str) -> Iterator[None]:
+def _superposition_train_spec(job_config: JobConfig) -> Iterator[None]:
     """Our version of the model's train spec, where upstream's trainer looks first."""
-    specs, spec = train_spec_module._extra_train_specs, train_spec_module.get_train_spec(name)
+    name, specs = job_config.model.name, train_spec_module._extra_train_specs
     registered = dict(specs)
-    specs[name] = superposition_train_spec(spec)
+    specs[name] = superposition_train_spec(train_spec_module.get_train_spec(name), job_config)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from torchtitan.components.validate import Validator
 from typing_extensions import override
 
 from .data.build import build_validation_dataloader
+from .phase_loss import PhaseLoss
 
 
 class FixedSetValidator(Validator):
@@ -17,6 +18,8 @@ class FixedSetValidator(Validator):
     losses of different steps would be of different data. The data may also be token shards.
     """
 
+    loss_fn: PhaseLoss
+
     def __init__(self, *args: Any, **kwargs: Any):
         build = upstream.build_text_validation_dataloader
         upstream.build_text_validation_dataloader = build_validation_dataloader
@@ -25,6 +28,12 @@ class FixedSetValidator(Validator):
         finally:
             upstream.build_text_validation_dataloader = build
         self._start = self.validation_dataloader.state_dict()
+
+    @override
+    def post_dataloading_process(self, *args: Any) -> tuple:
+        _, labels, *_ = batch = super().post_dataloading_process(*args)
+        self.loss_fn.expect(labels)
+        return batch
 
     @override
     def validate(self, model_parts: list[nn.Module], step: int) -> None:

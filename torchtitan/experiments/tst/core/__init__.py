@@ -6,10 +6,13 @@ width d and vocabulary V::
     tokens (B, L*s) -> fold -> inputs (B, L, s), labels (B, L, s)
     inputs -> BagEmbedding -> (B, L, d) -> unchanged transformer -> logits (B, L, V)
     logits, labels -> BagLoss -> scalar
+
+A LossHead in the place of the LM head gives that scalar without ever having all the logits.
 """
 
 from .bags import IGNORE_INDEX, MODES, fold
 from .embedding import BagEmbedding
+from .head import LossHead
 from .losses import LOSSES, WEIGHTINGS, BagLoss, offset_weights
 from .schedule import SCALES, BatchShape, Phase, Schedule
 
@@ -22,6 +25,7 @@ __all__ = [
     "BagEmbedding",
     "BagLoss",
     "BatchShape",
+    "LossHead",
     "Phase",
     "Schedule",
     "fold",

@@ -4,7 +4,8 @@ With logits z at one position, lse = logsumexp(z) and weights w_i over the s off
 
     sum_i w_i * CE(z, y_i) = (sum_i w_i) * lse - sum_i w_i * z[y_i]
 
-so the multi-hot cross-entropy reads the logits once for the whole bag. The variants "mce_alt",
+so the multi-hot cross-entropy reads the logits once for the whole bag, and costs what one
+cross-entropy costs. The variants "mce_alt",
 "bce" and "hinge" see the bag as a set: a token that occurs twice counts once, and no weighting
 applies.
 
@@ -24,6 +25,10 @@ from .bags import IGNORE_INDEX
 # Appendix D's fit to the mutual information of token pairs at distance d: C0 + a * d**k
 _FITTED_C0, _FITTED_A, _FITTED_K = 3.63, 1.35, -1.25
 
+# Logits in a block of the eager cross-entropy: in float32 a CPU core's cache (2 MiB), and on an
+# accelerator enough to keep it busy (256 MiB).
+_BLOCK_OF_CPU, _BLOCK_OF_ACCELERATOR = 2**19, 2**26
+
 _WEIGHT_OF_OFFSET = {
     "uniform": lambda i: 1.0,
     "power_law": lambda i: 1.0 / i,
@@ -41,35 +46,51 @@ def offset_weights(weighting: str, bag_size: int) -> torch.Tensor:
 
 
 class _MultiHotCrossEntropy(torch.autograd.Function):
-    """sum over positions n and offsets i of w_i * CE(z_n, y_ni), labels of -100 left out."""
+    """sum over positions n and offsets i of w_i * CE(z_n, y_ni), labels of -100 left out.
+
+    Eager, forward and backward go over the logits once, in blocks that stay in a cache; compiled,
+    each is one fused loop.
+    """
 
     @staticmethod
-    def forward(ctx, logits, labels, weights):
+    def forward(ctx, logits, labels, weights, overwrite):
         # logits (N, V), labels (N, s), weights (s,)
-        z = _compute_dtype(logits)
-        lse = z.logsumexp(-1)  # (N,)
-        w = weights.to(z.dtype) * (labels != IGNORE_INDEX)  # (N, s)
+        w = weights * (labels != IGNORE_INDEX)  # (N, s)
         index = labels.clamp_min(0)
-        ctx.save_for_backward(logits, lse, w, index)
-        return (w.sum(-1) * lse - (w * z.gather(-1, index)).sum(-1)).sum()
+        log_p = torch.cat(
+            [
+                F.log_softmax(z, -1, dtype=weights.dtype).gather(-1, y)
+                for z, y in _blocks(logits, index)
+            ]
+        )  # (N, s)
+        ctx.save_for_backward(logits, log_p, w, index)
+        ctx.overwrite = overwrite
+        return -(w * log_p).sum()
 
     @staticmethod
     def backward(ctx, grad_output):
-        logits, lse, w, index = ctx.saved_tensors
-        z = _compute_dtype(logits)
+        logits, log_p, w, index = ctx.saved_tensors
         w = w * grad_output
+        total = w.sum(-1, keepdim=True)
         # d/dz = (sum_i w_i) * softmax(z) - sum_i w_i * onehot(y_i)
-        grad = (z - lse[:, None]).exp_().mul_(w.sum(-1, keepdim=True))
+        overwrite = ctx.overwrite and not torch.compiler.is_compiling()
+        grad = logits if overwrite else torch.empty_like(logits)
+        for z, t, g in _blocks(logits, total, grad):
+            g.copy_(F.softmax(z, -1, dtype=w.dtype).mul_(t))
         # A token that stands twice in a bag gets its whole weight at both places, so that the order
         # in which a GPU writes them makes no difference, as it would with scatter_add_.
         same = index[:, :, None] == index[:, None, :]  # (N, s, s)
-        weight = (same * w[:, None, :]).sum(-1)
-        grad.scatter_(-1, index, grad.gather(-1, index) - weight)
-        return grad.to(logits.dtype), None, None
+        at_labels = total * log_p.exp() - (same * w[:, None, :]).sum(-1)
+        return grad.scatter_(-1, index, at_labels.to(grad.dtype)), None, None, None
 
 
-def _mce(logits, labels, coefficients):
-    return _MultiHotCrossEntropy.apply(logits, labels, coefficients)
+def _blocks(logits, *others):
+    """Rows of logits (N, V) and of others (N, ...), a block of them at a time."""
+    if torch.compiler.is_compiling():
+        return [(logits, *others)]
+    block = _BLOCK_OF_CPU if logits.device.type == "cpu" else _BLOCK_OF_ACCELERATOR
+    rows = max(1, block // logits.shape[-1])
+    return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
 
 
 def _mce_alt(logits, labels, coefficients):
@@ -107,8 +128,8 @@ def _one_vs_rest(logits, labels, coefficients, absent, present_minus_absent):
     return coefficients * ((absent(z).sum(-1) + bag) * members.any(-1)).sum()
 
 
-_SUMS = {"mce": _mce, "mce_alt": _mce_alt, "bce": _bce, "hinge": _hinge}
-LOSSES = tuple(_SUMS)
+_SUMS_OF_SETS = {"mce_alt": _mce_alt, "bce": _bce, "hinge": _hinge}
+LOSSES = ("mce", *_SUMS_OF_SETS)
 
 
 @dataclass(frozen=True)
@@ -120,10 +141,13 @@ class BagLoss:
             cross-entropy over the valid targets at offset i (Appendix A). Or a variant of
             Appendix C, a mean over the bags: "mce_alt", "bce" or "hinge".
         weighting: the w_i of "mce", one of ``WEIGHTINGS`` (Appendix D).
+        overwrite_logits: let backward() write the gradient of "mce" into the memory of the logits,
+            where nobody reads them after it. Compiled code decides on memory by itself.
     """
 
     loss: str = "mce"
     weighting: str = "uniform"
+    overwrite_logits: bool = False
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean over this batch."""
@@ -154,12 +178,12 @@ class BagLoss:
 
         bfloat16 and float16 logits are computed in float32.
         """
-        vocab_size, bag_size = logits.shape[-1], labels.shape[-1]
-        return _SUMS[self.loss](
-            logits.reshape(-1, vocab_size),
-            labels.reshape(-1, bag_size),
-            coefficients.to(logits.device, torch.promote_types(logits.dtype, torch.float32)),
-        ).squeeze()
+        logits, labels = logits.flatten(0, -2), labels.flatten(0, -2)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        coefficients = coefficients.to(logits.device, dtype)
+        if self.loss == "mce":
+            return _MultiHotCrossEntropy.apply(logits, labels, coefficients, self.overwrite_logits)
+        return _SUMS_OF_SETS[self.loss](logits, labels, coefficients).squeeze()
 
 
 def _compute_dtype(logits: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,118 @@
+"""LM head and loss in one, a chunk of the positions at a time.
+
+The logits of a whole batch, the largest tensor of a model with a large vocabulary, never exist.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class LossHead(nn.Linear):
+    """An LM head, told the labels, gives the loss in the place of the logits.
+
+    Without labels it is an ordinary ``nn.Linear``. Parameters and state dict are those of
+    ``nn.Linear``. The whole loss is one forward of this module, so that FSDP gathers the weight
+    once, whatever the number of chunks.
+
+    Attributes:
+        loss_fn: summed loss of logits (1, n, V) against labels (1, n) or (1, n, s), which may
+            overwrite its logits in backward.
+        chunks: to cut the positions of a batch into.
+    """
+
+    loss_fn: SummedLoss | None = None
+    chunks: int = 1
+    _labels: torch.Tensor | None = None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, chunks: int) -> "LossHead":
+        """The same head, the weight shared, not copied (it may be tied to an embedding).
+
+        Raises:
+            ValueError: for a head with a bias.
+        """
+        if linear.bias is not None:
+            raise ValueError("an LM head with a bias cannot be chunked")
+        head = cls(
+            linear.in_features,
+            linear.out_features,
+            bias=False,
+            device="meta",
+            dtype=linear.weight.dtype,
+        )
+        head.weight = linear.weight
+        head.chunks = chunks
+        return head
+
+    def expect(self, labels: torch.Tensor) -> None:
+        """Have the next forward give the summed loss against ``labels``, (B, L) or (B, L, s)."""
+        self._labels = labels
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Of hidden states (B, L, d): logits (B, L, V), or the loss, a scalar."""
+        labels, self._labels = self._labels, None
+        if labels is None:
+            return super().forward(input)
+        assert self.loss_fn is not None
+        return chunked_loss(input, self.weight, labels, self.loss_fn, self.chunks)
+
+
+def chunked_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    loss_fn: SummedLoss,
+    chunks: int,
+) -> torch.Tensor:
+    """``loss_fn`` of the logits ``hidden @ weight.T``, which exist for one chunk at a time.
+
+    Forward computes the gradients too, when they are wanted, as otherwise backward would need the
+    logits a second time. Matrix products are as many as without chunks. The gradient of the weight
+    is added up in the weight's dtype.
+
+    Args:
+        hidden: (B, L, d).
+        weight: (V, d).
+        labels: (B, L), or bags (B, L, s).
+        loss_fn: summed loss of logits (1, n, V) against labels (1, n) or (1, n, s).
+        chunks: to cut the B*L positions into, of equal size but for the last.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    hidden, labels = hidden.flatten(0, 1), labels.flatten(0, 1)
+    if torch.is_grad_enabled():
+        return _ChunkedLoss.apply(hidden, weight, labels, loss_fn, chunks)
+    parts = zip(hidden.chunk(chunks), labels.chunk(chunks), strict=True)
+    return torch.stack([loss_fn(F.linear(h, weight)[None], y[None]) for h, y in parts]).sum()
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, loss_fn, chunks):
+        # hidden (N, d), weight (V, d), labels (N,) or (N, s)
+        losses: list[torch.Tensor] = []
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.empty_like(weight)
+        parts = (tensor.chunk(chunks) for tensor in (hidden, labels, hidden_grad))
+        for h, y, h_grad in zip(*parts, strict=True):
+            logits = F.linear(h, weight).requires_grad_()  # (n, V)
+            with torch.enable_grad():
+                loss = loss_fn(logits[None], y[None])
+            (grad,) = torch.autograd.grad(loss, logits)
+            torch.mm(grad, weight, out=h_grad)
+            weight_grad.addmm_(grad.T, h, beta=1 if losses else 0)
+            losses.append(loss.detach())
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return hidden_grad.mul_(grad_output), weight_grad.mul_(grad_output), None, None, None
