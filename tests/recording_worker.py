@@ -1,4 +1,5 @@
-"""A job that writes down what every rank reads; ``--poison=N`` spoils rank 1's loss in step N.
+"""A job that writes down what every rank reads; ``--poison=N,M`` spoils rank 1's loss
+in steps N and M.
 
 Run under torchrun by test_elastic.py with the arguments of a job.
 """
@@ -14,7 +15,7 @@ from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 poison = [argument for argument in sys.argv if argument.startswith("--poison=")]
 for argument in poison:
     sys.argv.remove(argument)
-POISONED_STEP = int(poison[0].partition("=")[2]) if poison else 0
+POISONED_STEPS = [int(step) for step in poison[0].partition("=")[2].split(",")] if poison else []
 
 
 class RecordingTrainer(SuperpositionTrainer):
@@ -32,7 +33,7 @@ class RecordingTrainer(SuperpositionTrainer):
                 yield input_dict, labels
 
     def forward_backward_step(self, **kwargs):
-        if self.step == POISONED_STEP and os.environ["RANK"] == "1":
+        if self.step in POISONED_STEPS and os.environ["RANK"] == "1":
             hook = self.model_parts[0].register_forward_hook(lambda m, i, logits: logits * 1e38**2)
             try:
                 return super().forward_backward_step(**kwargs)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from conftest import TST, load_full
 from torchtitan.experiments.tst.checkpoint import files
@@ -93,15 +94,20 @@ def test_another_layout_in_superposition(two_ranks, launch, tmp_path, processes,
     assert same_run(tmp_path / "run", two_ranks) == [3, 4, 5, 6, 7, 8]
 
 
-def test_a_rank_whose_loss_is_not_finite_stops_all(launch, tmp_path):
-    folder = f"--job.dump_folder={tmp_path}"
-    result = launch("recording_worker", *JOB, folder, "--poison=5", processes=2, check=False)
+def test_a_rank_whose_loss_is_not_finite_holds_all_back(launch, tmp_path):
+    job = (*JOB, f"--job.dump_folder={tmp_path}", "--checkpoint.interval=1")
+    job += ("--resilience.max_skipped_steps=1", "--poison=3,5")
+    result = launch("recording_worker", *job, processes=2, check=False)
     assert result.returncode == 1
     output = result.stdout + result.stderr
     for rank in (0, 1):
         assert f"rank {rank} ended with training stopped: step 5 (recovery phase): " in output
     assert "loss not finite on ranks [1]" in output
-    assert files.complete_steps(tmp_path / "checkpoint") == [2, 4]
+    folder = tmp_path / "checkpoint"
+    assert files.complete_steps(folder) == [1, 2, 3, 4]
+    two, three, four = (load_full(folder / f"step-{step}") for step in (2, 3, 4))
+    assert all(torch.equal(two[key], three[key]) for key in two)
+    assert not any(torch.equal(three[key], four[key]) for key in three)
 
 
 def test_a_damage_that_one_rank_finds_stops_all(two_ranks, launch, tmp_path):

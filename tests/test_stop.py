@@ -13,9 +13,10 @@ import torch
 
 from conftest import ROOT, free_port, load_full
 from torchtitan.experiments.tst.checkpoint import files
+from torchtitan.experiments.tst.finite import NonFiniteError
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS
 from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE, Stopped
-from torchtitan.experiments.tst.trainer import NonFiniteError, SuperpositionTrainer
+from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
 ON = ("--superposition.bag_size=4", "--superposition.steps=3")
 SAVE = ("--checkpoint.enable", "--checkpoint.interval=100", "--checkpoint.no-last-save-model-only")
@@ -105,11 +106,19 @@ def poisoned_at(*steps, what="loss"):
     return Trainer
 
 
+# who leaves the step out: the fused optimizer, or the host before it
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["fused", "foreach"])
+
+
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize(("step", "phase"), [(2, "superposition"), (5, "recovery")])
-def test_a_step_that_is_not_finite_stops_the_run(train, tmp_path, what, step, phase):
+def test_a_step_that_is_not_finite_stops_the_run(
+    train, tmp_path, implementation, what, step, phase
+):
+    job = (*ON, *SAVE, *EVERY_STEP, f"--optimizer.implementation={implementation}")
     with pytest.raises(NonFiniteError) as error:
-        train(*ON, *SAVE, *EVERY_STEP, trainer_class=poisoned_at(step, what=what))
+        train(*job, trainer_class=poisoned_at(step, what=what))
     message = str(error.value)
     assert f"step {step} ({phase} phase)" in message
     assert ("not finite on ranks [0]" if what == "loss" else "gradient norm inf") in message
@@ -117,11 +126,21 @@ def test_a_step_that_is_not_finite_stops_the_run(train, tmp_path, what, step, ph
     assert files.complete_steps(tmp_path / "run" / "checkpoint")[-1] == step - 1
 
 
-def test_steps_may_be_skipped(train, tmp_path):
+@pytest.mark.parametrize("step", [2, 6])
+def test_a_step_that_is_not_finite_is_known_one_step_later(train, caplog, step):
+    """Where nothing else has to know; the last one at the end."""
+    caplog.set_level("INFO")
+    with pytest.raises(NonFiniteError, match=rf"step {step} \("):
+        train(*ON, trainer_class=poisoned_at(step))
+    assert f"step: {step:2} " in caplog.text
+    assert f"step: {step + 1:2} " not in caplog.text
+
+
+@IMPLEMENTATIONS
+def test_steps_may_be_skipped(train, tmp_path, implementation):
     allowed = "--resilience.max_skipped_steps=2"
-    lines = train(
-        *ON, *SAVE, *EVERY_STEP, allowed, trainer_class=poisoned_at(2, 4, what="gradient")
-    )
+    job = (*ON, *SAVE, *EVERY_STEP, allowed, f"--optimizer.implementation={implementation}")
+    lines = train(*job, trainer_class=poisoned_at(2, 4, what="gradient"))
     assert [line["skipped_steps"] for line in lines] == [0, 1, 1, 2, 2, 2]
     folder = tmp_path / "run" / "checkpoint"
     for before, after, same in [(1, 2, True), (2, 3, False), (3, 4, True), (4, 5, False)]:
@@ -131,7 +150,7 @@ def test_steps_may_be_skipped(train, tmp_path):
     for step in (5, 6):
         shutil.rmtree(folder / f"step-{step}")
     with pytest.raises(NonFiniteError, match="2 steps were skipped before"):
-        train(*ON, *SAVE, allowed, trainer_class=poisoned_at(5))
+        train(*job, trainer_class=poisoned_at(5))
 
 
 def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path):

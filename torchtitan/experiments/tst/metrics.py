@@ -86,8 +86,9 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         )
         self.data_tokens_less_latents = 0  # since the last log
         self.steps_since_last_log = 0
-        self.skipped_steps = 0  # of the run, set by the trainer
-        self.data_tokens_seen: Callable[[], int] = int  # of the run on all ranks, the trainer's
+        # of the run, on all ranks; the trainer's
+        self.skipped_steps: Callable[[], int] = int
+        self.data_tokens_seen: Callable[[], int] = int
         self.data_metrics: Callable[[], dict[str, float]] = dict  # of the loader, too
         self.first_log: tuple[int, float] | None = None  # step, time (s)
         if torch.distributed.get_rank() == _get_metrics_rank(parallel_dims, job_config):
@@ -131,7 +132,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         }
         color = self.color
         if resilience_section(self.job_config).max_skipped_steps:
-            ours["skipped_steps"] = self.skipped_steps
+            ours["skipped_steps"] = self.skipped_steps()
         suffix = f"  {color.white}time left: {self._time_left(step)}{color.reset}"
         if self.schedule.enabled:
             suffix = (

@@ -6,7 +6,6 @@ the loss is normalised over all ranks and accumulation steps. In recovery, and w
 """
 
 import functools
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,16 +28,13 @@ from .checkpoint.manager import ResilientCheckpointManager
 from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, fold
 from .data.loader import Batch, PhaseDataloader
 from .data.shards_loader import ShardsDataloader, announce_data
+from .finite import FiniteCheck
 from .job_checks import check_job
 from .job_config import CONFIG_FILE, build_schedule, resilience_section, superposition_section
 from .phase_loss import PhaseLoss
 from .reinit import reinitialize
 from .stop import Stopped, StopRequest
 from .train_spec import superposition_train_spec
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient norm that is not finite, found before the optimizer's step."""
 
 
 class SuperpositionTrainer(Trainer):
@@ -75,15 +71,20 @@ class SuperpositionTrainer(Trainer):
             self.metrics_processor.data_metrics = self.dataloader.metrics
         self.facts = run_facts(job_config, self.schedule, self.tokenizer, mixture, self.dp_degree)
         self.metrics_processor.data_tokens_seen = self.data_tokens_seen
-        self._set_skipped_steps(0)
+        self.metrics_processor.skipped_steps = self._skipped_steps
         self.stopping = False
         self.stop_at_boundary = (
             self.schedule.enabled and superposition_section(job_config).stop_at_boundary
         )
         self._losses: list[torch.Tensor] = []
         self._grad_norm: torch.Tensor | None = None
-        self.optimizers.register_step_pre_hook(self._before_optimizer_step)
         resilience = resilience_section(job_config)
+        self.finite_check = FiniteCheck(
+            self.optimizers,
+            resilience.max_skipped_steps,
+            functools.partial(self._of_ranks, group=None),
+        )
+        self.optimizers.register_step_pre_hook(self._before_optimizer_step)
         ResilientCheckpointManager.adopt(
             self.checkpointer,
             self,
@@ -133,6 +134,9 @@ class SuperpositionTrainer(Trainer):
                 self._enter_recovery()
             with _recorded_grad_norm(self):
                 super().train_step(data_iterator)
+            last_step = self.step == self.job_config.training.steps
+            if last_step or self.checkpointer.will_save(self.step):
+                self.finite_check.settle()
         except DataloaderExhaustedError:  # on all ranks in the same step
             self.step -= 1
             steps = self.job_config.training.steps
@@ -194,43 +198,24 @@ class SuperpositionTrainer(Trainer):
         loss = torch.stack(self._losses).sum()
         if isinstance(loss, DTensor):  # with loss parallel
             loss = loss.full_tensor()
-        loss, grad_norm = torch.stack([loss, self._grad_norm.to(loss)]).tolist()
-        fault = not (math.isfinite(loss) and math.isfinite(grad_norm))
-        state = torch.tensor([[loss, fault, self.stop_request.signal]], dtype=torch.float64)
-        if self.host_group is not None:
-            of_ranks = [torch.empty_like(state) for _ in range(dist.get_world_size())]
-            dist.all_gather(of_ranks, state, group=self.host_group)
-            state = torch.cat(of_ranks)
-        losses, faults, signals = state.T
-        if faults.any():
-            self._leave_out_step(losses, grad_norm)
+        where = f"step {self.step} ({self.schedule.phase(self.step)} phase)"
+        self.finite_check.before_step(where, loss, self._grad_norm)
+        # between the hosts: no device waits for it
+        signals = self._of_ranks(torch.tensor(self.stop_request.signal), self.host_group)
         self.checkpointer.save_now = self.stopping = bool(signals.any())
 
-    def _leave_out_step(self, losses: torch.Tensor, grad_norm: float) -> None:
-        """Go on without this step, or stop."""
-        ranks = (~losses.isfinite()).nonzero().flatten().tolist()
-        what = f"loss not finite on ranks {ranks}" if ranks else "loss finite on all ranks"
-        where = f"step {self.step} ({self.schedule.phase(self.step)} phase)"
-        allowed = resilience_section(self.job_config).max_skipped_steps
-        if self.skipped_steps < allowed:
-            self._set_skipped_steps(self.skipped_steps + 1)
-            self.optimizers.zero_grad()  # an optimizer leaves parameters without gradient alone
-            logger.warning(
-                f"Skipped {where}: {what}, gradient norm {grad_norm}. "
-                f"{self.skipped_steps} of {allowed} steps that may be skipped"
-            )
-            return
-        raise NonFiniteError(
-            f"{where}: {what}, gradient norm {grad_norm}. The optimizer's step was not taken "
-            f"and no checkpoint written. {self.skipped_steps} steps were "
-            f"skipped before, resilience.max_skipped_steps = {allowed}. Look at the losses before "
-            f"it in the metrics, the learning rate (optimizer.lr, lr_scheduler.warmup_steps; now "
-            f"{self.lr_schedulers.schedulers[0].get_last_lr()[0]:.3g}), "
-            "training.mixed_precision_param, and the data of this step"
-        )
+    def _of_ranks(self, value: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+        """``value`` (...) of every rank, (ranks, ...)."""
+        value = value[None]
+        if self.host_group is None:
+            return value
+        of_ranks = value.new_empty(dist.get_world_size(), *value.shape[1:])
+        dist.all_gather_into_tensor(of_ranks, value, group=group)
+        return of_ranks
 
-    def _set_skipped_steps(self, count: int) -> None:
-        self.skipped_steps = self.metrics_processor.skipped_steps = count
+    def _skipped_steps(self) -> int:
+        self.finite_check.settle()
+        return self.finite_check.skipped
 
     def share(self, value: Any) -> list[Any]:
         """``value`` of every rank, on every rank. On the hosts: no device waits for it."""
@@ -277,7 +262,7 @@ class SuperpositionTrainer(Trainer):
         return {
             "phase": str(self.schedule.phase(self.step)),
             "data_tokens": self.data_tokens_seen(),
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": self._skipped_steps(),
             "run": self.facts,
         }
 
@@ -288,7 +273,7 @@ class SuperpositionTrainer(Trainer):
     def restore(self, manifest: dict[str, Any]) -> None:
         """Take on what the states leave out or hold for another number of ranks."""
         self.ntokens_seen = manifest["data_tokens"] // self.dp_degree
-        self._set_skipped_steps(manifest["skipped_steps"])
+        self.finite_check.skipped = manifest["skipped_steps"]
 
     def batch_shape(self, step: int) -> BatchShape:
         """What a micro-batch reads and the transformer sees at ``step`` (from 1)."""

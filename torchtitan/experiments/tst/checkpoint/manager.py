@@ -99,6 +99,10 @@ class ResilientCheckpointManager(CheckpointManager):
             return True
         return super()._should_save(curr_step, last_step)
 
+    def will_save(self, step: int) -> bool:
+        """Whether :meth:`save` writes a checkpoint after this step, which is not the last."""
+        return self._should_save(step)
+
     @override
     @torch.no_grad()
     def dcp_save(
