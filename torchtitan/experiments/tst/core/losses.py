@@ -81,7 +81,10 @@ class _MultiHotCrossEntropy(torch.autograd.Function):
         # in which a GPU writes them makes no difference, as it would with scatter_add_.
         same = index[:, :, None] == index[:, None, :]  # (N, s, s)
         at_labels = total * log_p.exp() - (same * w[:, None, :]).sum(-1)
-        return grad.scatter_(-1, index, at_labels.to(grad.dtype)), None, None, None
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        # not scatter_, which on CPU goes by way of a float32 copy of the whole gradient
+        grad.index_put_((rows, index), at_labels.to(grad.dtype))
+        return grad, None, None, None
 
 
 def _blocks(logits, *others):

@@ -25,10 +25,10 @@ from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
 enable_cpu_if_alone()
 
+from benchmark_step import be_the_only_process  # noqa: E402
 from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer  # noqa: E402
 from torchtitan.tools.utils import device_module  # noqa: E402
 
-from benchmark_step import be_the_only_process  # noqa: E402
 from make_demo_corpus import make_corpus, read_sources  # noqa: E402
 from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.core import Phase  # noqa: E402

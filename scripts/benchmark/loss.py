@@ -1,0 +1,230 @@
+"""Time and memory of the bag loss against an ordinary cross-entropy's, forward and backward.
+
+On random bfloat16 numbers, each contest in interleaved rounds in one process. The loss alone, on
+given logits, for some bag sizes, eager and compiled, with the paper's loop of cross-entropies
+beside it. LM head and loss together for the largest bag, whole and in chunks, and beside them the
+fused versions that torch (from 2.13 on) and Liger-Kernel (where it is installed, on an accelerator)
+have for one target. Each is compared with the cross-entropy of its own kind, eager or compiled.
+Writes table, JSON and plot.
+
+    python scripts/benchmark/loss.py --bag-sizes 1 4 16 --chunks 4 8
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from measuring import Measurement, Run, measure, table, write_results
+
+import matplotlib  # isort: skip
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from torchtitan.components.loss import cross_entropy_loss
+from torchtitan.tools.utils import device_type
+
+from command_line import documented_parser
+from torchtitan.experiments.tst.core import BagLoss
+from torchtitan.experiments.tst.core.head import chunked_loss
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Results = dict[str, Measurement]
+
+ORDINARY, PAPER, BAG = "cross-entropy", "paper's loop", "bag loss"
+
+
+def papers_loop(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A cross-entropy for each offset of the bag, added up."""
+    logits = logits.flatten(0, 1).float()
+    losses = [
+        F.cross_entropy(logits, labels[..., i].flatten(), reduction="sum")
+        for i in range(labels.shape[-1])
+    ]
+    return torch.stack(losses).sum() / labels.shape[-1]
+
+
+def contestants(labels: torch.Tensor, compiled: bool) -> dict[str, Loss]:
+    """Of logits (1, N, V) against bags (1, N, s); the ordinary one sees the first target only."""
+    bag_loss = BagLoss("mce", overwrite_logits=True)
+    coefficients = bag_loss.coefficients(bag_loss.counts(labels))
+    losses: dict[str, Loss] = {
+        ORDINARY: lambda logits, labels: cross_entropy_loss(logits, labels[..., 0]),
+        PAPER: papers_loop,
+        BAG: lambda logits, labels: bag_loss.sum(logits, labels, coefficients),
+    }
+    if not compiled:
+        return losses
+    torch.compiler.reset()
+    return {name: torch.compile(loss, dynamic=False) for name, loss in losses.items()}
+
+
+def loss_alone(logits: torch.Tensor, labels: torch.Tensor, rounds: int, compiled: bool) -> Results:
+    """Each loss of logits as an LM head has just made them."""
+    computed = logits.clone().requires_grad_()
+
+    def run(loss: Loss) -> Run:
+        return lambda: torch.autograd.grad(loss(computed, labels), computed)
+
+    runs = {name: run(loss) for name, loss in contestants(labels, compiled).items()}
+    return measure(runs, rounds, prepare=lambda: computed.data.copy_(logits))
+
+
+def head_and_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunks: list[int], rounds: int
+) -> Results:
+    """Of hidden states (1, N, d) and an LM head (V, d), eager and compiled."""
+    target = labels[..., 0].flatten().contiguous()
+    runs: dict[str, Run] = {}
+
+    def add(name: str, loss: Callable[[], torch.Tensor]) -> None:
+        runs[name] = lambda: torch.autograd.grad(loss(), (hidden, weight))
+
+    for compiled in (False, True):
+        losses = contestants(labels, compiled)
+        for name in (ORDINARY, BAG):
+            loss, label = losses[name], f"{name}, {'compiled' if compiled else 'eager'}"
+            add(label, lambda loss=loss: loss(F.linear(hidden, weight), labels))
+            for n in chunks:
+                add(
+                    f"{label}, {n} chunks",
+                    lambda loss=loss, n=n: chunked_loss(hidden, weight, labels, loss, n),
+                )
+    if hasattr(F, "linear_cross_entropy"):
+        for n in chunks:
+            options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=-(-len(target) // n))
+            add(
+                f"torch's linear_cross_entropy, {n} chunks",
+                lambda options=options: F.linear_cross_entropy(
+                    hidden[0], weight, target, reduction="sum", options=options
+                ),
+            )
+    if device_type != "cpu" and importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        add("Liger-Kernel's", lambda: liger(weight, hidden[0], target))
+    return measure(runs, rounds)
+
+
+def rows(results: Results, reference: Callable[[str], str]) -> list[list[str]]:
+    """For a table: time and memory, each also as a multiple of the reference's."""
+    lines = []
+    for name, result in results.items():
+        other = results[reference(name)]
+        lines.append(
+            [
+                name,
+                f"{1e3 * result.median:.1f}",
+                f"{result.ratio(other):.2f}",
+                f"{result.peak_bytes / 2**20:.0f}",
+                f"{result.peak_bytes / other.peak_bytes:.2f}",
+            ]
+        )
+    return lines
+
+
+def plot(alone: dict[str, dict[int, Results]], together: Results, file: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    for color, name in (("C1", PAPER), ("C0", BAG)):
+        for kind, line in (("eager", "-"), ("compiled", "--")):
+            ratios = {s: r[name].ratio(r[ORDINARY]) for s, r in alone[kind].items()}
+            left.plot(
+                list(ratios), list(ratios.values()), line, marker="o", color=color,
+                label=f"{name}, {kind}",
+            )  # fmt: skip
+    left.axhline(1, color="0.6", linewidth=1)
+    left.set(
+        title="Loss alone, forward and backward",
+        xlabel="bag size",
+        ylabel="time of one cross-entropy",
+        xscale="log",
+        yscale="log",
+    )
+    left.set_xticks(sizes := list(alone["eager"]), [str(s) for s in sizes])
+    left.legend()
+    names = list(together)[::-1]
+    reference = together[f"{ORDINARY}, eager"]
+    for offset, color, label, values in (
+        (0.2, "C0", "time", [together[name].ratio(reference) for name in names]),
+        (
+            -0.2,
+            "C2",
+            "memory",
+            [together[name].peak_bytes / reference.peak_bytes for name in names],
+        ),
+    ):
+        right.barh([i + offset for i in range(len(names))], values, 0.4, color=color, label=label)
+    right.set_yticks(range(len(names)), names)
+    right.axvline(1, color="0.6", linewidth=1)
+    right.set(
+        title="LM head and loss, forward and backward",
+        xlabel="of the eager cross-entropy's",
+    )
+    right.legend()
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = documented_parser(__doc__)
+    parser.add_argument("--bag-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--vocab-size", type=int, default=128_256)
+    parser.add_argument("--width", type=int, default=576, help="of the hidden states")
+    parser.add_argument(
+        "--positions",
+        type=int,
+        help="of LM head and loss; default: 2048, on an accelerator 16384. The loss alone has a "
+        "quarter of them",
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
+    args = parser.parse_args()
+    positions = args.positions or (2048 if device_type == "cpu" else 16_384)
+    torch.manual_seed(0)
+    with torch.device(device_type):
+        hidden = torch.randn(1, positions, args.width, dtype=torch.bfloat16)
+        weight = torch.randn(args.vocab_size, args.width, dtype=torch.bfloat16)
+        weight *= 3 / args.width**0.5
+        logits = F.linear(hidden[:, : positions // 4], weight)
+        bags = {s: torch.randint(args.vocab_size, (1, positions, s)) for s in args.bag_sizes}
+    alone = {
+        kind: {
+            s: loss_alone(logits, labels[:, : positions // 4], args.rounds, kind == "compiled")
+            for s, labels in bags.items()
+        }
+        for kind in ("eager", "compiled")
+    }
+    del logits
+    largest = max(bags)
+    together = head_and_loss(
+        hidden.requires_grad_(), weight.requires_grad_(), bags[largest], args.chunks, args.rounds
+    )
+    header = ["", "ms", "of it", "extra MiB", "of it"]
+    texts = [f"Vocabulary {args.vocab_size:,}, bfloat16, medians of {args.rounds} rounds"]
+    for kind, by_size in alone.items():
+        for s, results in by_size.items():
+            lines = rows(results, lambda name: ORDINARY)
+            title = f"Loss alone, {kind}, s = {s}, {positions // 4} positions"
+            texts.append(table([title, *header[1:]], lines))
+    kinds = rows(
+        together, lambda name: f"{ORDINARY}, {'compiled' if 'compiled' in name else 'eager'}"
+    )
+    title = f"LM head and loss, width {args.width}, s = {largest}, {positions} positions"
+    texts.append(table([title, *header[1:]], kinds))
+    results = {
+        "arguments": {**vars(args), "positions": positions, "output": str(args.output)},
+        "loss_alone": {
+            kind: {s: {name: r.json() for name, r in of.items()} for s, of in by_size.items()}
+            for kind, by_size in alone.items()
+        },
+        "head_and_loss": {name: r.json() for name, r in together.items()},
+    }
+    write_results(args.output, "loss", "\n\n".join(texts), results)
+    plot(alone, together, args.output / "loss.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What the benchmarks share: interleaved rounds, peak memory, results as table and JSON."""
+
+import json
+import os
+import platform
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent.parent))  # the other scripts
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write to the console
+
+import torch
+
+from torchtitan.experiments.tst.device import enable_cpu_if_alone
+
+enable_cpu_if_alone()
+
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
+from torchtitan.tools.utils import device_module, device_type  # noqa: E402
+
+from command_line import aligned  # noqa: E402
+
+Run = Callable[[], object]
+
+
+@dataclass
+class Measurement:
+    """Of one contestant.
+
+    Attributes:
+        seconds: of each round.
+        peak_bytes: memory above what was in use before, at the fullest moment.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    def ratio(self, other: "Measurement") -> float:
+        """Median of this one's times over the other's of the same round."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
+
+    def json(self) -> dict[str, Any]:
+        """For a results file."""
+        return {"median_seconds": self.median, **self.__dict__}
+
+
+def measure(
+    runs: dict[str, Run], rounds: int, warmup: int = 2, prepare: Run = lambda: None
+) -> dict[str, Measurement]:
+    """Memory of each run once, then their times, all once in each round in a random order.
+
+    Args:
+        runs: by name.
+        rounds: of times.
+        warmup: how often to run each before.
+        prepare: called before each run, outside of what is measured.
+    """
+    results = {name: Measurement() for name in runs}
+    for name, run in runs.items():
+        for _ in range(warmup):
+            prepare()
+            run()
+        prepare()
+        results[name].peak_bytes = peak_bytes(run)
+    for round_ in range(rounds):
+        for name in random.sample(list(runs), len(runs)):
+            prepare()
+            results[name].seconds.append(seconds(runs[name]))
+        if sys.stderr.isatty():
+            end = "\n" if round_ == rounds - 1 else "\r"
+            print(f"round {round_ + 1} of {rounds}", end=end, file=sys.stderr)
+    return results
+
+
+def seconds(run: Run) -> float:
+    """Of one run, the device's work included."""
+    device_module.synchronize()
+    begin = time.perf_counter()
+    run()
+    device_module.synchronize()
+    return time.perf_counter() - begin
+
+
+def peak_bytes(run: Run) -> int:
+    """Memory at its fullest moment above that of before: the allocator's count."""
+    if device_type != "cpu":
+        device_module.synchronize()
+        device_module.reset_peak_memory_stats()
+        before = device_module.memory_allocated()
+        run()
+        device_module.synchronize()
+        return device_module.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def hardware() -> dict[str, Any]:
+    """This machine, for a results file."""
+    if device_type == "cpu":
+        name = platform.processor() or platform.machine()
+        cpus = Path("/proc/cpuinfo")
+        if cpus.exists():
+            lines = cpus.read_text().splitlines()
+            models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+            name = models[0] if models else name
+        name = f"{torch.get_num_threads()} cores, {name}"
+    else:
+        name = device_module.get_device_name()
+    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As text."""
+    return "\n".join(aligned([header, *rows]))
+
+
+def write_results(folder: Path, name: str, text: str, results: dict[str, Any]) -> None:
+    """Print a table; write it and the numbers behind it."""
+    machine = hardware()
+    command = shlex.join(["python", *sys.argv])
+    heading = f"{command}\n{machine['device']}, torch {machine['torch']}\n\n"
+    print(heading + text)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.txt").write_text(heading + text + "\n")
+    content = {"command": command, **machine, **results}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(f"\nWritten to {folder}: {name}.txt, {name}.json, {name}.png")
+
+
+def be_the_only_process() -> None:
+    """The environment of a launch with one process, where ``torchrun`` has not set it."""
+    environment = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",
+    }
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
