@@ -1,5 +1,6 @@
 """The README is true: its paths exist, its commands run, its table is the config's."""
 
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from torchtitan.hf_datasets.text_datasets import DATASETS
 from conftest import ROOT, run_again_if_aborted
 from torchtitan.experiments.tst.job_config import (
     JobConfig,
+    LMHead,
     Resilience,
     Superposition,
     SuperpositionConfigManager,
@@ -108,14 +110,34 @@ def dry_run(shell):
 
 
 def benchmark(shell):
+    output = shell("true") / "benchmark"
     shell(
-        "python scripts/benchmark_step.py --rounds 3 --job.config_file train_configs/demo/tst.toml",
-        dump_folder="benchmark",
+        "python scripts/benchmark/step.py --rounds 3 --job.config_file train_configs/demo/tst.toml",
+        "--output",
+        str(output),
     )
+    assert (output / "step.png").stat().st_size > 10_000
+    results = json.loads((output / "step.json").read_text())["by_batch"]["32"]
+    assert list(results) == [
+        *("TorchTitan", "recovery", "superposition, s = 6", "superposition, s = 16")
+    ]
+    assert all(len(result["measurement"]["seconds"]) == 3 for result in results.values())
+
+
+def benchmark_loss(shell):
+    output = shell("true") / "benchmark"
+    shell(
+        "python scripts/benchmark/loss.py --rounds 1 --bag-sizes 1 2 --chunks 2 --positions 32 64 "
+        "--vocab-size 1000 --width 64",
+        "--output",
+        str(output),
+    )
+    assert (output / "loss.png").stat().st_size > 10_000
+    assert "bag loss, compiled, 2 chunks" in (output / "loss.txt").read_text()
 
 
 def benchmark_data(shell):
-    shell("python scripts/benchmark_data.py --rounds 1 --seconds 0.1 --tokens 3000000")
+    shell("python scripts/benchmark/data.py --rounds 1 --seconds 0.1 --tokens 3000000")
 
 
 # What stands in the README, and how it is tried here; in this order.
@@ -129,8 +151,9 @@ TRIED = {
     "--superposition.bag_size 8": debug,
     "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml "
     "./run_train.sh": dry_run,
-    "python scripts/benchmark_step.py --job.config_file train_configs/demo/tst.toml": benchmark,
-    "python scripts/benchmark_data.py": benchmark_data,
+    "python scripts/benchmark/step.py --job.config_file train_configs/demo/tst.toml": benchmark,
+    "python scripts/benchmark/loss.py": benchmark_loss,
+    "python scripts/benchmark/data.py": benchmark_data,
     "python scripts/diff_configs.py train_configs/paper/3B-20k-baseline.toml "
     "train_configs/paper/3B-20k-tst.toml": lambda shell: shell(
         "python scripts/diff_configs.py train_configs/paper/3B-20k-baseline.toml "
@@ -200,11 +223,14 @@ def test_reading_order_names_files_that_exist():
 
 
 def test_the_table_has_the_configs_keys():
-    checkpoints, data = ((ROOT / f"docs/{name}.md").read_text() for name in ("checkpoints", "data"))
+    checkpoints, data, speed = (
+        (ROOT / f"docs/{name}.md").read_text() for name in ("checkpoints", "data", "speed")
+    )
     documents = {
         "superposition": (README, Superposition),
         "resilience": (checkpoints, Resilience),
         "token_shards": (data, TokenShards),
+        "lm_head": (speed, LMHead),
     }
     for name, (text, section) in documents.items():
         table = text.partition(f"| key of `[{name}]`")[2].partition("\n\n")[0]
@@ -219,7 +245,7 @@ def config_of(toml, tmp_path):
 
 def test_options_of_jobs_exist():
     documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    documents += [ROOT / "run_train.sh", *(ROOT / "scripts").glob("*.py")]
+    documents += [ROOT / "run_train.sh", *(ROOT / "scripts").rglob("*.py")]
     documents += [path for path in (ROOT / "scripts" / "slurm").iterdir() if path.is_file()]
     for document in documents:
         options = re.findall(r"--(?:no-)?([a-z_]+)\.([\w-]+)", document.read_text())

@@ -3,7 +3,7 @@
 Saves and loads the same tensors with DCP's own writer and reader and with ours, in turn, in one
 process; medians of the rounds. "checking" is what a resume does before it loads.
 
-    python scripts/benchmark_checkpoint.py --gigabytes 2 --folder /scratch
+    python scripts/benchmark/checkpoint.py --gigabytes 2 --folder /scratch
 """
 
 import argparse

@@ -5,7 +5,7 @@ iterator (batches, folding, transfer to the device), in turn in one process on o
 the demo's corpus, made if need be; the shards are its tokens over and over, 4 bytes each as with a
 vocabulary of 128,256, in a temporary folder. Medians of interleaved rounds.
 
-    python scripts/benchmark_data.py
+    python scripts/benchmark/data.py
 """
 
 import argparse
@@ -14,48 +14,28 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import measuring
 import numpy as np
 import torch
-from datatrove.pipeline.tokens.tokenizer import TokenizedFile
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+from torchtitan.tools.utils import device_module
 
-from torchtitan.experiments.tst.device import enable_cpu_if_alone
-
-enable_cpu_if_alone()
-
-from benchmark_step import be_the_only_process  # noqa: E402
-from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer  # noqa: E402
-from torchtitan.tools.utils import device_module  # noqa: E402
-
-from make_demo_corpus import make_corpus, read_sources  # noqa: E402
-from torchtitan.experiments.tst import models  # noqa: E402, F401
-from torchtitan.experiments.tst.core import Phase  # noqa: E402
-from torchtitan.experiments.tst.data import tokenizer_identity  # noqa: E402
-from torchtitan.experiments.tst.data.build import build_dataloader  # noqa: E402
-from torchtitan.experiments.tst.job_config import (  # noqa: E402
+from make_demo_corpus import make_corpus, read_sources
+from torchtitan.experiments.tst import models  # noqa: F401
+from torchtitan.experiments.tst.core import Phase
+from torchtitan.experiments.tst.data import tokenizer_identity
+from torchtitan.experiments.tst.data.build import build_dataloader
+from torchtitan.experiments.tst.job_config import (
     JobConfig,
     SuperpositionConfigManager,
 )
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer  # noqa: E402
+from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
 SEQ_LEN, BATCH = 2048, 8
 TARGET = 20e6  # tokens per second and process: ten times the hardest rate of the paper's Table 1
-
-
-def write_shard(folder: Path, documents: Iterable[np.ndarray], tokenizer: BaseTokenizer) -> None:
-    """A folder with one shard, written by datatrove."""
-    file = TokenizedFile(
-        str(folder),
-        "00000.ds",
-        tokenizer_name_or_path=tokenizer_identity.label("demo", tokenizer),
-        save_final_metadata=True,
-        token_size=4,
-    )
-    for document in documents:
-        file.write_bytes(document.astype("<u4").tobytes())
-    file.close()
 
 
 def config(corpus: Path, bag_size: int, *args: str) -> JobConfig:
@@ -136,14 +116,15 @@ def main() -> None:
     args = parser.parse_args()
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     torch.set_num_threads(1)
-    be_the_only_process()
+    measuring.be_the_only_process()
     with tempfile.TemporaryDirectory() as folder:
         corpus, shards = Path(folder, "corpus"), Path(folder, "shards")
         make_corpus(corpus, list(read_sources()))
         tokenizer = HuggingFaceTokenizer(str(corpus / "tokenizer"))
         text = (corpus / "train.jsonl").read_text()[:4_000_000]
         document = np.array(tokenizer.encode(text))
-        write_shard(shards, [document] * (args.tokens // len(document)), tokenizer)
+        documents = [document] * (args.tokens // len(document))
+        measuring.write_shard(shards, documents, tokenizer_identity.label("demo", tokenizer))
         print(f"{'':24}" + "".join(f"{'s = ' + str(s):>12}" for s in (1, 6, 16)))
         results = [compare(s, corpus, shards, args.rounds, args.seconds) for s in (1, 6, 16)]
     for way in results[0]:

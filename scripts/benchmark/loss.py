@@ -14,15 +14,10 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from measuring import Measurement, Run, measure, table, write_results
-
-import matplotlib  # isort: skip
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+import measuring
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torchtitan.components.loss import cross_entropy_loss
 from torchtitan.tools.utils import device_type
 
@@ -31,8 +26,9 @@ from torchtitan.experiments.tst.core import BagLoss
 from torchtitan.experiments.tst.core.head import chunked_loss
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Results = dict[str, Measurement]
+Results = dict[str, measuring.Measurement]
 
+HEADER = ["ms", "of it", "extra MiB", "of it"]
 ORDINARY, PAPER, BAG = "cross-entropy", "paper's loop", "bag loss"
 
 
@@ -65,11 +61,11 @@ def loss_alone(logits: torch.Tensor, labels: torch.Tensor, rounds: int, compiled
     """Each loss of logits as an LM head has just made them."""
     computed = logits.clone().requires_grad_()
 
-    def run(loss: Loss) -> Run:
+    def run(loss: Loss) -> measuring.Run:
         return lambda: torch.autograd.grad(loss(computed, labels), computed)
 
     runs = {name: run(loss) for name, loss in contestants(labels, compiled).items()}
-    return measure(runs, rounds, prepare=lambda: computed.data.copy_(logits))
+    return measuring.measure(runs, rounds, prepare=lambda: computed.data.copy_(logits))
 
 
 def head_and_loss(
@@ -77,7 +73,7 @@ def head_and_loss(
 ) -> Results:
     """Of hidden states (1, N, d) and an LM head (V, d), eager and compiled."""
     target = labels[..., 0].flatten().contiguous()
-    runs: dict[str, Run] = {}
+    runs: dict[str, measuring.Run] = {}
 
     def add(name: str, loss: Callable[[], torch.Tensor]) -> None:
         runs[name] = lambda: torch.autograd.grad(loss(), (hidden, weight))
@@ -106,7 +102,7 @@ def head_and_loss(
 
         liger = LigerFusedLinearCrossEntropyLoss(reduction="sum")
         add("Liger-Kernel's", lambda: liger(weight, hidden[0], target))
-    return measure(runs, rounds)
+    return measuring.measure(runs, rounds, warmup=1)
 
 
 def rows(results: Results, reference: Callable[[str], str]) -> list[list[str]]:
@@ -127,7 +123,8 @@ def rows(results: Results, reference: Callable[[str], str]) -> list[list[str]]:
 
 
 def plot(alone: dict[str, dict[int, Results]], together: Results, file: Path) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for color, name in (("C1", PAPER), ("C0", BAG)):
         for kind, line in (("eager", "-"), ("compiled", "--")):
             ratios = {s: r[name].ratio(r[ORDINARY]) for s, r in alone[kind].items()}
@@ -173,56 +170,64 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--vocab-size", type=int, default=128_256)
     parser.add_argument("--width", type=int, default=576, help="of the hidden states")
+    positions = (512, 4096) if device_type == "cpu" else (8192, 16_384)
     parser.add_argument(
         "--positions",
         type=int,
-        help="of LM head and loss; default: 2048, on an accelerator 16384. The loss alone has a "
-        "quarter of them",
+        nargs=2,
+        default=positions,
+        metavar=("LOSS", "HEAD"),
+        help="of the loss alone, and of LM head and loss (default here: %(default)s)",
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
     args = parser.parse_args()
-    positions = args.positions or (2048 if device_type == "cpu" else 16_384)
+    positions, of_head = args.positions
+    largest = max(args.bag_sizes)
     torch.manual_seed(0)
     with torch.device(device_type):
-        hidden = torch.randn(1, positions, args.width, dtype=torch.bfloat16)
+        hidden = torch.randn(1, max(positions, of_head), args.width, dtype=torch.bfloat16)
         weight = torch.randn(args.vocab_size, args.width, dtype=torch.bfloat16)
         weight *= 3 / args.width**0.5
-        logits = F.linear(hidden[:, : positions // 4], weight)
-        bags = {s: torch.randint(args.vocab_size, (1, positions, s)) for s in args.bag_sizes}
+        labels = torch.randint(args.vocab_size, (1, max(positions, of_head), largest))
+    logits = F.linear(hidden[:, :positions], weight)
     alone = {
         kind: {
-            s: loss_alone(logits, labels[:, : positions // 4], args.rounds, kind == "compiled")
-            for s, labels in bags.items()
+            s: loss_alone(logits, labels[:, :positions, :s], args.rounds, kind == "compiled")
+            for s in args.bag_sizes
         }
         for kind in ("eager", "compiled")
     }
     del logits
-    largest = max(bags)
     together = head_and_loss(
-        hidden.requires_grad_(), weight.requires_grad_(), bags[largest], args.chunks, args.rounds
+        hidden[:, :of_head].requires_grad_(),
+        weight.requires_grad_(),
+        labels[:, :of_head],
+        args.chunks,
+        args.rounds,
     )
-    header = ["", "ms", "of it", "extra MiB", "of it"]
     texts = [f"Vocabulary {args.vocab_size:,}, bfloat16, medians of {args.rounds} rounds"]
     for kind, by_size in alone.items():
         for s, results in by_size.items():
-            lines = rows(results, lambda name: ORDINARY)
-            title = f"Loss alone, {kind}, s = {s}, {positions // 4} positions"
-            texts.append(table([title, *header[1:]], lines))
-    kinds = rows(
+            title = f"Loss alone, {kind}, s = {s}, {positions} positions"
+            texts.append(measuring.table([title, *HEADER], rows(results, lambda name: ORDINARY)))
+    lines = rows(
         together, lambda name: f"{ORDINARY}, {'compiled' if 'compiled' in name else 'eager'}"
     )
-    title = f"LM head and loss, width {args.width}, s = {largest}, {positions} positions"
-    texts.append(table([title, *header[1:]], kinds))
-    results = {
-        "arguments": {**vars(args), "positions": positions, "output": str(args.output)},
+    title = f"LM head and loss, width {args.width}, s = {largest}, {of_head} positions"
+    texts.append(measuring.table([title, *HEADER], lines))
+    numbers = {
+        "arguments": {**vars(args), "output": str(args.output)},
         "loss_alone": {
-            kind: {s: {name: r.json() for name, r in of.items()} for s, of in by_size.items()}
+            kind: {
+                s: {name: result.json() for name, result in results.items()}
+                for s, results in by_size.items()
+            }
             for kind, by_size in alone.items()
         },
-        "head_and_loss": {name: r.json() for name, r in together.items()},
+        "head_and_loss": {name: result.json() for name, result in together.items()},
     }
-    write_results(args.output, "loss", "\n\n".join(texts), results)
+    measuring.write_results(args.output, "loss", "\n\n".join(texts), numbers)
     plot(alone, together, args.output / "loss.png")
 
 

@@ -8,7 +8,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 sys.path.append(str(Path(__file__).parent.parent))  # the other scripts
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write to the console
 
+import numpy as np
 import torch
+from datatrove.pipeline.tokens.tokenizer import TokenizedFile
 
 from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
@@ -75,8 +77,9 @@ def measure(
             run()
         prepare()
         results[name].peak_bytes = peak_bytes(run)
+    order = random.Random(0)  # the same on all ranks
     for round_ in range(rounds):
-        for name in random.sample(list(runs), len(runs)):
+        for name in order.sample(list(runs), len(runs)):
             prepare()
             results[name].seconds.append(seconds(runs[name]))
         if sys.stderr.isatty():
@@ -145,6 +148,20 @@ def write_results(folder: Path, name: str, text: str, results: dict[str, Any]) -
     content = {"command": command, **machine, **results}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     print(f"\nWritten to {folder}: {name}.txt, {name}.json, {name}.png")
+
+
+def write_shard(folder: Path, documents: Iterable[np.ndarray], tokenizer: str) -> None:
+    """A folder with one token shard, written by datatrove, 4 bytes a token."""
+    file = TokenizedFile(
+        str(folder),
+        "00000.ds",
+        tokenizer_name_or_path=tokenizer,
+        save_final_metadata=True,
+        token_size=4,
+    )
+    for document in documents:
+        file.write_bytes(document.astype("<u4").tobytes())
+    file.close()
 
 
 def be_the_only_process() -> None:

@@ -1,132 +1,252 @@
-"""Time a step of each phase against a plain PyTorch step, side by side in one process.
+"""Time a training step of each phase against TorchTitan's own step, on the same config and data.
 
-The model and batch are those of a job (its arguments, --job.config_file ...); the data are random
-tokens, so that the loader does not count. Plain: the same model without anything of torchtitan's
-around it, loss.backward(), clip_grad_norm_, AdamW. Medians of interleaved rounds.
+TorchTitan's trainer, this package's in recovery and this package's in superposition with each bag
+size take their steps in turn, in one process or, under torchrun, on the same ranks. All read random
+tokens from token shards with the same loader, so that a job's corpus and tokenizer need not be
+there. A step is one micro-batch of training.local_batch_size. Arguments that are not listed here
+are the job's. Writes table, JSON and plot.
 
-    python scripts/benchmark_step.py --job.config_file train_configs/demo/tst.toml
+    python scripts/benchmark/step.py --job.config_file train_configs/demo/tst.toml
+    torchrun --nproc_per_node=8 scripts/benchmark/step.py --job.config_file JOB.toml
 """
 
-import argparse
-import copy
+import contextlib
+import dataclasses
+import gc
+import logging
 import os
-import random
-import statistics
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
 
+import measuring
+import numpy as np
 import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from torchtitan.distributed import utils as dist_utils
+from torchtitan.protocols import train_spec as train_spec_module
+from torchtitan.tools.logging import logger
+from torchtitan.tools.utils import device_module, device_type
+from torchtitan.train import Trainer
+from typing_extensions import override
 
-from torchtitan.experiments.tst.device import enable_cpu_if_alone
+from command_line import documented_parser
+from torchtitan.experiments.tst import models  # noqa: F401
+from torchtitan.experiments.tst.data.build import build_dataloader
+from torchtitan.experiments.tst.job_checks import check_config, model_args_of
+from torchtitan.experiments.tst.job_config import (
+    JobConfig,
+    SuperpositionConfigManager,
+    TokenShards,
+)
+from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
-enable_cpu_if_alone()
-
-from torch.nn.utils import clip_grad_norm_  # noqa: E402
-from torchtitan.components.loss import cross_entropy_loss  # noqa: E402
-from torchtitan.tools.utils import device_module  # noqa: E402
-
-from torchtitan.experiments.tst import models  # noqa: E402, F401
-from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager  # noqa: E402
-from torchtitan.experiments.tst.trainer import Batch, SuperpositionTrainer  # noqa: E402
+UPSTREAM, RECOVERY = "TorchTitan", "recovery"
+STEPS = 10**6  # of a run, more than are taken
 
 
-class PlainLoop:
-    """An ordinary training step in plain PyTorch, on its own copy of the trainer's model."""
+class BenchmarkTrainer(SuperpositionTrainer):
+    """The trainer without what a job needs on disk."""
 
-    def __init__(self, trainer: SuperpositionTrainer):
-        config = trainer.job_config
-        self.device, self.max_norm = trainer.device, config.training.max_norm
-        self.autocast = trainer.maybe_enable_amp
-        self.model = copy.deepcopy(trainer.model_parts[0])
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.optimizer.lr,
-            betas=(config.optimizer.beta1, config.optimizer.beta2),
-            weight_decay=config.optimizer.weight_decay,
-            fused=True,
+    @override
+    def check(self, job_config: JobConfig) -> None:
+        check_config(job_config, int(os.environ["WORLD_SIZE"]))
+
+
+def job(arguments: list[str], folder: Path, local_batch_size: int, bag_size: int) -> JobConfig:
+    """The job's config, in superposition throughout, or with bag size 1 without it."""
+    config = SuperpositionConfigManager().parse_args(arguments)
+    config.job.dump_folder = str(folder / "run")
+    config.checkpoint.enable = config.validation.enable = False
+    config.metrics.enable_tensorboard = config.metrics.enable_wandb = False
+    config.metrics.log_freq = 10**9
+    training, section = config.training, config.superposition
+    training.dataset, training.dataset_path = "token_shards", str(folder / "tokens")
+    config.token_shards = TokenShards()
+    training.steps, training.global_batch_size = STEPS, -1
+    training.local_batch_size = local_batch_size
+    section.bag_size, section.step_ratio, section.steps = bag_size, None, STEPS - 1
+    return config
+
+
+def steps_of(trainer: Trainer) -> measuring.Run:
+    """Takes a step of the trainer each time."""
+    batches = trainer.batch_generator(trainer.dataloader)
+    trainer.step = 2  # past the logs of the first step and of the boundary
+
+    def run() -> None:
+        trainer.step += 1
+        trainer.train_step(batches)
+
+    return run
+
+
+@contextlib.contextmanager
+def trainers(
+    arguments: list[str], folder: Path, local_batch_size: int, bag_sizes: list[int]
+) -> Iterator[dict[str, Trainer]]:
+    """One for each contestant, by its name."""
+    plain = job(arguments, folder, local_batch_size, bag_size=1)
+    recovery = job(arguments, folder, local_batch_size, bag_sizes[0])
+    recovery.superposition.steps = 1
+    init_distributed = dist_utils.init_distributed
+
+    def init_once(*args: object, **kwargs: object) -> int:
+        return dist.get_world_size() if dist.is_initialized() else init_distributed(*args, **kwargs)
+
+    name = plain.model.name
+    spec = dataclasses.replace(
+        train_spec_module.get_train_spec(name),
+        build_tokenizer_fn=None,
+        build_dataloader_fn=build_dataloader,
+    )
+    made: dict[str, Trainer] = {}
+    try:
+        with (
+            mock.patch.object(dist_utils, "init_distributed", init_once),
+            mock.patch.dict(train_spec_module._extra_train_specs, {name: spec}),
+        ):
+            made[UPSTREAM] = Trainer(plain)
+            made[RECOVERY] = BenchmarkTrainer(recovery)
+            for s in bag_sizes:
+                config = job(arguments, folder, local_batch_size, s)
+                made[f"superposition, s = {s}"] = BenchmarkTrainer(config)
+        yield made
+    finally:
+        for trainer in made.values():
+            trainer.close()
+        made.clear()
+        gc.collect()
+        if device_type != "cpu":
+            device_module.empty_cache()
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Of a contestant: its step, and what that step does on a rank."""
+
+    measurement: measuring.Measurement
+    latents: int
+    data_tokens: int
+    flops: float
+    mfu: float | None
+
+    @classmethod
+    def of(cls, trainer: Trainer, measurement: measuring.Measurement) -> "Result":
+        """The trainer's, after its last step."""
+        training, processor = trainer.job_config.training, trainer.metrics_processor
+        latents = data_tokens = training.local_batch_size * training.seq_len
+        if isinstance(trainer, SuperpositionTrainer):
+            shape = trainer.batch_shape(trainer.step)
+            latents = shape.sequences * shape.latents
+            data_tokens = shape.sequences * shape.data_tokens
+        flops = (
+            latents * processor.num_flops_per_token / trainer.parallel_dims.non_data_parallel_size
         )
+        mfu = flops / measurement.median / processor.gpu_peak_flops
+        return cls(measurement, latents, data_tokens, flops, None if device_type == "cpu" else mfu)
 
-    def step(self, batch: Batch) -> None:
-        """Forward, backward, clip, update."""
-        inputs, labels = batch[0]["input"].to(self.device), batch[1].to(self.device)
-        with self.autocast:
-            loss = cross_entropy_loss(self.model(inputs), labels) / labels.numel()
-        loss.backward()
-        clip_grad_norm_(self.model.parameters(), self.max_norm, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def json(self) -> dict[str, object]:
+        """For a results file."""
+        return {**self.__dict__, "measurement": self.measurement.json()}
 
 
-def random_batch(trainer: SuperpositionTrainer, step: int) -> Batch:
-    shape = trainer.batch_shape(step)
-    vocab_size = trainer.model_args.vocab_size
-    stream = torch.randint(vocab_size, (shape.sequences, shape.data_tokens + 1))
-    return {"input": stream[:, :-1].contiguous()}, stream[:, 1:].contiguous()
+def row(name: str, results: dict[str, Result]) -> list[str]:
+    result, median = results[name], results[name].measurement.median
+    return [
+        name,
+        f"{1e3 * median:.2f}",
+        f"{result.measurement.ratio(results[UPSTREAM].measurement):.3f}",
+        f"{result.measurement.ratio(results[RECOVERY].measurement):.3f}",
+        f"{result.latents / median:,.0f}",
+        f"{result.data_tokens / median:,.0f}",
+        f"{result.flops / median / 1e12:.2f}",
+        "" if result.mfu is None else f"{100 * result.mfu:.1f}",
+        f"{result.measurement.peak_bytes / 2**20:,.0f}",
+    ]
 
 
-def seconds(run: Callable[[], None]) -> float:
-    device_module.synchronize()
-    begin = time.perf_counter()
-    run()
-    device_module.synchronize()
-    return time.perf_counter() - begin
+HEADER = [
+    *("ms", "of TorchTitan's", "of recovery", "latents/s", "data tokens/s"),
+    *("TFLOP/s", "MFU %", "peak MiB"),
+]
 
 
-def be_the_only_process() -> None:
-    """The environment of a launch with one process, where ``torchrun`` has not set it."""
-    environment = {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": "0",
-    }
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
+def plot(by_batch: dict[int, dict[str, Result]], file: Path) -> None:
+    names = list(next(iter(by_batch.values())))
+    figure = Figure(figsize=(8, 1 + 0.5 * len(names)), layout="constrained")
+    panel = figure.subplots()
+    height = 0.8 / len(by_batch)
+    for index, (batch, results) in enumerate(by_batch.items()):
+        upstream = results[UPSTREAM].measurement
+        ratios = [results[name].measurement.ratio(upstream) for name in names]
+        bars = panel.barh(
+            [i + index * height for i in range(len(names))],
+            ratios,
+            height,
+            label=f"local batch {batch}",
+        )
+        panel.bar_label(bars, fmt="%.3f", padding=3)
+    panel.set_yticks([i + 0.4 - height / 2 for i in range(len(names))], names)
+    panel.invert_yaxis()
+    panel.axvline(1, color="0.4", linewidth=1)
+    panel.set(xlabel="time of a step, of TorchTitan's own", xlim=(0, 1.3))
+    panel.legend(loc="lower left")
+    figure.savefig(file, dpi=110)
+
+
+def random_tokens(folder: Path, vocab_size: int) -> None:
+    """As token shards; the same on every rank."""
+    generator = np.random.default_rng(0)
+    measuring.write_shard(folder, [generator.integers(vocab_size, size=2**22)], "random tokens")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = documented_parser(__doc__)
+    parser.add_argument("--bag-sizes", type=int, nargs="+", default=[6, 16])
+    parser.add_argument(
+        "--local-batch-sizes",
+        type=int,
+        nargs="+",
+        help="each in turn, as far as memory reaches (default: the job's)",
+    )
     parser.add_argument("--rounds", type=int, default=60)
-    args, job_args = parser.parse_known_args()
-    be_the_only_process()
-    config = SuperpositionConfigManager().parse_args(job_args)
-    # upstream's step waits for its metrics; a plain loop has none
-    config.checkpoint.enable = config.validation.enable = config.metrics.enable_tensorboard = False
-    config.metrics.log_freq = 10**9
-    config.training.global_batch_size = -1
-    trainer = SuperpositionTrainer(config)
-    if not trainer.schedule.enabled:
-        parser.error("the job has no superposition phase")
-    plain = PlainLoop(trainer)
-    phases = {"superposition": 2, "recovery": trainer.schedule.boundary + 2}
-    batches = {name: random_batch(trainer, step) for name, step in phases.items()}
-
-    def phase_step(name: str) -> None:
-        trainer.step = phases[name]
-        inputs, labels = batches[name]
-        trainer.train_step(iter([(dict(inputs), labels)]))
-
-    runs: dict[str, Callable[[], None]] = {
-        "plain": lambda: plain.step(batches["recovery"]),
-        "recovery": lambda: phase_step("recovery"),
-        "superposition": lambda: phase_step("superposition"),
-    }
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    warmup = 5
-    for round_ in range(warmup + args.rounds):
-        for name in random.sample(list(runs), len(runs)):  # none always after the same other
-            elapsed = seconds(runs[name])
-            if round_ >= warmup:
-                times[name].append(elapsed)
-    median = {name: statistics.median(values) for name, values in times.items()}
-    for name, value in median.items():
-        print(f"{name:14} {1e3 * value:8.2f} ms a step (median of {args.rounds})")
-    print(f"superposition : recovery  {median['superposition'] / median['recovery']:.3f}")
-    print(f"recovery : plain PyTorch  {median['recovery'] / median['plain']:.3f}")
-    trainer.close()
-    torch.distributed.destroy_process_group()
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
+    args, arguments = parser.parse_known_args()
+    measuring.be_the_only_process()
+    logger.setLevel(logging.ERROR)  # of each trainer's start
+    config = SuperpositionConfigManager().parse_args(arguments)
+    by_batch: dict[int, dict[str, Result]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        random_tokens(folder / "tokens", model_args_of(config).vocab_size)
+        for batch in args.local_batch_sizes or [config.training.local_batch_size]:
+            try:
+                with trainers(arguments, folder, batch, args.bag_sizes) as made:
+                    runs = {name: steps_of(trainer) for name, trainer in made.items()}
+                    measured = measuring.measure(runs, args.rounds, warmup=4)
+                    by_batch[batch] = {
+                        name: Result.of(trainer, measured[name]) for name, trainer in made.items()
+                    }
+            except torch.OutOfMemoryError:
+                print(f"local batch {batch}: out of memory")
+                break
+    if dist.get_rank() == 0 and by_batch:
+        tables = [
+            measuring.table(
+                [f"local batch {batch}", *HEADER], [row(name, results) for name in results]
+            )
+            for batch, results in by_batch.items()
+        ]
+        numbers = {
+            batch: {name: result.json() for name, result in results.items()}
+            for batch, results in by_batch.items()
+        }
+        measuring.write_results(args.output, "step", "\n\n".join(tables), {"by_batch": numbers})
+        plot(by_batch, args.output / "step.png")
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -73,18 +73,31 @@ class _MultiHotCrossEntropy(torch.autograd.Function):
         w = w * grad_output
         total = w.sum(-1, keepdim=True)
         # d/dz = (sum_i w_i) * softmax(z) - sum_i w_i * onehot(y_i)
-        overwrite = ctx.overwrite and not torch.compiler.is_compiling()
-        grad = logits if overwrite else torch.empty_like(logits)
-        for z, t, g in _blocks(logits, total, grad):
-            g.copy_(F.softmax(z, -1, dtype=w.dtype).mul_(t))
-        # A token that stands twice in a bag gets its whole weight at both places, so that the order
-        # in which a GPU writes them makes no difference, as it would with scatter_add_.
-        same = index[:, :, None] == index[:, None, :]  # (N, s, s)
-        at_labels = total * log_p.exp() - (same * w[:, None, :]).sum(-1)
-        rows = torch.arange(len(index), device=index.device)[:, None]
-        # not scatter_, which on CPU goes by way of a float32 copy of the whole gradient
-        grad.index_put_((rows, index), at_labels.to(grad.dtype))
+        if torch.compiler.is_compiling():
+            grad = (F.softmax(logits, -1, dtype=w.dtype) * total).to(logits.dtype)
+            at_labels = total * log_p.exp() - _summed_by_label(w, index)
+            rows = torch.arange(len(index), device=index.device)[:, None]
+            grad = grad.index_put((rows, index), at_labels.to(grad.dtype))
+            return grad, None, None, None
+        grad = logits if ctx.overwrite else torch.empty_like(logits)
+        for z, t, v, y, g in _blocks(logits, total, w, index, grad):
+            p = F.softmax(z, -1, dtype=w.dtype).mul_(t)
+            if p.is_cpu:
+                p.scatter_add_(-1, y, -v)
+            else:
+                p.scatter_(-1, y, p.gather(-1, y) - _summed_by_label(v, y))
+            g.copy_(p)
         return grad, None, None, None
+
+
+def _summed_by_label(weights, labels):
+    """For each label of a bag the weights of all that equal it, (N, s).
+
+    Written to each of their places in the logits' gradient, they make the order in which a GPU
+    writes no matter, as it would be with scatter_add_.
+    """
+    same = labels[:, :, None] == labels[:, None, :]  # (N, s, s)
+    return (same * weights[:, None, :]).sum(-1)
 
 
 def _blocks(logits, *others):
