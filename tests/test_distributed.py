@@ -100,6 +100,16 @@ def test_agrees_with_one_process(run, launch, model, processes, args):
     assert result[norms] == pytest.approx(reference[norms], rel=5e-5)
 
 
+@pytest.mark.slow
+def test_chunked_head_in_bfloat16(run, launch):
+    """As the paper's runs have it: FSDP with bfloat16 parameters, whose gradients add up so too."""
+    half = "--training.mixed_precision_param=bfloat16"
+    whole = run(launch, "llama3", half, processes=2)
+    chunked = run(launch, "llama3", half, "--lm_head.chunks=3", processes=2)
+    for key, values in whole.items():
+        assert chunked[key] == pytest.approx(values, rel=1e-3 if "loss" in key else 1e-2)
+
+
 def test_reinit_at_recovery_after_a_validation_at_the_boundary(launch, corpus, tmp_path):
     """A validation leaves the LM head unsharded, as FSDP expects a backward to follow."""
     launch(

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from conftest import ROOT, free_port, load_full
+from conftest import ROOT, free_port, load_full, write_shards
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.finite import NonFiniteError
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS
@@ -134,6 +134,13 @@ def test_a_step_that_is_not_finite_is_known_one_step_later(train, caplog, step):
         train(*ON, trainer_class=poisoned_at(step))
     assert f"step: {step:2} " in caplog.text
     assert f"step: {step + 1:2} " not in caplog.text
+
+
+def test_a_step_that_is_not_finite_where_the_data_end(train, tmp_path):
+    short = write_shards(tmp_path / "short", [[[n % 1000 for n in range(2 * 4 * 33)]]])
+    args = ("--training.dataset=token_shards", f"--training.dataset_path={short}")
+    with pytest.raises(NonFiniteError, match="step 2 "):
+        train(*args, "--token_shards.at_end=stop", trainer_class=poisoned_at(2))
 
 
 @IMPLEMENTATIONS

@@ -4,7 +4,7 @@ TorchTitan's trainer, this package's in recovery and this package's in superposi
 size take their steps in turn, in one process or, under torchrun, on the same ranks. All read random
 tokens from token shards with the same loader, so that a job's corpus and tokenizer need not be
 there. A step is one micro-batch of training.local_batch_size. Arguments that are not listed here
-are the job's. Writes table, JSON and plot.
+are the job's. Writes table, JSON and plot. Under torchrun all local batches must fit into memory.
 
     python scripts/benchmark/step.py --job.config_file train_configs/demo/tst.toml
     torchrun --nproc_per_node=8 scripts/benchmark/step.py --job.config_file JOB.toml
@@ -192,7 +192,8 @@ def plot(by_batch: dict[int, dict[str, Result]], file: Path) -> None:
     panel.set_yticks([i + 0.4 - height / 2 for i in range(len(names))], names)
     panel.invert_yaxis()
     panel.axvline(1, color="0.4", linewidth=1)
-    panel.set(xlabel="time of a step, of TorchTitan's own", xlim=(0, 1.3))
+    panel.set(xlabel="time of a step, of TorchTitan's own")
+    panel.set_xlim(0, 1.15 * panel.dataLim.xmax)
     panel.legend(loc="lower left")
     figure.savefig(file, dpi=110)
 

@@ -1,4 +1,5 @@
 import copy
+import weakref
 
 import pytest
 import torch
@@ -74,9 +75,11 @@ def test_labels_are_for_one_forward():
 def test_logits_of_one_chunk_at_a_time():
     hidden, labels = batch(bag_size=5)
     _, head = head_and_loss(torch.float64, labels, chunks=4)
-    whole, shapes = head.loss_fn, []
+    whole, shapes, memory = head.loss_fn, [], []
 
     def loss_fn(z, y):
+        assert all(logits() is None for logits in memory)
+        memory.append(weakref.ref(z._base))
         shapes.append((*z.shape, *y.shape))
         return whole(z, y)
 

@@ -103,6 +103,15 @@ def test_layouts_and_variants_are_played(path, ranks, args, mesh):
     assert len(run.memory) == 2 and all(memory.peak > 0 for memory in run.memory.values())
 
 
+def test_chunks_of_the_lm_head_take_less_memory_in_both_phases():
+    whole, chunked = (
+        dry_run(load(DEMO, f"--lm_head.chunks={chunks}"), 2).memory for chunks in (1, 8)
+    )
+    logits = 4 * 32 * 64 * 1024  # of a micro-batch, float32, in bytes
+    for phase in Phase:
+        assert chunked[phase].peak < whole[phase].peak - logits / 2
+
+
 def test_more_sequences_take_more_memory_and_more_ranks_less_state():
     small, large, sharded = (
         dry_run(load(DEMO, f"--training.local_batch_size={batch}"), ranks).memory[Phase.RECOVERY]

@@ -1,4 +1,4 @@
-"""No optimizer step on numbers that are not finite, without waiting for the device.
+"""No optimizer step on numbers that are not finite, without a wait for the device.
 
 A step's loss and gradient norm are judged where they are, and a fused optimizer leaves the step
 out by itself (what torch made for ``GradScaler``). The host reads of it later, when the device has
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torchtitan.components.optimizer import OptimizersContainer, OptimizersInBackwardContainer
 from torchtitan.tools.logging import logger
-from torchtitan.tools.utils import device_module
+from torchtitan.tools.utils import device_module, device_type
 
 
 class NonFiniteError(RuntimeError):
@@ -25,11 +25,13 @@ class _Numbers:
 
     Attributes:
         step: as messages name it.
+        lr: its learning rate.
         of_ranks: loss and gradient norm of each rank, (ranks, 2).
         arrival: of ``of_ranks``; None if they are there.
     """
 
     step: str
+    lr: float
     of_ranks: torch.Tensor
     arrival: torch.Event | None
 
@@ -61,6 +63,7 @@ class FiniteCheck:
         self.skipped = 0
         self.on_device = not isinstance(optimizers, OptimizersInBackwardContainer) and all(
             getattr(optimizer, "_step_supports_amp_scaling", False)
+            and optimizer.param_groups[0]["params"][0].device.type == device_type  # not offloaded
             for optimizer in optimizers.optimizers
         )
         self._unread: _Numbers | None = None
@@ -86,7 +89,8 @@ class FiniteCheck:
         if (device := of_ranks.device).type != "cpu":
             of_ranks, arrival = of_ranks.to("cpu", non_blocking=True), device_module.Event()
             arrival.record(device_module.current_stream(device))
-        self._unread = _Numbers(step, of_ranks, arrival)
+        lr = float(self.optimizers.optimizers[0].param_groups[0]["lr"])
+        self._unread = _Numbers(step, lr, of_ranks, arrival)
         if not self.on_device and self.settle():
             self.optimizers.zero_grad()  # an optimizer leaves parameters without gradient alone
 
@@ -108,11 +112,10 @@ class FiniteCheck:
                 f"Skipped {what}. {self.skipped} of {self.max_skipped} steps that may be skipped"
             )
             return True
-        lr = self.optimizers.optimizers[0].param_groups[0]["lr"]
         raise NonFiniteError(
             f"{what}. The optimizer's step was not taken and no checkpoint written. "
             f"{self.skipped} steps were skipped before, resilience.max_skipped_steps = "
             f"{self.max_skipped}. Look at the losses before it in the metrics, the learning rate "
-            f"(optimizer.lr, lr_scheduler.warmup_steps; now {float(lr):.3g}), "
+            f"(optimizer.lr, lr_scheduler.warmup_steps; then {numbers.lr:.3g}), "
             "training.mixed_precision_param, and the data of this step"
         )

@@ -30,7 +30,14 @@ from .data.loader import Batch, PhaseDataloader
 from .data.shards_loader import ShardsDataloader, announce_data
 from .finite import FiniteCheck
 from .job_checks import check_job
-from .job_config import CONFIG_FILE, build_schedule, resilience_section, superposition_section
+from .job_config import (
+    CONFIG_FILE,
+    ConfigError,
+    build_schedule,
+    lm_head_section,
+    resilience_section,
+    superposition_section,
+)
 from .phase_loss import PhaseLoss
 from .reinit import reinitialize
 from .stop import Stopped, StopRequest
@@ -61,6 +68,10 @@ class SuperpositionTrainer(Trainer):
         with _superposition_train_spec(job_config):
             super().__init__(job_config)
         self.loss_fn.bind(self.model_parts)
+        if (chunks := lm_head_section(job_config).chunks) > 1 and not self.loss_fn.heads:
+            raise ConfigError(
+                "lm_head.chunks", chunks, "a model converter has replaced the LM head"
+            )
         self.host_group = _host_group(job_config)
         self.dp_degree = (
             self.parallel_dims.get_mesh("batch").size() if self.parallel_dims.dp_enabled else 1
@@ -165,7 +176,9 @@ class SuperpositionTrainer(Trainer):
         loss_fn = self.loss_fn
         counts = torch.stack([loss_fn.bag_loss.counts(batch) for batch in labels]).sum(0)
         targets = torch.stack([(batch != IGNORE_INDEX).sum() for batch in labels]).sum(0, True)
-        total = torch.cat([counts, targets]).to(self.device)
+        total = torch.cat([counts, targets])
+        if self.device.type != "cpu":
+            total = total.pin_memory().to(self.device, non_blocking=True)
         if self.parallel_dims.dp_enabled:
             dist.all_reduce(total, group=self.parallel_dims.get_mesh("batch").get_group())
         counts, targets = total[:-1], total[-1]
@@ -242,6 +255,7 @@ class SuperpositionTrainer(Trainer):
     def train(self) -> None:
         try:
             super().train()
+            self.finite_check.settle()  # where the data ended, or the phase
         except Stopped:
             self.share(None)  # every rank has come as far as this
             self.stop_request.ignore_signals()

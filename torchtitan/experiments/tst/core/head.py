@@ -73,7 +73,7 @@ def chunked_loss(
 
     Forward computes the gradients too, when they are wanted, as otherwise backward would need the
     logits a second time. Matrix products are as many as without chunks. The gradient of the weight
-    is added up in the weight's dtype.
+    is added up in the dtype of the products.
 
     Args:
         hidden: (B, L, d).
@@ -83,7 +83,7 @@ def chunked_loss(
         chunks: to cut the B*L positions into, of equal size but for the last.
     """
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     hidden, labels = hidden.flatten(0, 1), labels.flatten(0, 1)
@@ -109,6 +109,7 @@ class _ChunkedLoss(torch.autograd.Function):
             torch.mm(grad, weight, out=h_grad)
             weight_grad.addmm_(grad.T, h, beta=1 if losses else 0)
             losses.append(loss.detach())
+            del logits, loss, grad  # before the next chunk's logits
         ctx.save_for_backward(hidden_grad, weight_grad)
         return torch.stack(losses).sum()
 

@@ -5,16 +5,14 @@ With logits z at one position, lse = logsumexp(z) and weights w_i over the s off
     sum_i w_i * CE(z, y_i) = (sum_i w_i) * lse - sum_i w_i * z[y_i]
 
 so the multi-hot cross-entropy reads the logits once for the whole bag, and costs what one
-cross-entropy costs. The variants "mce_alt",
-"bce" and "hinge" see the bag as a set: a token that occurs twice counts once, and no weighting
-applies.
+cross-entropy costs. The variants "mce_alt", "bce" and "hinge" see the bag as a set: a token that
+occurs twice counts once, and no weighting applies.
 
 A loss over several batches or ranks is one mean over all of them. It is made of sums: count the
 targets of every part (:meth:`BagLoss.counts`), add the counts up, turn the total into
 coefficients (:meth:`BagLoss.coefficients`), and add up :meth:`BagLoss.sum` over the parts.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -30,19 +28,21 @@ _FITTED_C0, _FITTED_A, _FITTED_K = 3.63, 1.35, -1.25
 _BLOCK_OF_CPU, _BLOCK_OF_ACCELERATOR = 2**19, 2**26
 
 _WEIGHT_OF_OFFSET = {
-    "uniform": lambda i: 1.0,
-    "power_law": lambda i: 1.0 / i,
-    "exponential": lambda i: math.exp(-i),
-    "first_token": lambda i: float(i == 1),
+    "uniform": torch.ones_like,
+    "power_law": torch.reciprocal,
+    "exponential": lambda i: (-i).exp(),
+    "first_token": lambda i: (i == 1).to(i),
     "fitted": lambda i: _FITTED_C0 + _FITTED_A * i**_FITTED_K,
 }
 WEIGHTINGS = tuple(_WEIGHT_OF_OFFSET)
 
 
-def offset_weights(weighting: str, bag_size: int) -> torch.Tensor:
+def offset_weights(
+    weighting: str, bag_size: int, device: torch.device | None = None
+) -> torch.Tensor:
     """Weights w_1..w_s over the offsets of a bag, float64 (s,), not normalised."""
-    weight = _WEIGHT_OF_OFFSET[weighting]
-    return torch.tensor([weight(i) for i in range(1, bag_size + 1)], dtype=torch.float64)
+    offsets = torch.arange(1, bag_size + 1, dtype=torch.float64, device=device)
+    return _WEIGHT_OF_OFFSET[weighting](offsets)
 
 
 class _MultiHotCrossEntropy(torch.autograd.Function):
@@ -181,10 +181,8 @@ class BagLoss:
 
         An offset without a valid target drops out of the mean, with its weight.
         """
-        weights = torch.ones(1, dtype=torch.float64)
-        if self.loss == "mce":
-            weights = offset_weights(self.weighting, counts.numel())
-        weights = weights.to(counts.device) * (counts > 0)
+        # of the variants' single count, too: their weighting is uniform
+        weights = offset_weights(self.weighting, counts.numel(), counts.device) * (counts > 0)
         return weights / (weights.sum() * counts).clamp_min(torch.finfo(torch.float64).tiny)
 
     def sum(

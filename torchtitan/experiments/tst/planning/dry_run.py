@@ -30,7 +30,7 @@ from torchtitan.models.moe import moe
 from torchtitan.tools.logging import logger
 from typing_extensions import override
 
-from ..core import Phase
+from ..core import Phase, embedding, losses
 from ..data.loader import Batch
 from ..job_checks import check_config
 from ..trainer import SuperpositionTrainer
@@ -157,6 +157,9 @@ def _without_values(model: str, ranks: int) -> Iterator[None]:
             mock.patch.object(moe, "_run_experts_for_loop", moe._run_experts_grouped_mm),
             mock.patch.object(moe_kernels, "fill_indices_wrapper", _fill_indices),
             mock.patch.object(dist_utils, "dist_sum", lambda *_, **__: 1.0),
+            # fake tensors are on the CPU and stand for an accelerator's
+            mock.patch.object(losses, "_BLOCK_OF_CPU", losses._BLOCK_OF_ACCELERATOR),
+            mock.patch.object(embedding, "_MeanOnCPU", _MeanOnAccelerator),
             warnings.catch_warnings(),
         ):
             patches.enter_context(patch)
@@ -168,6 +171,12 @@ def _without_values(model: str, ranks: int) -> Iterator[None]:
             logger.setLevel(level)
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+class _MeanOnAccelerator:
+    @staticmethod
+    def apply(bags: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.embedding_bag(bags, weight, mode="mean")
 
 
 def _fill_indices(
