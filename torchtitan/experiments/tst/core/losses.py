@@ -13,6 +13,7 @@ targets of every part (:meth:`BagLoss.counts`), add the counts up, turn the tota
 coefficients (:meth:`BagLoss.coefficients`), and add up :meth:`BagLoss.sum` over the parts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ _FITTED_C0, _FITTED_A, _FITTED_K = 3.63, 1.35, -1.25
 # accelerator enough to keep it busy (256 MiB).
 _BLOCK_OF_CPU, _BLOCK_OF_ACCELERATOR = 2**19, 2**26
 
-_WEIGHT_OF_OFFSET = {
+_WEIGHT_OF_OFFSET: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "uniform": torch.ones_like,
     "power_law": torch.reciprocal,
     "exponential": lambda i: (-i).exp(),
