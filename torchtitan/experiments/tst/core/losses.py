@@ -94,8 +94,8 @@ class _MultiHotCrossEntropy(torch.autograd.Function):
 def _summed_by_label(weights, labels):
     """For each label of a bag the weights of all that equal it, (N, s).
 
-    Written to each of their places in the logits' gradient, they make the order in which a GPU
-    writes no matter, as it would be with scatter_add_.
+    Equal labels have equal values, so that a GPU may write them to the gradient in any order, where
+    it must not add the weights up in any order, as scatter_add_ does.
     """
     same = labels[:, :, None] == labels[:, None, :]  # (N, s, s)
     return (same * weights[:, None, :]).sum(-1)
