@@ -173,8 +173,8 @@ class SuperpositionTrainer(Trainer):
         Upstream divides the summed loss by the number of valid targets on all ranks, T; the
         coefficients take T back, so that what remains is the global mean of the bag loss.
         """
-        loss_fn = self.loss_fn
-        counts = torch.stack([loss_fn.bag_loss.counts(batch) for batch in labels]).sum(0)
+        bag_loss = self.loss_fn.bag_loss
+        counts = torch.stack([bag_loss.counts(batch) for batch in labels]).sum(0)
         targets = torch.stack([(batch != IGNORE_INDEX).sum() for batch in labels]).sum(0, True)
         total = torch.cat([counts, targets])
         if self.device.type != "cpu":
@@ -182,7 +182,7 @@ class SuperpositionTrainer(Trainer):
         if self.parallel_dims.dp_enabled:
             dist.all_reduce(total, group=self.parallel_dims.get_mesh("batch").get_group())
         counts, targets = total[:-1], total[-1]
-        loss_fn.coefficients = (loss_fn.bag_loss.coefficients(counts) * targets).float()
+        self.loss_fn.coefficients = (bag_loss.coefficients(counts) * targets).float()
 
     def _enter_recovery(self) -> None:
         """Before the first recovery step, in this launch or in one resumed at the boundary."""
