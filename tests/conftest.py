@@ -27,6 +27,7 @@ enable_cpu_if_alone()
 
 from datatrove.pipeline.tokens.tokenizer import TokenizedFile  # noqa: E402
 
+import parallel_worker  # noqa: E402
 from inject_faults import read_state  # noqa: E402
 from make_demo_corpus import make_corpus  # noqa: E402
 from tokenize_corpus import LocalExecutor  # noqa: E402
@@ -164,6 +165,23 @@ def launch(base_args) -> Callable[..., subprocess.CompletedProcess]:
         return torchrun(command + list(args), processes, check)
 
     return run
+
+
+@pytest.fixture
+def on_ranks(tmp_path) -> Callable[..., None]:
+    """Call a function of a test module in several processes that can talk to each other."""
+
+    def run(processes: int, function: Callable[..., None], *args: object) -> None:
+        if log := parallel_worker.run_ranks(_in_group, processes, tmp_path, function, *args):
+            pytest.fail(log)
+
+    return run
+
+
+def _in_group(function: Callable[..., None], *args: object) -> None:
+    dist.init_process_group("gloo")
+    function(*args)
+    dist.destroy_process_group()
 
 
 def torchrun(command: list[str], processes: int, check: bool = True) -> subprocess.CompletedProcess:

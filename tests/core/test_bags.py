@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from torchtitan.experiments.tst.core import IGNORE_INDEX, fold
+from torchtitan.experiments.tst.core import IGNORE_INDEX, document_ids, fold
 
 B, L, S = 2, 5, 3
 
@@ -55,3 +55,10 @@ def test_a_length_that_does_not_fold(batch, mode):
 def test_unknown_mode(batch):
     with pytest.raises(ValueError, match="'both' is not one of full, input, output"):
         fold(*batch, S, "both")
+
+
+def test_a_bag_ends_a_document_where_any_of_its_tokens_does():
+    eos = 0
+    bags = torch.tensor([[[7, 8], [9, eos], [5, 6], [eos, 4], [eos, eos], [3, 2]]])
+    assert document_ids(bags, eos).tolist() == [[7, eos, 5, eos, eos, 3]]
+    assert document_ids(bags, None).tolist() == [[7, 9, 5, 0, 0, 3]]

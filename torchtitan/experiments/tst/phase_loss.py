@@ -22,7 +22,15 @@ class PhaseLoss:
 
     Where the model has a :class:`LossHead`, :meth:`bind` it to this loss, and let it :meth:`expect`
     the labels before each forward: what the model gives is then the loss, and passes through here.
+
+    Attributes:
+        coefficients: of the bag loss, float32; see :meth:`BagLoss.sum`.
+        divisor: of the sum, where upstream does not divide it as it should: in pipelines, and in
+            validation under context parallelism.
     """
+
+    coefficients: torch.Tensor | None = None
+    divisor: torch.Tensor | float | None = None
 
     def __init__(
         self, build_ordinary: Callable[..., LossFunction], job_config: JobConfig, **kwargs: Any
@@ -31,7 +39,7 @@ class PhaseLoss:
         section = superposition_section(job_config)
         # the trainer keeps no logits over backward
         self.bag_loss = BagLoss(section.loss, section.weighting, overwrite_logits=True)
-        self.coefficients: torch.Tensor | None = None  # float32, see BagLoss.sum
+        self.gathers_logits = job_config.parallelism.disable_loss_parallel
         self.heads: list[LossHead] = []
         self._sum = self.bag_loss.sum
         if job_config.compile.enable and "loss" in job_config.compile.components:
@@ -51,12 +59,17 @@ class PhaseLoss:
             head.expect(labels)
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The summed loss of logits (B, L, V), as upstream's trainer expects it."""
-        if logits.ndim == 0:  # a LossHead's
-            return logits
+        """The summed loss of logits (B, L, V), as upstream's trainer wants it, over ``divisor``."""
+        if logits.ndim < 2:  # a LossHead's loss, which it has from here
+            loss = logits.full_tensor() if isinstance(logits, DTensor) else logits
+            return loss.squeeze()
+        loss = self._summed(logits, labels)
+        return loss if self.divisor is None else loss / self.divisor
+
+    def _summed(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if labels.ndim == 2:
+            if isinstance(logits, DTensor) and self.gathers_logits:
+                logits = logits.full_tensor()
             return self.ordinary(logits, labels)
         assert self.coefficients is not None, "the trainer sets them before each step"
-        if isinstance(logits, DTensor):  # sharded over the vocabulary by loss parallel
-            logits = logits.full_tensor()
         return self._sum(logits, labels, self.coefficients)

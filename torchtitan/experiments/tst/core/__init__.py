@@ -10,7 +10,7 @@ width d and vocabulary V::
 A LossHead in the place of the LM head gives that scalar without ever having all the logits.
 """
 
-from .bags import IGNORE_INDEX, MODES, fold
+from .bags import IGNORE_INDEX, MODES, document_ids, fold
 from .embedding import BagEmbedding
 from .head import LossHead
 from .losses import LOSSES, WEIGHTINGS, BagLoss, offset_weights
@@ -28,6 +28,7 @@ __all__ = [
     "LossHead",
     "Phase",
     "Schedule",
+    "document_ids",
     "fold",
     "offset_weights",
 ]

@@ -51,3 +51,22 @@ def _bags(tokens: torch.Tensor, bag_size: int) -> torch.Tensor:
 def _shift(labels: torch.Tensor, bag_size: int) -> torch.Tensor:
     """Labels of the first token of the next bag come to the front of each bag."""
     return F.pad(labels[:, bag_size - 1 :], (0, bag_size - 1), value=IGNORE_INDEX)
+
+
+def document_ids(bags: torch.Tensor, eos_id: int | None) -> torch.Tensor:
+    """Single token ids that stand for bags where documents are told apart by their ends.
+
+    A bag belongs to the document of its first token: where a document ends in a bag, the next
+    document begins with the next bag, for everything that takes ``eos_id`` for the end of one.
+
+    Args:
+        bags: token ids (B, L, s).
+        eos_id: of the token that ends a document; None if there is none.
+
+    Returns:
+        (B, L): ``eos_id`` for a bag with an end in it, else the bag's first token.
+    """
+    first = bags[..., 0]
+    if eos_id is None:
+        return first
+    return first.masked_fill((bags == eos_id).any(-1), eos_id)

@@ -3,13 +3,16 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
+
+from .vocabulary import VocabularyShard
 
 
 class BagEmbedding(nn.Embedding):
     """A token embedding that also takes bags: an ordinary ``nn.Embedding`` for (B, L) ids.
 
-    For (B, L, s) ids it gives the mean of each bag's embeddings, (B, L, d), added up in float32.
+    For (B, L, s) ids it gives the mean of each bag's embeddings, (B, L, d), added up in float32; of
+    a weight sharded over ranks, each rank's part is, and the parts are added up in its dtype.
     Parameters and state dict are those of ``nn.Embedding``.
     """
 
@@ -35,8 +38,12 @@ class BagEmbedding(nn.Embedding):
         if input.ndim < 3:
             return super().forward(input)
         special = self.padding_idx is not None or self.max_norm or self.scale_grad_by_freq
-        if isinstance(self.weight, DTensor) or special or self.sparse:
-            # One lookup of all s members: s lookups added up break on a vocabulary-sharded weight.
+        special = special or self.sparse
+        shard = None if special else VocabularyShard.of(self.weight, 0)
+        if shard:
+            return _mean_of_shards(input, self.weight, shard)
+        if isinstance(self.weight, DTensor) or special:
+            # One lookup of all s members: s lookups added up break on a sharded weight.
             embedded = super().forward(input)  # (B, L, s, d)
             return embedded.mean(dim=-2, dtype=torch.float32).to(embedded.dtype)
         bags = input.flatten(0, -2)
@@ -45,6 +52,27 @@ class BagEmbedding(nn.Embedding):
         else:
             mean = F.embedding_bag(bags, self.weight, mode="mean")
         return mean.unflatten(0, input.shape[:-1])
+
+
+def _mean_of_shards(bags: torch.Tensor, weight: torch.Tensor, shard: VocabularyShard) -> DTensor:
+    """Bags' means (B, L, d), of which each rank has what its vocabulary entries contribute.
+
+    That the parts are yet to be added up is what ``Partial`` says. So tensor parallelism reduces
+    (B, L, d), as for single tokens, and not (B, L, s, d).
+
+    Args:
+        bags: (B, L, s), the same on all ranks.
+        weight: (V, d), sharded over the vocabulary.
+        shard: this rank's.
+    """
+    if isinstance(bags, DTensor):
+        bags = bags.to_local()
+    index, here = shard.find(bags.flatten(0, -2))  # (N, s)
+    assert isinstance(weight, DTensor)
+    entries = weight.to_local()  # (v, d)
+    total = F.embedding_bag(index, entries, mode="sum", per_sample_weights=here.to(entries.dtype))
+    mean = (total / bags.shape[-1]).unflatten(0, bags.shape[:-1])
+    return DTensor.from_local(mean, shard.mesh, [Partial()], run_check=False)
 
 
 class _MeanOnCPU(torch.autograd.Function):

@@ -3,11 +3,14 @@
 The logits of a whole batch, the largest tensor of a model with a large vocabulary, never exist.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -54,12 +57,32 @@ class LossHead(nn.Linear):
         self._labels = labels
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Of hidden states (B, L, d): logits (B, L, V), or the loss, a scalar."""
+        """Of hidden states (B, L, d): logits (B, L, V), or the loss, a scalar.
+
+        With a weight sharded over the vocabulary (tensor parallelism), ``input`` is the same on all
+        ranks, a DTensor, as the loss is, which then has shape (1,) so that it can be sharded as
+        logits can.
+        """
         labels, self._labels = self._labels, None
         if labels is None:
             return super().forward(input)
         assert self.loss_fn is not None
-        return chunked_loss(input, self.weight, labels, self.loss_fn, self.chunks)
+        if not isinstance(self.weight, DTensor):
+            return chunked_loss(input, self.weight, labels, self.loss_fn, self.chunks)
+        mesh = self.weight.device_mesh
+        assert isinstance(input, DTensor)
+        hidden = input.to_local(grad_placements=[Partial()])  # of a rank's part of the vocabulary
+        loss_fn = functools.partial(_of_shards, self.loss_fn, mesh)
+        loss = chunked_loss(hidden, self.weight.to_local(), labels, loss_fn, self.chunks)
+        return DTensor.from_local(loss[None], mesh, [Replicate()], run_check=False)
+
+
+def _of_shards(
+    loss_fn: SummedLoss, mesh: DeviceMesh, logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """``loss_fn`` of logits (1, n, V), of which this rank has (1, n, V / ranks)."""
+    loss = loss_fn(DTensor.from_local(logits, mesh, [Shard(-1)], run_check=False), labels)
+    return loss.full_tensor() if isinstance(loss, DTensor) else loss
 
 
 def chunked_loss(

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.distributed import _functional_collectives as funcol
 
 from .bags import IGNORE_INDEX
+from .vocabulary import Logits, ShardedLogits, localize
 
 # Appendix D's fit to the mutual information of token pairs at distance d: C0 + a * d**k
 _FITTED_C0, _FITTED_A, _FITTED_K = 3.63, 1.35, -1.25
@@ -82,13 +84,55 @@ class _MultiHotCrossEntropy(torch.autograd.Function):
             return grad, None, None, None
         grad = logits if ctx.overwrite else torch.empty_like(logits)
         for z, t, v, y, g in _blocks(logits, total, w, index, grad):
-            p = F.softmax(z, -1, dtype=w.dtype).mul_(t)
-            if p.is_cpu:
-                p.scatter_add_(-1, y, -v)
-            else:
-                p.scatter_(-1, y, p.gather(-1, y) - _summed_by_label(v, y))
-            g.copy_(p)
+            g.copy_(_subtract_at(F.softmax(z, -1, dtype=w.dtype).mul_(t), y, v))
         return grad, None, None, None
+
+
+class _ShardedCrossEntropy(torch.autograd.Function):
+    """The same, of the part of the vocabulary that a rank has; the result is of the whole.
+
+    Ranks exchange three numbers for each position, in two reductions, whatever the bag size. One
+    cross-entropy exchanges as many, in three.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, labels, weights, overwrite, shard):
+        # logits (N, v), labels (N, s), weights (s,)
+        dtype, group = weights.dtype, (shard.mesh, 0)
+        w = weights * (labels != IGNORE_INDEX)  # (N, s)
+        index, here = shard.find(labels)
+        at_labels = w * here
+        highest = funcol.all_reduce(logits.amax(-1, keepdim=True).to(dtype), "max", group)  # (N, 1)
+        sums = torch.cat(
+            [(z.to(dtype) - m).exp_().sum(-1) for z, m in _blocks(logits, highest)]
+        )  # (N,)
+        picked = (at_labels * (logits.gather(-1, index).to(dtype) - highest)).sum(-1)  # (N,)
+        sums, picked = funcol.all_reduce(torch.stack([sums, picked]), "sum", group).unbind()
+        log_sums = sums.log()
+        ctx.save_for_backward(logits, highest + log_sums[:, None], w, at_labels, index)
+        ctx.overwrite = overwrite
+        return (w.sum(-1) * log_sums - picked).sum()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        logits, lse, w, at_labels, index = ctx.saved_tensors
+        total = w.sum(-1, keepdim=True) * grad_output
+        at_labels = at_labels * grad_output
+        if torch.compiler.is_compiling():
+            p = (logits.to(w.dtype) - lse).exp() * total
+            return _subtract_at(p, index, at_labels).to(logits.dtype), None, None, None, None
+        grad = logits if ctx.overwrite else torch.empty_like(logits)
+        for z, m, t, v, y, g in _blocks(logits, lse, total, at_labels, index, grad):
+            g.copy_(_subtract_at((z.to(w.dtype) - m).exp_().mul_(t), y, v))
+        return grad, None, None, None, None
+
+
+def _subtract_at(values, labels, weights):
+    """``values`` (n, V) less the weights (n, s) at their labels (n, s), in place."""
+    if values.is_cpu:
+        return values.scatter_add_(-1, labels, -weights)
+    at_labels = values.gather(-1, labels) - _summed_by_label(weights, labels)
+    return values.scatter_(-1, labels, at_labels)
 
 
 def _summed_by_label(weights, labels):
@@ -112,13 +156,12 @@ def _blocks(logits, *others):
 
 def _mce_alt(logits, labels, coefficients):
     """-log of the bag's total probability: lse(z) - lse(z over the bag)."""
-    z = _compute_dtype(logits)
     members = _distinct(labels)
     empty = ~members.any(-1)
-    picked = z.gather(-1, labels.clamp_min(0)).masked_fill(~members, -torch.inf)
+    picked = logits.at(labels).masked_fill(~members, -torch.inf)
     # an empty bag would make -inf - -inf; its loss is 0 and so is its gradient
     bag = picked.masked_fill(empty[:, None], 0.0).logsumexp(-1)
-    return coefficients * (z.logsumexp(-1) - bag).masked_fill(empty, 0.0).sum()
+    return coefficients * (logits.logsumexp() - bag).masked_fill(empty, 0.0).sum()
 
 
 def _bce(logits, labels, coefficients):
@@ -138,11 +181,9 @@ def _hinge(logits, labels, coefficients):
 
 
 def _one_vs_rest(logits, labels, coefficients, absent, present_minus_absent):
-    z = _compute_dtype(logits)
     members = _distinct(labels)
-    picked = z.gather(-1, labels.clamp_min(0))
-    bag = (present_minus_absent(picked) * members).sum(-1)
-    return coefficients * ((absent(z).sum(-1) + bag) * members.any(-1)).sum()
+    bag = (present_minus_absent(logits.at(labels)) * members).sum(-1)
+    return coefficients * ((logits.total(absent) + bag) * members.any(-1)).sum()
 
 
 _SUMS_OF_SETS = {"mce_alt": _mce_alt, "bce": _bce, "hinge": _hinge}
@@ -191,18 +232,22 @@ class BagLoss:
     ) -> torch.Tensor:
         """This batch's share of the mean: each term times its coefficient, added up.
 
-        bfloat16 and float16 logits are computed in float32.
+        bfloat16 and float16 logits are computed in float32. Logits may be a DTensor sharded over
+        the vocabulary (loss parallel), which stays sharded; the result is a plain tensor, the same
+        on all ranks of the mesh.
         """
+        logits, shard = localize(logits)
         logits, labels = logits.flatten(0, -2), labels.flatten(0, -2)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         coefficients = coefficients.to(logits.device, dtype)
         if self.loss == "mce":
-            return _MultiHotCrossEntropy.apply(logits, labels, coefficients, self.overwrite_logits)
-        return _SUMS_OF_SETS[self.loss](logits, labels, coefficients).squeeze()
-
-
-def _compute_dtype(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+            args = (logits, labels, coefficients, self.overwrite_logits)
+            if shard:
+                return _ShardedCrossEntropy.apply(*args, shard)
+            return _MultiHotCrossEntropy.apply(*args)
+        logits = logits.to(dtype)
+        z = ShardedLogits(logits, shard) if shard else Logits(logits)
+        return _SUMS_OF_SETS[self.loss](z, labels, coefficients).squeeze()
 
 
 def _distinct(labels: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,226 @@
+"""Short runs on any number of processes, on batches that are the same however many share them.
+
+A run's processes are forked from one that has imported everything, so that dozens of runs take
+minutes. No GPU is in use before the fork; each process of a run starts its own.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for a GPU must not start one
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
+
+from torchtitan.experiments.tst.device import enable_cpu_if_alone
+
+enable_cpu_if_alone()
+
+import torchtitan.train as upstream  # noqa: E402
+from torchtitan.models.llama3 import llama3_args  # noqa: E402
+from torchtitan.models.qwen3 import qwen3_args  # noqa: E402
+
+from make_demo_corpus import VOCAB_SIZE  # noqa: E402
+from torchtitan.experiments.tst import models  # noqa: E402, F401
+from torchtitan.experiments.tst.core import IGNORE_INDEX  # noqa: E402
+from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
+from torchtitan.experiments.tst.job_config import SuperpositionConfigManager  # noqa: E402
+from torchtitan.experiments.tst.trainer import SuperpositionTrainer  # noqa: E402
+
+# Embeddings as small as the demo's: torch's norm of a larger one on CPU, in float32, is itself
+# further than 1e-5 from the norm of its parts.
+for name in ("tiny", "moe_tiny"):
+    qwen3_args[name] = dataclasses.replace(qwen3_args[f"debugmodel_{name}"], vocab_size=VOCAB_SIZE)
+for attention in ("flex", "varlen"):
+    llama3_args[f"demo_{attention}"] = dataclasses.replace(
+        llama3_args["demo"], attn_type=attention, attn_mask_type="block_causal"
+    )
+
+# in the run folder, of one process
+LOG = "log-{rank}.txt"
+GRADIENTS = "gradient-norms-{rank}.jsonl"
+LOG_END = 6000  # characters, to look at when a process fails
+
+
+class SyntheticTrainer(SuperpositionTrainer):
+    """Each step's global batch depends on the step alone; a rank takes its rows of it.
+
+    One token in about 30 ends a document. Labels are ignored unevenly: many in the first rows, none
+    in the last. The norm of each parameter's gradient is logged beside the metrics.
+    """
+
+    @override
+    def batch_generator(self, data_iterable: Any) -> Iterator[tuple]:
+        ranks, rank = 1, 0
+        if self.parallel_dims.dp_enabled:
+            mesh = self.parallel_dims.get_mesh("batch")
+            ranks, rank = mesh.size(), mesh.get_local_rank()
+        while True:
+            shape = self.batch_shape(self.step)
+            inputs, labels = self.global_batch(
+                ranks * self.gradient_accumulation_steps * shape.sequences, shape.data_tokens
+            )
+            parts = zip(
+                inputs.split(shape.sequences)[rank::ranks],
+                labels.split(shape.sequences)[rank::ranks],
+                strict=True,
+            )
+            for part_inputs, part_labels in parts:
+                self.metrics_processor.data_loading_times.append(0.0)
+                yield {"input": part_inputs.clone()}, part_labels.clone()
+
+    def global_batch(self, sequences: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and labels, (sequences, length) each."""
+        assert self.tokenizer is not None
+        generator = torch.Generator().manual_seed(self.step)
+        stream = torch.randint(1000, (sequences, length + 1), generator=generator)
+        ends = torch.rand(stream.shape, generator=generator) < 1 / 30
+        stream[ends] = self.tokenizer.eos_id
+        labels = stream[:, 1:].clone()
+        share = torch.linspace(0.8, 0.0, sequences)[:, None]
+        labels[torch.rand(labels.shape, generator=generator) < share] = IGNORE_INDEX
+        return stream[:, :-1], labels
+
+    @override
+    def _before_optimizer_step(self, *args: Any) -> None:
+        super()._before_optimizer_step(*args)
+        norms = {}
+        for part in self.model_parts:
+            for name, parameter in part.named_parameters():
+                gradient = parameter.grad
+                if isinstance(gradient, DTensor):
+                    gradient = gradient.full_tensor()
+                norms[_plain(name)] = gradient.double().norm().item()
+        path = Path(self.job_config.job.dump_folder, GRADIENTS.format(rank=dist.get_rank()))
+        with path.open("a") as file:
+            print(json.dumps(norms), file=file)
+
+
+def gradient_norms(folder: Path) -> list[dict[str, list[float]]]:
+    """The norm of each parameter's gradient at each step, on the ranks that have the parameter."""
+    steps: list[dict[str, list[float]]] = []
+    for path in folder.glob(GRADIENTS.format(rank="*")):
+        for step, line in enumerate(path.read_text().splitlines()):
+            if step == len(steps):
+                steps.append({})
+            for name, norm in json.loads(line).items():
+                steps[step].setdefault(name, []).append(norm)
+    return steps
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without those of wrappers."""
+    return re.sub(r"_orig_mod\.|_checkpoint_wrapped_module\.", "", name)
+
+
+def run(args: Sequence[str], processes: int, folder: Path) -> str | None:
+    """Train a job, as :func:`run_ranks` does.
+
+    Args:
+        args: of the job, as on the command line.
+        processes: of the run.
+        folder: of the run.
+    """
+    return run_ranks(train, processes, folder, [*args, f"--job.dump_folder={folder}"])
+
+
+def train(args: Sequence[str]) -> None:
+    """Train a job in this process, one of those that torchrun would start."""
+    upstream.time.sleep = lambda seconds: None  # it waits for others at the end
+    upstream.ConfigManager = SuperpositionConfigManager  # type: ignore[misc]
+    sys.argv = ["", *args]
+    upstream.main(SyntheticTrainer)
+
+
+def run_ranks(
+    function: Callable[..., None], processes: int, folder: Path, *args: Any
+) -> str | None:
+    """Call a function in so many processes, in the environment that torchrun would give them.
+
+    Gives how a process failed and the end of its log, or None.
+
+    Args:
+        function: of a module that can be imported.
+        processes: how many.
+        folder: of the logs.
+        args: of the function.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _start_fork_server()
+    port = _free_port()
+    ranks = [
+        multiprocessing.get_context("forkserver").Process(
+            target=_rank, args=(rank, processes, port, folder, function, *args)
+        )
+        for rank in range(processes)
+    ]
+    for process in ranks:
+        process.start()
+    failed = None
+    waiting = dict(enumerate(ranks))
+    while waiting and failed is None:
+        multiprocessing.connection.wait([process.sentinel for process in waiting.values()])
+        for rank, process in list(waiting.items()):
+            if process.exitcode is not None:
+                del waiting[rank]
+                if process.exitcode:
+                    failed = rank
+    for process in waiting.values():
+        process.kill()
+    for process in ranks:
+        process.join()
+    if failed is None:
+        return None
+    log = (folder / LOG.format(rank=failed)).read_text()[-LOG_END:]
+    return f"rank {failed} ended with {ranks[failed].exitcode}\n{log}"
+
+
+def _start_fork_server() -> None:
+    """It finds this module by the environment: before Python 3.13 it is not told sys.path."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), before or ""])
+    try:
+        multiprocessing.get_context("forkserver").set_forkserver_preload([Path(__file__).stem])
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _rank(
+    rank: int, processes: int, port: int, folder: Path, function: Callable[..., None], *args: Any
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        # Compiled code has the names of process groups in it, which differ from run to run.
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
+    }
+    torch.set_num_threads(1)
+    with (folder / LOG.format(rank=rank)).open("w") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    function(*args)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
