@@ -15,11 +15,24 @@ def test_an_accelerator_leaves_everything_alone():
     code = """
 import torch, torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor.experimental._context_parallel import _attention
 torch._utils._get_available_device_type = lambda: "cuda"
 from torchtitan.experiments.tst.device import enable_cpu_if_alone
-before = (torch.histc, dist.barrier, FSDPModule.set_gradient_divide_factor)
+from torchtitan.models import attention
+from torchtitan.models.moe import utils
+def patched():
+    return (
+        torch.histc,
+        dist.barrier,
+        FSDPModule.set_gradient_divide_factor,
+        dict(_attention.custom_ops),
+        attention.FlexAttentionWrapper._compiled_flex_attn,
+        attention._compiled_create_block_mask,
+        utils.generate_permute_indices,
+    )
+before = patched()
 assert not enable_cpu_if_alone()
-assert before == (torch.histc, dist.barrier, FSDPModule.set_gradient_divide_factor)
+assert before == patched()
 assert not hasattr(torch.cpu, "memory_stats")
 import torchtitan.tools.utils
 assert torchtitan.tools.utils.device_type == "cuda"

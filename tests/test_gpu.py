@@ -1,5 +1,6 @@
 """What CPU tests cannot see; ``scripts/test.sh -m gpu`` on a machine with a GPU."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from torchtitan.models.llama3 import llama3_args
 from torchtitan.train import Trainer
 
 from conftest import ROOT
@@ -115,6 +117,20 @@ def test_both_phases_train_in_bfloat16(train, args):
     values = [line[TRAINING_LOSS] for line in train(*JOB, *args)]
     assert values[9] < values[0]
     assert values[19] < values[10]
+
+
+@pytest.mark.parametrize("args", [(), ("--compile.enable",)], ids=["eager", "compiled"])
+def test_variable_length_attention_is_flex_attention(train, monkeypatch, args):
+    """Two ways to the same masks, of documents of bags and of tokens."""
+    found = []
+    for attention in ("flex", "varlen"):
+        model = dataclasses.replace(
+            llama3_args["demo"], attn_type=attention, attn_mask_type="block_causal"
+        )
+        monkeypatch.setitem(llama3_args, f"demo_{attention}", model)
+        lines = train(*JOB, f"--model.flavor=demo_{attention}", *args)
+        found.append([line[TRAINING_LOSS] for line in lines])
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
 
 
 def test_memory_is_what_the_dry_run_says(train):

@@ -18,6 +18,13 @@ from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
 ON = ("--superposition.bag_size=4", "--superposition.steps=2")
 
+PP = "--parallelism.pipeline_parallel_degree=2"
+TP_AND_CP = (
+    "--parallelism.tensor_parallel_degree=2",
+    "--parallelism.context_parallel_degree=4",
+)
+QWEN3 = ("--model.name=qwen3", "--model.flavor=debugmodel_tiny")
+
 
 def section(**values):
     return [f"--superposition.{key}={value}" for key, value in values.items()]
@@ -92,22 +99,35 @@ def section(**values):
             "must be 0",
         ),
         (
-            [*ON, "--model.flavor=debugmodel_flex_attn"],
-            "model.flavor",
-            "'debugmodel_flex_attn'",
-            '"causal"',
+            [*ON, "--training.seq_len=34", "--parallelism.context_parallel_degree=2"],
+            "training.seq_len",
+            34,
+            "34 latents, which must be a multiple of 4",
         ),
         (
-            [*ON, "--parallelism.context_parallel_degree=2"],
-            "parallelism.context_parallel_degree",
-            2,
-            "must be 1",
+            [*section(bag_size=4, steps=2, scale="batch"), *TP_AND_CP],
+            "training.seq_len",
+            32,
+            "8 latents, which must be a multiple of 16",
         ),
         (
-            [*ON, "--parallelism.pipeline_parallel_degree=2"],
+            [*QWEN3, "--parallelism.pipeline_parallel_degree=2"],
             "parallelism.pipeline_parallel_degree",
             2,
-            "must be 1",
+            "TorchTitan has no pipeline of model.name = 'qwen3'",
+        ),
+        ([PP, "--comm.mode=fake_backend"], "comm.mode", "'fake_backend'", "cannot play"),
+        (
+            [PP, "--parallelism.pipeline_parallel_microbatch_size=3"],
+            "parallelism.pipeline_parallel_microbatch_size",
+            3,
+            "must divide training.local_batch_size = 4",
+        ),
+        (
+            [PP, "--validation.enable", "--validation.local_batch_size=6"],
+            "validation.local_batch_size",
+            6,
+            "must be a multiple of 4, the pipeline's microbatches",
         ),
         (
             ["--resilience.max_skipped_steps=1", "--optimizer.early_step_in_backward"],
@@ -123,10 +143,10 @@ def section(**values):
         ),
         (["--lm_head.chunks=0"], "lm_head.chunks", 0, "at least 1"),
         (
-            ["--lm_head.chunks=8", "--parallelism.tensor_parallel_degree=2"],
+            ["--lm_head.chunks=8", PP],
             "lm_head.chunks",
             8,
-            "must be 1 with parallelism.tensor_parallel_degree = 2",
+            "parallelism.pipeline_parallel_microbatch_size",
         ),
         (
             ["--lm_head.chunks=8", "--model.converters=quantize.linear.float8"],

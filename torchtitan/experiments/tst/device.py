@@ -17,8 +17,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor import _random as dtensor_random
+from torch.distributed.tensor._dtensor_spec import DTensorSpec
+from torch.distributed.tensor.experimental import register_sharding
+from torch.distributed.tensor.experimental._context_parallel import _attention as context_parallel
+from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from torchtitan.config import ConfigManager
 from typing_extensions import override
 
@@ -34,6 +40,9 @@ def enable_cpu_if_alone() -> bool:
     _complete_torch_cpu()
     _make_collectives_run_on_gloo()
     _make_histc_count_integers()
+    _make_attention_parallel_on_cpu()
+    _make_expert_permutation_run_on_cpu()
+    _make_flex_attention_train_on_cpu()
     dtensor_random._rng_tracker = _CpuRNGTracker()
     # With torch 2.13 the first exp of a process is now and then wrong by 1e-5, relative; later ones
     # are right. Get it over with.
@@ -103,6 +112,67 @@ def _make_histc_count_integers() -> None:
         return torch.bincount(input, minlength=bins)
 
     torch.histc = histc_or_bincount  # type: ignore[assignment]
+
+
+def _make_attention_parallel_on_cpu() -> None:
+    """Torch has the attention kernels of GPUs under tensor and context parallelism, not the CPU's.
+
+    Tensors are (B, heads, L, head_dim), log-sums (B, heads, L).
+    """
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+    heads, sequence = 1, 2
+
+    @register_sharding([forward, backward])
+    def shard_heads(*args: Any, **kwargs: Any) -> list:
+        tensors = sum(isinstance(arg, DTensorSpec) for arg in args)
+        others: list = [None] * (len(args) - tensors)
+        results = 2 if tensors == 3 else 3
+        return [
+            ([placement] * results, [placement] * tensors + others)
+            for placement in (Replicate(), Shard(heads))
+        ]
+
+    def ring(op_call: Any, args: Any, kwargs: Any) -> Any:
+        mesh = args[0].device_mesh
+        values = [arg.to_local() if isinstance(arg, DTensor) else arg for arg in args]
+        names = [argument.name for argument in op_call._schema.arguments]
+        call = dict(zip(names, values, strict=False)) | {"scale": kwargs.get("scale")}
+        if op_call is forward:
+            parts = context_parallel._templated_ring_attention(
+                mesh.get_group(), sequence, op_call, **call
+            )
+        else:
+            parts = context_parallel._templated_ring_attention_backward(
+                mesh.get_group(), sequence, op_call, grad_out_name="grad_out", **call
+            )
+        return tuple(DTensor.from_local(p, mesh, [Shard(sequence)], run_check=False) for p in parts)
+
+    context_parallel.custom_ops |= {forward: ring, backward: ring}
+
+
+def _make_expert_permutation_run_on_cpu() -> None:
+    """Upstream has both a Triton kernel and a version for CPU, and offers no way to choose."""
+    from torchtitan.models.moe import utils as moe_utils
+
+    moe_utils.generate_permute_indices = functools.partial(
+        moe_utils.generate_permute_indices, use_cpu=True
+    )
+
+
+def _make_flex_attention_train_on_cpu() -> None:
+    """Torch's has no backward there: attention with the mask written out has."""
+    from torchtitan.models import attention
+
+    def masked_attention(q, k, v, *, block_mask, scale, enable_gqa, return_lse):
+        if return_lse:
+            raise NotImplementedError("log-sums of flex attention on CPU")
+        batch, heads = block_mask.shape[:2]
+        mask = create_mask(block_mask.mask_mod, batch, heads, q.shape[2], k.shape[2], q.device)
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=enable_gqa)
+
+    attention.FlexAttentionWrapper._compiled_flex_attn = staticmethod(masked_attention)
+    attention._compiled_create_block_mask = functools.partial(create_block_mask, device="cpu")
 
 
 class _CpuRNGTracker(dtensor_random._RNGStateTracker):

@@ -44,6 +44,14 @@ def check_job(job_config: UpstreamJobConfig) -> None:
         ConfigError: naming the key, its value and what is allowed.
         CheckpointError: if the config contradicts the checkpoint that the job would go on from.
     """
+    mode, stages = job_config.comm.mode, job_config.parallelism.pipeline_parallel_degree
+    if mode == "fake_backend" and stages > 1:
+        raise ConfigError(
+            "comm.mode",
+            mode,
+            f"cannot play parallelism.pipeline_parallel_degree = {stages}, whose stages tell each "
+            "other shapes",
+        )
     ranks = _ranks(job_config)
     schedule = check_config(job_config, ranks)
     async_mode = job_config.checkpoint.async_mode
@@ -76,15 +84,14 @@ def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:
         importlib.import_module(job_config.experimental.custom_import)
     check_sections(job_config)
     section = superposition_section(job_config)
-    model_args = model_args_of(job_config)
+    model_args_of(job_config)  # there is such a model
     if section.bag_size > 1:
         _check_steps(section, job_config.training.steps)
         _check_combinations(section)
     schedule = build_schedule(job_config)
     if schedule.enabled:
         _check_shapes(job_config, schedule)
-        _check_attention(section, job_config.model.flavor, model_args)
-        _check_parallelism(job_config)
+    _check_pipeline(job_config)
     _check_lm_head(job_config)
     if section.stop_at_boundary and not (schedule.enabled and job_config.checkpoint.enable):
         raise ConfigError(
@@ -162,13 +169,16 @@ def _check_shapes(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
             "the next s tokens do not fit into a sequence of "
             f"training.seq_len = {training.seq_len} tokens",
         )
-    degree = job_config.parallelism.tensor_parallel_degree
-    if shape.latents % degree:
+    layout = job_config.parallelism
+    tensor, context = layout.tensor_parallel_degree, layout.context_parallel_degree
+    divisor = 2 * tensor * context  # TorchTitan's rule for ordinary sequences
+    if tensor * context > 1 and shape.latents % divisor:
         raise ConfigError(
             "training.seq_len",
             training.seq_len,
-            f"gives {shape.latents} latents, which "
-            f"parallelism.tensor_parallel_degree = {degree} does not divide",
+            f"gives {shape.latents} latents, which must be a multiple of {divisor}: 2 * "
+            f"parallelism.tensor_parallel_degree = {tensor} * "
+            f"parallelism.context_parallel_degree = {context}",
         )
     if validation.enable and validation.seq_len != training.seq_len:
         raise ConfigError(
@@ -208,35 +218,45 @@ def _check_batch(job_config: UpstreamJobConfig, dp_degree: int) -> None:
         )
 
 
-def _check_attention(section: Superposition, flavor: str, model_args: Any) -> None:
-    if section.mode == "output" or getattr(model_args, "attn_type", "sdpa") == "sdpa":
+def _check_pipeline(job_config: UpstreamJobConfig) -> None:
+    layout, batch_size = job_config.parallelism, job_config.training.local_batch_size
+    if (degree := layout.pipeline_parallel_degree) <= 1:
         return
-    if model_args.attn_mask_type == "block_causal":
+    spec = train_spec_module.get_train_spec(job_config.model.name)
+    if spec.pipelining_fn is None:
         raise ConfigError(
-            "model.flavor",
-            flavor,
-            'has attn_mask_type = "block_causal", which finds documents by token ids that bags do '
-            f'not have; with superposition.mode = {section.mode!r} choose a flavor with "causal"',
+            "parallelism.pipeline_parallel_degree",
+            degree,
+            f"must be 1: TorchTitan has no pipeline of model.name = {job_config.model.name!r}",
         )
-
-
-def _check_parallelism(job_config: UpstreamJobConfig) -> None:
-    for name in ("context_parallel_degree", "pipeline_parallel_degree"):
-        if (degree := getattr(job_config.parallelism, name)) > 1:
-            raise ConfigError(
-                f"parallelism.{name}", degree, "must be 1 with superposition, for now"
-            )
+    size = layout.pipeline_parallel_microbatch_size
+    if size < 1 or batch_size % size:
+        raise ConfigError(
+            "parallelism.pipeline_parallel_microbatch_size",
+            size,
+            f"must divide training.local_batch_size = {batch_size}",
+        )
+    microbatches, validation = batch_size // size, job_config.validation
+    if validation.enable and validation.local_batch_size % microbatches:
+        raise ConfigError(
+            "validation.local_batch_size",
+            validation.local_batch_size,
+            f"must be a multiple of {microbatches}, the pipeline's microbatches of "
+            f"training.local_batch_size = {batch_size}",
+        )
 
 
 def _check_lm_head(job_config: UpstreamJobConfig) -> None:
     chunks = lm_head_section(job_config).chunks
     if chunks == 1:
         return
-    for name in ("tensor_parallel_degree", "pipeline_parallel_degree"):
-        if (degree := getattr(job_config.parallelism, name)) > 1:
-            raise ConfigError(
-                "lm_head.chunks", chunks, f"must be 1 with parallelism.{name} = {degree}, for now"
-            )
+    if (degree := job_config.parallelism.pipeline_parallel_degree) > 1:
+        raise ConfigError(
+            "lm_head.chunks",
+            chunks,
+            f"must be 1 with parallelism.pipeline_parallel_degree = {degree}, whose microbatches "
+            "cut the logits: parallelism.pipeline_parallel_microbatch_size",
+        )
     for name in job_config.model.converters:
         kind, _, precision = name.rpartition(".")
         if kind == "quantize.linear":

@@ -14,6 +14,7 @@ from .core import BagEmbedding, LossHead
 from .data.build import build_dataloader
 from .job_config import lm_head_section
 from .metrics import build_metrics_processor
+from .parallelize import parallelize
 from .phase_loss import PhaseLoss
 from .validate import build_validator
 
@@ -24,6 +25,7 @@ def superposition_train_spec(spec: TrainSpec, job_config: JobConfig) -> TrainSpe
     return dataclasses.replace(
         spec,
         model_cls=functools.partial(_build_model, spec.model_cls, chunks),
+        parallelize_fn=functools.partial(parallelize, spec.parallelize_fn),
         build_dataloader_fn=(
             build_dataloader
             if spec.build_dataloader_fn is build_text_dataloader

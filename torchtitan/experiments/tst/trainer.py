@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from .checkpoint.agreement import run_facts
 from .checkpoint.manager import ResilientCheckpointManager
-from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, fold
+from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, document_ids, fold
 from .data.loader import Batch, PhaseDataloader
 from .data.shards_loader import ShardsDataloader, announce_data
 from .finite import FiniteCheck
@@ -38,6 +38,7 @@ from .job_config import (
     resilience_section,
     superposition_section,
 )
+from .parallelize import forget_shapes
 from .phase_loss import PhaseLoss
 from .reinit import reinitialize
 from .stop import Stopped, StopRequest
@@ -87,6 +88,7 @@ class SuperpositionTrainer(Trainer):
         self.stop_at_boundary = (
             self.schedule.enabled and superposition_section(job_config).stop_at_boundary
         )
+        self._flops_length = job_config.training.seq_len  # that FLOPs are counted at
         self._losses: list[torch.Tensor] = []
         self._grad_norm: torch.Tensor | None = None
         resilience = resilience_section(job_config)
@@ -188,19 +190,41 @@ class SuperpositionTrainer(Trainer):
         """Before the first recovery step, in this launch or in one resumed at the boundary."""
         logger.info(f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins")
         self.checkpointer.wait()  # for the boundary checkpoint
+        if self.parallel_dims.pp_enabled:
+            forget_shapes(self.pp_schedule)
         if names := superposition_section(self.job_config).reinit_at_recovery:
             logger.info(f"Initialising {', '.join(names)} afresh")
             seed = (self.job_config.debug.seed or 0) + self.schedule.boundary
             reinitialize(self.model_parts, names, self.optimizers, seed)
 
     @override
-    def post_dataloading_process(self, *args: Any) -> tuple:
-        _, labels, *_ = batch = super().post_dataloading_process(*args)
-        self.loss_fn.expect(labels)
+    def post_dataloading_process(
+        self, input_dict: dict[str, torch.Tensor], labels: torch.Tensor
+    ) -> tuple:
+        bags = input_dict["input"]
+        if bags.ndim == 2:
+            batch = super().post_dataloading_process(input_dict, labels)
+        else:
+            # Upstream makes masks and positions, and shards by context, for what stands for the
+            # bags; the bags follow by their positions.
+            stand_in = document_ids(bags, getattr(self.tokenizer, "eos_id", None))
+            _, labels, extra_inputs, extra_kwargs = super().post_dataloading_process(
+                input_dict | {"input": stand_in}, labels
+            )
+            if self.parallel_dims.cp_enabled:
+                positions = extra_kwargs["positions"].long()  # (B, l)
+                bags = bags.take_along_dim(positions[..., None], dim=1)  # -> (B, l, s)
+            batch = (bags, labels, extra_inputs, extra_kwargs)
+        self.loss_fn.expect(batch[1])
         return batch
 
     @override
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
+        if self.parallel_dims.pp_enabled:
+            # Upstream's schedule goes backward from the sum and divides only what it logs
+            # (pytorch/torchtitan#2972): gradients and their norm would be of another scale.
+            self.loss_fn.divisor = kwargs["global_valid_tokens"]
+            kwargs["global_valid_tokens"] = 1.0
         loss = super().forward_backward_step(**kwargs)
         self._losses.append(loss.detach())
         return loss
@@ -295,10 +319,17 @@ class SuperpositionTrainer(Trainer):
         return self.schedule.batch_shape(step, training.local_batch_size, training.seq_len)
 
     def _set_flops_per_latent(self, shape: BatchShape) -> None:
-        """Upstream counts FLOPs per token at training.seq_len; attention is cheaper below it."""
-        _, self.metrics_processor.num_flops_per_token = self.model_args.get_nparams_and_flops(
-            self.model_parts[0], shape.latents
+        """Upstream counts FLOPs per token at training.seq_len; attention is cheaper below it.
+
+        With pipeline parallelism there is no whole model left to count anew.
+        """
+        part = self.model_parts[0]
+        counted, flops = (
+            self.model_args.get_nparams_and_flops(part, length)[1]
+            for length in (self._flops_length, shape.latents)
         )
+        self.metrics_processor.num_flops_per_token += flops - counted
+        self._flops_length = shape.latents
 
     def _announce(self) -> None:
         training, shape = self.job_config.training, self.batch_shape(1)

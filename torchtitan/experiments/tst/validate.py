@@ -1,13 +1,19 @@
 """Validation: always ordinary next-token loss, always on the same data."""
 
+import math
 from typing import Any
 
+import torch
 import torchtitan.components.validate as upstream
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torchtitan.components.validate import Validator
+from torchtitan.distributed import utils as dist_utils
 from typing_extensions import override
 
+from .core import IGNORE_INDEX
 from .data.build import build_validation_dataloader
+from .parallelize import forget_shapes
 from .phase_loss import PhaseLoss
 
 
@@ -31,14 +37,49 @@ class FixedSetValidator(Validator):
 
     @override
     def post_dataloading_process(self, *args: Any) -> tuple:
-        _, labels, *_ = batch = super().post_dataloading_process(*args)
+        inputs, labels, *extra = super().post_dataloading_process(*args)
+        if self._context:
+            labels, self.loss_fn.divisor = self._part_of_context(labels, self._context)
         self.loss_fn.expect(labels)
-        return batch
+        return inputs, labels, *extra
+
+    @property
+    def _context(self) -> DeviceMesh | None:
+        return self.parallel_dims.get_optional_mesh("cp")
+
+    def _part_of_context(
+        self, labels: torch.Tensor, mesh: DeviceMesh
+    ) -> tuple[torch.Tensor, float]:
+        """Labels of a part of each sequence, and a divisor of their loss.
+
+        Upstream divides each part's loss by the targets of that part, and adds up what comes out;
+        together with the divisor, it is divided by all targets. Where a part has none, upstream is
+        to find one, and its loss to be 0.
+        """
+        own = (labels != IGNORE_INDEX).sum().float()
+        if batch := self.parallel_dims.get_optional_mesh("batch"):
+            own = own.new_tensor(dist_utils.dist_sum(own, batch))
+        total = dist_utils.dist_sum(own, mesh)
+        if own == 0:
+            return torch.zeros_like(labels), math.inf
+        return labels, total / own.item()
 
     @override
     def validate(self, model_parts: list[nn.Module], step: int) -> None:
         self.validation_dataloader.load_state_dict(self._start)
+        if self._context:
+            for part in model_parts:
+                # upstream names Llama's, puts it into a context, and does not enter that
+                part.freqs_cis = getattr(part, "freqs_cis", None)  # type: ignore[assignment]
+        self._leave_training()
         super().validate(model_parts, step)
+        self._leave_training()
+
+    def _leave_training(self) -> None:
+        """What training has left of itself is not validation's, nor the other way round."""
+        self.loss_fn.divisor = None
+        if self.parallel_dims.pp_enabled:
+            forget_shapes(self.pp_schedule)
 
 
 def build_validator(**kwargs: Any) -> FixedSetValidator:
