@@ -1,120 +1,206 @@
 """The same job on several processes and on one, from the same initial weights."""
 
+import dataclasses
 import shutil
 
 import pytest
 import torch
 
+import parallel_worker
+from check_parallelism import BOUNDARY, STEPS, Runs
 from conftest import TST, load_full
-from torchtitan.experiments.tst.metrics import read_metrics
+from parallel_layouts import GLOBAL_BATCH, LAYOUTS, MODELS, TOLERANCE, Layout
+from torchtitan.experiments.tst import parallelize
+from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 
-MODELS = {
-    "llama3": ("--model.name=llama3", "--model.flavor=demo"),
-    "qwen3": ("--model.name=qwen3", "--model.flavor=debugmodel_tiny"),
-    "qwen3 MoE": ("--model.name=qwen3", "--model.flavor=debugmodel_moe_tiny"),
+# of scripts/check_parallelism.py, which runs them all
+IN_CI = {
+    ("llama3", "DDP 2"),
+    ("qwen3", "FSDP 2"),
+    ("llama3", "FSDP 2, 2 micro-batches"),
+    ("llama3", "DDP 2, 2 micro-batches"),
+    ("llama3", "HSDP 2x2"),
+    ("qwen3", "TP 2"),
+    ("qwen3 MoE", "TP 2, without loss parallel"),
+    ("llama3", "CP 2, headtail"),
+    ("qwen3", "CP 2, no load balancer"),
+    ("llama3", "CP 2, flex, documents, ptrr"),
+    ("llama3", "PP 2, 1F1B"),
+    ("llama3", "PP 2, Interleaved1F1B"),
+    ("llama3", "PP 2, s times the sequences"),
+    ("qwen3 MoE", "FSDP 2 + EP 2"),
+    ("qwen3 MoE", "TP 2 + EP 2"),
+    ("qwen3 MoE", "FSDP 2 + TP 2 + EP 2 + ETP 2"),
+    ("llama3", "FSDP 2 + TP 2"),
+    ("qwen3", "TP 2 + CP 2"),
+    ("llama3", "TP 2 + PP 2"),
+    ("llama3", "FSDP 2, flex, documents"),
+    ("qwen3", "FSDP 2, checkpointing selective"),
+    ("qwen3 MoE", "TP 2, checkpointing full"),
+    ("llama3", "TP 2, bce"),
+    ("llama3", "CP 2, bags out"),
+    ("qwen3", "TP 2, LM head in chunks"),
 }
-JOB = (
-    "--superposition.bag_size=4",
-    "--superposition.steps=3",
-    "--checkpoint.enable",
-    "--checkpoint.interval=100",
-    "--training.global_batch_size=8",
-    # AdamW divides by the size of the gradient, and so blows up the rounding of tiny ones
-    "--optimizer.eps=1e-3",
-)
+
+
+ONE = Layout({}, note="one process")
+
+
+def named(name):
+    (found,) = (layout for layout in LAYOUTS if layout.name == name)
+    return found
+
+
+def identity(value):
+    return getattr(value, "name", str(value))
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Train from the model's seed checkpoint; gives losses and gradient norms of each step."""
-    root = tmp_path_factory.mktemp("distributed")
-    done = {}
+def runs(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("runs"))
 
-    def run(launch, model, *args, processes=1):
-        seed = root / model / "seed"
-        if not seed.exists():
-            launch(
-                TST,
-                *MODELS[model],
-                *JOB,
-                "--checkpoint.create_seed_checkpoint",
-                f"--job.dump_folder={seed}",
-            )
-        key = (model, *args, processes)
-        if key not in done:
-            folder = tmp_path_factory.mktemp("run")
-            shutil.copytree(seed / "checkpoint", folder / "checkpoint")
-            launch(
-                "distributed_worker",
-                *MODELS[model],
-                *JOB,
-                *args,
-                "--checkpoint.load_step=0",
-                f"--job.dump_folder={folder}",
-                processes=processes,
-            )
-            lines = read_metrics(folder)
-            assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-            done[key] = {
-                name: [line[name] for line in lines]
-                for name in ("loss_metrics/global_avg_loss", "grad_norm")
-            }
-        return done[key]
+
+def cells():
+    every = {(model, layout.name): layout for layout in LAYOUTS for model in layout.models}
+    assert every.keys() >= IN_CI
+    for (model, name), layout in every.items():
+        if not layout.gpu:
+            marks = () if (model, name) in IN_CI else pytest.mark.slow
+            yield pytest.param(model, layout, marks=marks, id=f"{model}: {name}")
+
+
+@pytest.mark.parametrize(("model", "layout"), cells())
+def test_agrees_with_one_process(runs, model, layout):
+    """Both phases, with unequal numbers of ignored labels on the ranks."""
+    result = runs.compare(layout, model)
+    assert result.agrees, result.error or result
+
+
+def test_a_wrong_gradient_is_seen(runs, monkeypatch):
+    """DDP as it is upstream's, which takes the mean over ranks of what is to be added up."""
+    monkeypatch.setattr(parallel_worker, "train", train_with_upstreams_ddp)
+    result = runs.compare(dataclasses.replace(named("DDP 2"), note="halved"), "llama3")
+    assert not result.agrees
+    assert result.superposition.grad_norm == pytest.approx(0.5, rel=0.05)
+
+
+def train_with_upstreams_ddp(args):
+    parallelize._add_up_over_replicas = lambda model, replicas: None
+    parallel_worker.train(args)
+
+
+@pytest.fixture
+def go_on(runs, tmp_path):
+    """Train a job under one layout, and go on under another from one of its checkpoints."""
+
+    def run(model, first, second, step, *args):
+        job = [*runs.job, *MODELS[model], *args]
+        job += ["--checkpoint.interval=3", "--checkpoint.no-last-save-model-only"]
+        steps = []
+        shutil.copytree(runs.seed(MODELS[model]), tmp_path / "first/checkpoint")
+        for layout in (first, second):
+            folder = tmp_path / ("second" if steps else "first")
+            if steps:
+                checkpoint = f"checkpoint/step-{step}"
+                shutil.copytree(tmp_path / "first" / checkpoint, folder / checkpoint)
+            log = parallel_worker.run([*job, *layout.arguments], layout.processes, folder)
+            assert log is None, log
+            steps.append({line["step"]: line for line in read_metrics(folder)})
+        return steps
 
     return run
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
+@pytest.mark.parametrize("step", [3, BOUNDARY], ids=["in superposition", "at the boundary"])
+@pytest.mark.parametrize(
+    ("model", "first", "second"),
+    [
+        ("llama3", named("FSDP 2"), named("TP 2 + PP 2")),
+        pytest.param(
+            "llama3", named("TP 2 + PP 2"), named("FSDP 2 + CP 2"), marks=pytest.mark.slow
+        ),
+        ("qwen3", named("TP 2 + CP 2"), named("DDP 2")),
+        ("qwen3 MoE", named("TP 2 + EP 2"), named("FSDP 2 + CP 2 + EP 4")),
+        pytest.param(
+            "qwen3 MoE",
+            named("FSDP 4 + EP 4"),
+            named("FSDP 2 + TP 2 + EP 2 + ETP 2"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=identity,
+)
+def test_goes_on_under_another_layout(runs, go_on, model, first, second, step):
+    expected = runs.of_one_process(*MODELS[model])
+    before, after = go_on(model, first, second, step)
+    assert list(after) == list(range(step + 1, STEPS + 1))
+    for number, line in (before | after).items():
+        of_one = expected[number - 1]
+        assert line[TRAINING_LOSS] == pytest.approx(of_one.loss, rel=TOLERANCE)
+        assert line["grad_norm"] == pytest.approx(of_one.grad_norm, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(
-    ("model", "processes", "args"),
+    ("model", "few", "many"),
     [
-        slow("llama3", 1, ("--training.local_batch_size=2",)),
-        slow("llama3", 2, ()),
-        ("llama3", 2, ("--lm_head.chunks=3",)),
-        slow("llama3", 2, ("--training.local_batch_size=2",)),
-        slow("llama3", 2, ("--superposition.loss=bce",)),
-        slow("llama3", 2, ("--superposition.weighting=power_law", "--superposition.scale=batch")),
-        slow(
-            "llama3",
-            4,
-            ("--parallelism.data_parallel_replicate_degree=2", "--training.local_batch_size=2"),
-        ),
-        ("llama3", 2, ("--parallelism.tensor_parallel_degree=2",)),
-        slow("qwen3", 2, ()),
-        ("qwen3 MoE", 2, ()),
-        slow("qwen3 MoE", 4, ("--training.local_batch_size=2",)),
+        ("qwen3 MoE", ONE, named("TP 2")),
+        ("llama3", ONE, named("CP 2, headtail")),
+        ("llama3", ONE, named("CP 2, LM head in chunks")),
+        ("qwen3", ONE, named("CP 2, headtail")),
+        ("llama3", ONE, named("TP 2 + PP 2")),
+        ("llama3", named("FSDP 2"), named("FSDP 2 + CP 2")),
+        pytest.param("llama3", ONE, named("TP 2 + CP 2 + PP 2"), marks=pytest.mark.slow),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
+    ids=identity,
 )
-def test_agrees_with_one_process(run, launch, model, processes, args):
-    """Both phases, with unequal numbers of ignored labels on the ranks."""
-    layout = ("--parallelism", "--training", "--lm_head")
-    reference = run(launch, model, *(arg for arg in args if not arg.startswith(layout)))
-    result = run(launch, model, *args, processes=processes)
-    losses, norms = "loss_metrics/global_avg_loss", "grad_norm"
-    assert result[losses] == pytest.approx(reference[losses], rel=1e-5)
-    # a norm adds up the rounding of every gradient: 1.3e-5 was seen after 6 steps on 4 processes
-    assert result[norms] == pytest.approx(reference[norms], rel=5e-5)
+def test_validation(runs, tmp_path, model, few, many):
+    """Before, at and after the boundary."""
+    validation = [
+        "--validation.enable",
+        "--validation.dataset=jsonl",
+        "--validation.seq_len=32",
+        f"--validation.local_batch_size={GLOBAL_BATCH}",
+        f"--validation.dataset_path={runs.folder / 'corpus/validation.jsonl'}",
+        "--validation.steps=2",
+        "--validation.freq=3",
+    ]
+    found = []
+    for layout in (few, many):
+        folder = tmp_path / layout.name
+        shutil.copytree(runs.seed(MODELS[model]), folder / "checkpoint")
+        job = [*runs.job, *MODELS[model], *layout.arguments, *validation]
+        job.append("--checkpoint.load_step=0")
+        log = parallel_worker.run(job, layout.processes, folder)
+        assert log is None, log
+        lines = read_metrics(folder)
+        found.append([line[VALIDATION_LOSS] for line in lines if VALIDATION_LOSS in line])
+    of_few, of_many = found
+    assert len(of_few) > 3
+    assert of_many == pytest.approx(of_few, rel=TOLERANCE)
 
 
-@pytest.mark.slow
-def test_chunked_head_in_bfloat16(run, launch):
+def test_chunked_head_in_bfloat16(runs, tmp_path):
     """As the paper's runs have it: FSDP with bfloat16 parameters, whose gradients add up so too."""
-    half = "--training.mixed_precision_param=bfloat16"
-    whole = run(launch, "llama3", half, processes=2)
-    chunked = run(launch, "llama3", half, "--lm_head.chunks=3", processes=2)
-    for key, values in whole.items():
-        assert chunked[key] == pytest.approx(values, rel=1e-3 if "loss" in key else 1e-2)
+    on_two, found = named("FSDP 2"), []
+    for chunks in (1, 3):
+        folder = tmp_path / str(chunks)
+        shutil.copytree(runs.seed(MODELS["llama3"]), folder / "checkpoint")
+        job = [*runs.job, *MODELS["llama3"], *on_two.arguments, f"--lm_head.chunks={chunks}"]
+        job += ["--training.mixed_precision_param=bfloat16", "--checkpoint.load_step=0"]
+        log = parallel_worker.run(job, on_two.processes, folder)
+        assert log is None, log
+        found.append(read_metrics(folder))
+    for whole, chunked in zip(*found, strict=True):
+        assert chunked[TRAINING_LOSS] == pytest.approx(whole[TRAINING_LOSS], rel=1e-3)
+        assert chunked["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-2)
 
 
 def test_reinit_at_recovery_after_a_validation_at_the_boundary(launch, corpus, tmp_path):
     """A validation leaves the LM head unsharded, as FSDP expects a backward to follow."""
     launch(
         TST,
-        *JOB[:2],
+        "--superposition.bag_size=4",
+        "--superposition.steps=3",
         "--superposition.reinit_at_recovery=output",
         "--optimizer.lr=1e-30",
         "--validation.enable",
