@@ -177,13 +177,17 @@ class Runs:
                 raise RuntimeError(f"No seed checkpoint of {' '.join(of_model)}:\n{error}")
         return folder / "checkpoint"
 
+    def train(self, arguments: Sequence[str], processes: int, folder: Path) -> str | None:
+        """Train the job with these arguments from the seed; :func:`parallel_worker.run`."""
+        shutil.copytree(self.seed(arguments), folder / "checkpoint")
+        whole_job = [*self.job, *arguments, "--checkpoint.load_step=0"]
+        return parallel_worker.run(whole_job, processes, folder)
+
     def _run(
         self, arguments: tuple[str, ...], processes: int, folder: Path
     ) -> tuple[list[Step], str]:
         """The steps, and why there are none."""
-        shutil.copytree(self.seed(arguments), folder / "checkpoint")
-        whole_job = [*self.job, *arguments, "--checkpoint.load_step=0"]
-        if error := parallel_worker.run(whole_job, processes, folder):
+        if error := self.train(arguments, processes, folder):
             return [], error
         lines, gradients = read_metrics(folder), parallel_worker.gradient_norms(folder)
         assert [line["step"] for line in lines] == list(range(1, STEPS + 1))

@@ -1,6 +1,7 @@
 """The layouts that check_parallelism.py compares with one process."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 GLOBAL_BATCH = 8  # sequences of a step
@@ -24,7 +25,7 @@ MODELS = {
     "qwen3": ("--model.name=qwen3", "--model.flavor=tiny"),
     "qwen3 MoE": ("--model.name=qwen3", "--model.flavor=moe_tiny"),
 }
-LLAMA, MOE = ("llama3",), ("qwen3 MoE",)
+LLAMA, DENSE, MOE = ("llama3",), ("llama3", "qwen3"), ("qwen3 MoE",)
 
 
 @dataclass(frozen=True)
@@ -84,79 +85,82 @@ class Layout:
         )
 
 
-def _layouts() -> list[Layout]:
-    def add(
-        *options: str,
-        job: tuple[str, ...] = (),
-        models: tuple[str, ...] = tuple(MODELS),
-        note: str = "",
-        gpu: str = "",
-        **degrees: int,
-    ) -> None:
-        layouts.append(Layout(degrees, options, job, models, note, gpu))
+def _layout(
+    *options: str,
+    job: tuple[str, ...] = (),
+    models: tuple[str, ...] = (),
+    note: str = "",
+    gpu: str = "",
+    **degrees: int,
+) -> Layout:
+    """By default of all models that TorchTitan has it for."""
+    if not models:
+        models = LLAMA if "PP" in degrees else MOE if "EP" in degrees else tuple(MODELS)
+    return Layout(degrees, options, job, models, note, gpu)
 
-    layouts: list[Layout] = []
-    dense = ("llama3", "qwen3")
 
-    # one dimension
-    add(replicate=2)
-    add(shard=2)
-    add(shard=4)
-    add(replicate=2, shard=2)
-    add(TP=2)
-    add("--parallelism.disable_loss_parallel", TP=2, note="without loss parallel")
-    add(TP=4, models=LLAMA)
-    add(CP=2, note="headtail")
-    add("--parallelism.context_parallel_load_balancer=None", CP=2, note="no load balancer")
-    add(CP=4, note="headtail")
+def _one_dimension() -> Iterator[Layout]:
+    yield _layout(replicate=2)
+    yield _layout(shard=2)
+    yield _layout(shard=4)
+    yield _layout(replicate=2, shard=2)
+    yield _layout(TP=2)
+    yield _layout("--parallelism.disable_loss_parallel", TP=2, note="without loss parallel")
+    yield _layout(TP=4, models=LLAMA)
+    yield _layout(CP=2, note="headtail")
+    yield _layout(
+        "--parallelism.context_parallel_load_balancer=None", CP=2, note="no load balancer"
+    )
+    yield _layout(CP=4, note="headtail")
     for schedule in ("1F1B", "Interleaved1F1B", "GPipe", "InterleavedZeroBubble"):
         option = f"--parallelism.pipeline_parallel_schedule={schedule}"
-        add(option, PP=2, models=LLAMA, note=schedule)
+        yield _layout(option, PP=2, note=schedule)
     for degrees in ({"replicate": 2}, {"shard": 2}, {"TP": 2}, {"PP": 2}):
         size = 4 if "TP" in degrees or "PP" in degrees else 2
-        models = LLAMA if "PP" in degrees else tuple(MODELS)
         batch = f"--training.local_batch_size={size}"
-        add(batch, note="2 micro-batches", models=models, **degrees)
-    add(shard=2, EP=2, models=MOE)
-    add(shard=4, EP=2, models=MOE)
-    add(shard=4, EP=4, models=MOE)
-    add(TP=2, EP=2, models=MOE)
-    add(TP=2, EP=2, ETP=2, shard=2, models=MOE)
+        yield _layout(batch, note="2 micro-batches", **degrees)
+    yield _layout(shard=2, EP=2)
+    yield _layout(shard=4, EP=2)
+    yield _layout(shard=4, EP=4)
+    yield _layout(TP=2, EP=2)
+    yield _layout(TP=2, EP=2, ETP=2, shard=2)
 
-    # two, three and four
-    add(shard=2, TP=2)
-    add(shard=2, CP=2)
-    add(replicate=2, CP=2)
-    add(TP=2, CP=2)
-    add(shard=2, TP=2, EP=2, models=MOE)
-    add(shard=2, TP=2, EP=4, models=MOE)
-    add(shard=2, CP=2, EP=2, models=MOE)
-    add(shard=2, CP=2, EP=4, models=MOE)
+
+def _combinations() -> Iterator[Layout]:
+    yield _layout(shard=2, TP=2)
+    yield _layout(shard=2, CP=2)
+    yield _layout(replicate=2, CP=2)
+    yield _layout(TP=2, CP=2)
+    yield _layout(shard=2, TP=2, EP=2)
+    yield _layout(shard=2, TP=2, EP=4)
+    yield _layout(shard=2, CP=2, EP=2)
+    yield _layout(shard=2, CP=2, EP=4)
     interleaved = "--parallelism.pipeline_parallel_schedule=Interleaved1F1B"
-    add(shard=2, PP=2, models=LLAMA, note="1F1B")
-    add(interleaved, shard=2, PP=2, models=LLAMA, note="Interleaved1F1B")
-    add(TP=2, PP=2, models=LLAMA)
-    add(CP=2, PP=2, models=LLAMA)
-    add(replicate=2, shard=2, TP=2)
-    add(replicate=2, shard=2, CP=2)
-    add(shard=2, TP=2, CP=2)
-    add(shard=2, TP=2, CP=2, EP=4, models=MOE)
-    add(shard=2, TP=2, PP=2, models=LLAMA)
-    add(interleaved, shard=2, TP=2, PP=2, models=LLAMA, note="Interleaved1F1B")
-    add(TP=2, CP=2, PP=2, models=LLAMA)
-    add(shard=2, TP=2, CP=2, PP=2, models=LLAMA)
+    yield _layout(shard=2, PP=2, note="1F1B")
+    yield _layout(interleaved, shard=2, PP=2, note="Interleaved1F1B")
+    yield _layout(TP=2, PP=2)
+    yield _layout(CP=2, PP=2)
+    yield _layout(replicate=2, shard=2, TP=2)
+    yield _layout(replicate=2, shard=2, CP=2)
+    yield _layout(shard=2, TP=2, CP=2)
+    yield _layout(shard=2, TP=2, CP=2, EP=4)
+    yield _layout(shard=2, TP=2, PP=2)
+    yield _layout(interleaved, shard=2, TP=2, PP=2, note="Interleaved1F1B")
+    yield _layout(TP=2, CP=2, PP=2)
+    yield _layout(shard=2, TP=2, CP=2, PP=2)
 
-    # attention over documents
+
+def _over_documents() -> Iterator[Layout]:
     flex = ("--model.flavor=demo_flex",)
     long = (*flex, "--training.seq_len=512")  # two blocks of a mask for each rank
-    add(job=flex, shard=2, models=LLAMA, note="flex, documents")
-    add(job=flex, TP=2, models=LLAMA, note="flex, documents")
-    add(job=flex, PP=2, models=LLAMA, note="flex, documents")
+    yield _layout(job=flex, shard=2, models=LLAMA, note="flex, documents")
+    yield _layout(job=flex, TP=2, models=LLAMA, note="flex, documents")
+    yield _layout(job=flex, PP=2, note="flex, documents")
     for balancer in ("headtail", "ptrr", "None"):
         option = f"--parallelism.context_parallel_load_balancer={balancer}"
         note = f"flex, documents, {'no load balancer' if balancer == 'None' else balancer}"
-        add(option, job=long, CP=2, models=LLAMA, note=note)
-    add(
+        yield _layout(option, job=long, CP=2, models=LLAMA, note=note)
+    yield _layout(
         job=("--model.flavor=demo_varlen", HALF),
         shard=2,
         models=LLAMA,
@@ -164,38 +168,36 @@ def _layouts() -> list[Layout]:
         gpu="torch has variable-length attention on CUDA only",
     )
 
-    # activation checkpointing and torch.compile
+
+def _checkpointed_and_compiled() -> Iterator[Layout]:
     for mode in ("selective", "full", "memory_budget"):
         checkpointing = f"--activation_checkpoint.mode={mode}"
         compiled = ("--compile.enable",) if mode == "memory_budget" else ()
-        add(checkpointing, *compiled, shard=2, note=f"checkpointing {mode}")
+        yield _layout(checkpointing, *compiled, shard=2, note=f"checkpointing {mode}")
     per_layer = ("--activation_checkpoint.mode=selective",)
     per_layer += ("--activation_checkpoint.selective_ac_option=2",)
-    add(*per_layer, shard=2, note="checkpointing of every 2nd layer")
+    yield _layout(*per_layer, shard=2, note="checkpointing of every 2nd layer")
     both = ("--activation_checkpoint.mode=selective", "--compile.enable")
-    add(*both, shard=2, models=LLAMA, note="checkpointing selective, compiled")
+    yield _layout(*both, shard=2, models=LLAMA, note="checkpointing selective, compiled")
     for degrees in ({"TP": 2}, {"CP": 2}, {"PP": 2}):
-        models = LLAMA if "PP" in degrees else tuple(MODELS)
-        add(
-            "--activation_checkpoint.mode=full", note="checkpointing full", models=models, **degrees
-        )
-    add("--compile.enable", note="compiled", models=MOE, TP=2, EP=2)
+        yield _layout("--activation_checkpoint.mode=full", note="checkpointing full", **degrees)
+    yield _layout("--compile.enable", note="compiled", TP=2, EP=2)
     for degrees in ({"shard": 2}, {"TP": 2}, {"shard": 2, "TP": 2}, {"CP": 2}, {"PP": 2}):
-        models = LLAMA if "PP" in degrees else tuple(MODELS)
-        add("--compile.enable", note="compiled", models=models, **degrees)
-    add(
+        yield _layout("--compile.enable", note="compiled", **degrees)
+    yield _layout(
         "--compile.enable",
         "--parallelism.enable_async_tensor_parallel",
         job=(HALF,),
         TP=2,
-        models=dense,
+        models=DENSE,
         note="async",
         gpu="asynchronous tensor parallelism is made of CUDA kernels",
     )
 
-    # the options of superposition
+
+def _options_of_superposition() -> Iterator[Layout]:
     for loss in ("mce_alt", "bce", "hinge"):
-        add(job=(f"--superposition.loss={loss}",), TP=2, models=LLAMA, note=loss)
+        yield _layout(job=(f"--superposition.loss={loss}",), TP=2, models=LLAMA, note=loss)
     weighted = ("--superposition.weighting=power_law", "--superposition.scale=batch")
     variants = {
         "weighted": weighted[:1],
@@ -206,13 +208,18 @@ def _layouts() -> list[Layout]:
     for note, job in variants.items():
         length = ("--training.seq_len=64",) if "--superposition.scale=batch" in job else ()
         for degrees in ({"shard": 2}, {"TP": 2}, {"CP": 2}, {"PP": 2}):
-            add(job=(*job, *length), models=LLAMA, note=note, **degrees)
+            yield _layout(job=(*job, *length), models=LLAMA, note=note, **degrees)
     chunks = "--lm_head.chunks=3"
     for degrees in ({"shard": 2}, {"TP": 2}, {"CP": 2}, {"shard": 2, "TP": 2}):
-        add(chunks, note="LM head in chunks", **degrees)
+        yield _layout(chunks, note="LM head in chunks", **degrees)
     gathered = "--parallelism.disable_loss_parallel"
-    add(chunks, gathered, TP=2, note="LM head in chunks, without loss parallel")
-    return layouts
+    yield _layout(chunks, gathered, TP=2, note="LM head in chunks, without loss parallel")
 
 
-LAYOUTS = _layouts()
+LAYOUTS = [
+    *_one_dimension(),
+    *_combinations(),
+    *_over_documents(),
+    *_checkpointed_and_compiled(),
+    *_options_of_superposition(),
+]

@@ -159,7 +159,7 @@ def run_ranks(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _start_fork_server()
-    port = _free_port()
+    port = free_port()
     ranks = [
         multiprocessing.get_context("forkserver").Process(
             target=_rank, args=(rank, processes, port, folder, function, *args)
@@ -220,7 +220,8 @@ def _rank(
     function(*args)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One of this machine's that nobody listens at."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         return s.getsockname()[1]

@@ -4,7 +4,6 @@ import importlib
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -30,6 +29,7 @@ from datatrove.pipeline.tokens.tokenizer import TokenizedFile  # noqa: E402
 import parallel_worker  # noqa: E402
 from inject_faults import read_state  # noqa: E402
 from make_demo_corpus import make_corpus  # noqa: E402
+from parallel_worker import free_port  # noqa: E402
 from tokenize_corpus import LocalExecutor  # noqa: E402
 from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
@@ -289,12 +289,6 @@ def run_script(monkeypatch, capsys) -> Callable[..., ScriptResult]:
         return ScriptResult(code, stdout, stderr + message)
 
     return run
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
 
 
 def tensorboard_scalars(run_folder: Path) -> dict[str, list[float]]:

@@ -167,10 +167,8 @@ def test_validation(runs, tmp_path, model, few, many):
     found = []
     for layout in (few, many):
         folder = tmp_path / layout.name
-        shutil.copytree(runs.seed(MODELS[model]), folder / "checkpoint")
-        job = [*runs.job, *MODELS[model], *layout.arguments, *validation]
-        job.append("--checkpoint.load_step=0")
-        log = parallel_worker.run(job, layout.processes, folder)
+        arguments = (*MODELS[model], *layout.arguments, *validation)
+        log = runs.train(arguments, layout.processes, folder)
         assert log is None, log
         lines = read_metrics(folder)
         found.append([line[VALIDATION_LOSS] for line in lines if VALIDATION_LOSS in line])
@@ -184,10 +182,9 @@ def test_chunked_head_in_bfloat16(runs, tmp_path):
     on_two, found = named("FSDP 2"), []
     for chunks in (1, 3):
         folder = tmp_path / str(chunks)
-        shutil.copytree(runs.seed(MODELS["llama3"]), folder / "checkpoint")
-        job = [*runs.job, *MODELS["llama3"], *on_two.arguments, f"--lm_head.chunks={chunks}"]
-        job += ["--training.mixed_precision_param=bfloat16", "--checkpoint.load_step=0"]
-        log = parallel_worker.run(job, on_two.processes, folder)
+        arguments = (*MODELS["llama3"], *on_two.arguments, f"--lm_head.chunks={chunks}")
+        arguments += ("--training.mixed_precision_param=bfloat16",)
+        log = runs.train(arguments, on_two.processes, folder)
         assert log is None, log
         found.append(read_metrics(folder))
     for whole, chunked in zip(*found, strict=True):
