@@ -44,6 +44,13 @@ def test_the_mean_is_taken_in_float32(ordinary):
     assert error < 0.5 * (added_in_bfloat16 - exact).norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bags_are_not_a_view(ordinary, dtype):
+    """FSDP2 warns of a module that gives one."""
+    embedding = BagEmbedding.from_embedding(ordinary.to(dtype))
+    assert embedding(torch.randint(50, (2, 5, 3)))._base is None
+
+
 def test_weight_and_state_dict_are_the_embeddings_own(ordinary):
     embedding = BagEmbedding.from_embedding(ordinary)
     assert embedding.weight is ordinary.weight

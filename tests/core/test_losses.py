@@ -179,6 +179,20 @@ def test_mce_in_blocks(monkeypatch, dtype, tolerance, overwrite):
     assert relative_error(logits.grad, expected_grad) < tolerance
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_gradient_is_the_same_in_one_pass_as_in_a_cache(dtype, tolerance):
+    """That of an accelerator, and that of the CPU."""
+    torch.manual_seed(0)
+    labels = torch.randint(50, (12, 6))
+    labels[:, 1] = labels[:, 0]
+    arguments = (torch.randn(12, 1), labels, torch.rand(12, 6))
+    probabilities = torch.rand(12, 50).softmax(-1)
+    one_pass, in_cache = torch.empty(2, 12, 50, dtype=dtype)
+    losses._write_in_one_pass(one_pass, probabilities.clone(), *arguments)
+    losses._write_in_cache(in_cache, probabilities.clone(), *arguments)
+    assert relative_error(one_pass, in_cache) < tolerance
+
+
 def test_overwritten_logits_cannot_be_used_again():
     logits, labels = random_batch(0)
     computed = logits.clone()

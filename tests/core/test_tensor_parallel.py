@@ -27,6 +27,7 @@ from torchtitan.experiments.tst.core import (
     BagLoss,
     LossHead,
 )
+from torchtitan.experiments.tst.core.vocabulary import VocabularyShard
 
 RANKS = 2
 BATCH, LATENTS, BAG, WIDTH = 2, 6, 4, 8
@@ -52,6 +53,19 @@ def check_embedding(dtype, placement):
     tolerance = {torch.float32: {}, torch.bfloat16: {"rtol": 0.02, "atol": 0.01}}[dtype]
     torch.testing.assert_close(whole_output, expected, **tolerance)
     torch.testing.assert_close(sharded.weight.grad.full_tensor(), whole.weight.grad)
+
+
+def check_spread():
+    """Ids of the other rank fall on all entries alike, and count for nothing."""
+    mesh = init_device_mesh("cpu", (RANKS,))
+    embedding = BagEmbedding(VOCABULARY, WIDTH)
+    parallelize_module(embedding, mesh, RowwiseParallel(input_layouts=Replicate()))
+    shard = VocabularyShard.of(embedding.weight, 0)
+    ids = torch.arange(VOCABULARY)
+    index, here = shard.find(ids)
+    assert torch.equal(index[here] + shard.offset, ids[here])
+    assert here.sum() == shard.entries
+    assert index.bincount().max() <= 3  # its own, and one or two others
 
 
 def check_losses(compiled):
@@ -170,6 +184,10 @@ def check_communication():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_embedding(on_ranks, dtype, placement):
     on_ranks(RANKS, check_embedding, dtype, placement)
+
+
+def test_ids_of_other_ranks_are_spread(on_ranks):
+    on_ranks(RANKS, check_spread)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

@@ -51,7 +51,8 @@ class BagEmbedding(nn.Embedding):
             mean = _MeanOnCPU.apply(bags, self.weight)
         else:
             mean = F.embedding_bag(bags, self.weight, mode="mean")
-        return mean.unflatten(0, input.shape[:-1])
+        # Not as a view: FSDP2 warns of one, as whoever wrote into it would undo FSDP's hooks.
+        return torch.ops.aten._unsafe_view(mean, [*input.shape[:-1], mean.shape[-1]])
 
 
 def _mean_of_shards(bags: torch.Tensor, weight: torch.Tensor, shard: VocabularyShard) -> DTensor:

@@ -84,7 +84,7 @@ class _MultiHotCrossEntropy(torch.autograd.Function):
             return grad, None, None, None
         grad = logits if ctx.overwrite else torch.empty_like(logits)
         for z, t, v, y, g in _blocks(logits, total, w, index, grad):
-            g.copy_(_subtract_at(F.softmax(z, -1, dtype=w.dtype).mul_(t), y, v))
+            _write_gradient(g, F.softmax(z, -1, dtype=w.dtype), t, y, v)
         return grad, None, None, None
 
 
@@ -103,9 +103,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         index, here = shard.find(labels)
         at_labels = w * here
         highest = funcol.all_reduce(logits.amax(-1, keepdim=True).to(dtype), "max", group)  # (N, 1)
-        sums = torch.cat(
-            [(z.to(dtype) - m).exp_().sum(-1) for z, m in _blocks(logits, highest)]
-        )  # (N,)
+        sums = torch.cat([(z - m).exp_().sum(-1) for z, m in _blocks(logits, highest)])  # (N,)
         picked = (at_labels * (logits.gather(-1, index).to(dtype) - highest)).sum(-1)  # (N,)
         sums, picked = funcol.all_reduce(torch.stack([sums, picked]), "sum", group).unbind()
         log_sums = sums.log()
@@ -123,8 +121,28 @@ class _ShardedCrossEntropy(torch.autograd.Function):
             return _subtract_at(p, index, at_labels).to(logits.dtype), None, None, None, None
         grad = logits if ctx.overwrite else torch.empty_like(logits)
         for z, m, t, v, y, g in _blocks(logits, lse, total, at_labels, index, grad):
-            g.copy_(_subtract_at((z.to(w.dtype) - m).exp_().mul_(t), y, v))
+            _write_gradient(g, (z - m).exp_(), t, y, v)
         return grad, None, None, None, None
+
+
+def _write_gradient(grad, probabilities, total, labels, weights):
+    """``grad`` (n, V) becomes total (n, 1) * probabilities, less weights (n, s) at labels (n, s).
+
+    ``probabilities`` may be overwritten.
+    """
+    write = _write_in_cache if grad.is_cpu else _write_in_one_pass
+    write(grad, probabilities, total, labels, weights)
+
+
+def _write_in_cache(grad, probabilities, total, labels, weights):
+    grad.copy_(_subtract_at(probabilities.mul_(total), labels, weights))
+
+
+def _write_in_one_pass(grad, probabilities, total, labels, weights):
+    """Scale and cast at once, where a pass over memory costs more than the arithmetic."""
+    at_labels = total * probabilities.gather(-1, labels) - _summed_by_label(weights, labels)
+    torch.mul(probabilities, total, out=grad)
+    grad.scatter_(-1, labels, at_labels.to(grad.dtype))
 
 
 def _subtract_at(values, labels, weights):

@@ -41,10 +41,14 @@ class VocabularyShard:
         return cls(offset, min(chunk, size - offset), mesh)
 
     def find(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where token ids (...) are in this part, 0 for the others; and which are here at all."""
+        """Find token ids (...) in this part: an index into it for each, and which are here at all.
+
+        The index of an id that is elsewhere is any of this part's. They are spread over it, because
+        a GPU adds up what falls on one entry one after the other.
+        """
         index = ids - self.offset
         here = (index >= 0) & (index < self.entries)
-        return index.masked_fill(~here, 0), here
+        return index.remainder(max(1, self.entries)), here
 
 
 def localize(logits: torch.Tensor) -> tuple[torch.Tensor, VocabularyShard | None]:
