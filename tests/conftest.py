@@ -150,6 +150,25 @@ def train(make_config, one_process) -> Callable[..., list[dict]]:
     return run
 
 
+def poisoned_at(*steps, what="loss"):
+    """Loss, or gradient, of these steps is not a number."""
+
+    class Trainer(SuperpositionTrainer):
+        def forward_backward_step(self, **kwargs):
+            model = self.model_parts[0]
+            poisoned = self.step in steps and what == "loss"
+            hook = model.register_forward_hook(
+                lambda model, inputs, logits: logits * torch.nan if poisoned else logits
+            )
+            loss = super().forward_backward_step(**kwargs)
+            hook.remove()
+            if self.step in steps and what == "gradient":
+                next(model.parameters()).grad.view(-1)[0] = torch.inf
+            return loss
+
+    return Trainer
+
+
 @pytest.fixture
 def launch(base_args) -> Callable[..., subprocess.CompletedProcess]:
     """``torchrun`` a module on the base job; fails the test with the output if it fails."""

@@ -11,10 +11,10 @@ import time
 import pytest
 import torch
 
-from conftest import ROOT, free_port, load_full, write_shards
+from conftest import ROOT, free_port, load_full, poisoned_at, write_shards
 from torchtitan.experiments.tst.checkpoint import files
-from torchtitan.experiments.tst.finite import NonFiniteError
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS
+from torchtitan.experiments.tst.step_check import NonFiniteError
 from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE, Stopped
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
@@ -40,15 +40,18 @@ def stopping_at(step, number=signal.SIGTERM):
         def forward_backward_step(self, **kwargs):
             if self.step == step:
                 os.kill(os.getpid(), number)
+                while not self.stop_request.signal:  # another thread receives it
+                    time.sleep(0.001)
             return super().forward_backward_step(**kwargs)
 
     return Trainer
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-@pytest.mark.parametrize("step", [2, 3, 4])
+@pytest.mark.parametrize(("step", "stops"), [(2, 3), (3, 3), (4, 5)])
 @pytest.mark.parametrize("mode", ["disabled", "async"])
-def test_stops_after_the_step_with_a_checkpoint(train, tmp_path, number, step, mode):
+def test_stops_within_two_steps_with_a_checkpoint(train, tmp_path, number, step, stops, mode):
+    """After the step if it is saved anyway; else after the next, when the host reads of it."""
     whole = losses(train(*ON))
     shutil.rmtree(tmp_path / "run")
     mode = f"--checkpoint.async_mode={mode}"
@@ -56,54 +59,47 @@ def test_stops_after_the_step_with_a_checkpoint(train, tmp_path, number, step, m
         train(*ON, *SAVE, mode, trainer_class=stopping_at(step, number))
     assert stopped.value.code == STOPPED_EXIT_CODE == 75
     folder = tmp_path / "run" / "checkpoint"
-    assert files.complete_steps(folder)[-1] == step
-    manifest = files.read_manifest(folder / f"step-{step}")
-    assert files.damages(folder / f"step-{step}", manifest["files"]) == []
+    assert files.complete_steps(folder)[-1] == stops
+    manifest = files.read_manifest(folder / f"step-{stops}")
+    assert files.damages(folder / f"step-{stops}", manifest["files"]) == []
     assert losses(train(*ON, *SAVE)) == whole
 
 
-def test_asked_to_stop_in_the_last_step(train):
-    lines = train(*ON, *SAVE, trainer_class=stopping_at(6))
+@pytest.mark.parametrize("step", [5, 6])
+def test_asked_to_stop_too_late(train, step):
+    lines = train(*ON, *SAVE, trainer_class=stopping_at(step))
     assert losses(lines).keys() == {1, 2, 3, 4, 5, 6}
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_DFL] * 2
 
 
 def test_a_second_signal_ends_at_once():
     script = """if True:
-        import os, signal
+        import os, signal, time
         from torchtitan.experiments.tst import stop
         request = stop.StopRequest()
         request.listen()
         os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)  # the same, from another sender
+        time.sleep(0.5)
         print(request.signal == signal.SIGUSR1, flush=True)
         stop.REPEAT_SECONDS = 0.0
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
         print("still there")
     """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout == "True\n"
     assert result.returncode == 128 + signal.SIGTERM
-    assert "SIGUSR1: stopping after this step" in result.stderr
+    assert "SIGUSR1: stopping within two steps" in result.stderr
 
 
-def poisoned_at(*steps, what="loss"):
-    """Loss, or gradient, of these steps is not a number."""
-
-    class Trainer(SuperpositionTrainer):
-        def forward_backward_step(self, **kwargs):
-            model = self.model_parts[0]
-            poisoned = self.step in steps and what == "loss"
-            hook = model.register_forward_hook(
-                lambda model, inputs, logits: logits * torch.nan if poisoned else logits
-            )
-            loss = super().forward_backward_step(**kwargs)
-            hook.remove()
-            if self.step in steps and what == "gradient":
-                next(model.parameters()).grad.view(-1)[0] = torch.inf
-            return loss
-
-    return Trainer
+def test_children_survive_a_signal_to_every_process(tmp_path):
+    """As Slurm sends it; they are needed for the last step and its checkpoint."""
+    command = [sys.executable, ROOT / "tests" / "stop_children.py", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=150)
+    assert result.stdout.endswith("done\n"), result.stdout + result.stderr
+    assert result.returncode == 0
 
 
 # who leaves the step out: the fused optimizer, or the host before it

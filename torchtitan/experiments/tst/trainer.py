@@ -8,6 +8,7 @@ the loss is normalised over all ranks and accumulation steps. In recovery, and w
 import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from .checkpoint.manager import ResilientCheckpointManager
 from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, document_ids, fold
 from .data.loader import Batch, PhaseDataloader
 from .data.shards_loader import ShardsDataloader, announce_data
-from .finite import FiniteCheck
 from .job_checks import check_job
 from .job_config import (
     CONFIG_FILE,
@@ -41,6 +41,7 @@ from .job_config import (
 from .parallelize import forget_shapes
 from .phase_loss import PhaseLoss
 from .reinit import reinitialize
+from .step_check import StepCheck
 from .stop import Stopped, StopRequest
 from .train_spec import superposition_train_spec
 
@@ -84,7 +85,6 @@ class SuperpositionTrainer(Trainer):
         self.facts = run_facts(job_config, self.schedule, self.tokenizer, mixture, self.dp_degree)
         self.metrics_processor.data_tokens_seen = self.data_tokens_seen
         self.metrics_processor.skipped_steps = self._skipped_steps
-        self.stopping = False
         self.stop_at_boundary = (
             self.schedule.enabled and superposition_section(job_config).stop_at_boundary
         )
@@ -92,10 +92,8 @@ class SuperpositionTrainer(Trainer):
         self._losses: list[torch.Tensor] = []
         self._grad_norm: torch.Tensor | None = None
         resilience = resilience_section(job_config)
-        self.finite_check = FiniteCheck(
-            self.optimizers,
-            resilience.max_skipped_steps,
-            functools.partial(self._of_ranks, group=None),
+        self.step_check = StepCheck(
+            self.optimizers, resilience.max_skipped_steps, self._maximum_of_ranks, self.share
         )
         self.optimizers.register_step_pre_hook(self._before_optimizer_step)
         ResilientCheckpointManager.adopt(
@@ -140,16 +138,19 @@ class SuperpositionTrainer(Trainer):
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         self._losses.clear()
         self.metrics_processor.steps_since_last_log += 1
+        enters_recovery = self.schedule.enabled and self.step == self.schedule.boundary + 1
         try:
             if self.schedule.phase(self.step) is Phase.SUPERPOSITION:
                 data_iterator = iter(self.fold_step(data_iterator))
-            elif self.schedule.enabled and self.step == self.schedule.boundary + 1:
+            elif enters_recovery:
                 self._enter_recovery()
             with _recorded_grad_norm(self):
                 super().train_step(data_iterator)
+            if enters_recovery:
+                self._set_timeouts(self.job_config.comm.train_timeout_seconds)
             last_step = self.step == self.job_config.training.steps
             if last_step or self.checkpointer.will_save(self.step):
-                self.finite_check.settle()
+                self.step_check.settle()
         except DataloaderExhaustedError:  # on all ranks in the same step
             self.step -= 1
             steps = self.job_config.training.steps
@@ -189,13 +190,24 @@ class SuperpositionTrainer(Trainer):
     def _enter_recovery(self) -> None:
         """Before the first recovery step, in this launch or in one resumed at the boundary."""
         logger.info(f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins")
+        # The first step of a phase compiles, as that of a launch does.
+        comm = self.job_config.comm
+        self._set_timeouts(max(comm.init_timeout_seconds, comm.train_timeout_seconds))
         self.checkpointer.wait()  # for the boundary checkpoint
+        before, now = (self.batch_shape(step) for step in (self.step - 1, self.step))
+        if (before.sequences, before.latents) != (now.sequences, now.latents):
+            # Seeing a second shape, torch.compile would compile for any shape, which is slower.
+            torch.compiler.reset()
         if self.parallel_dims.pp_enabled:
             forget_shapes(self.pp_schedule)
         if names := superposition_section(self.job_config).reinit_at_recovery:
             logger.info(f"Initialising {', '.join(names)} afresh")
             seed = (self.job_config.debug.seed or 0) + self.schedule.boundary
             reinitialize(self.model_parts, names, self.optimizers, seed)
+
+    def _set_timeouts(self, seconds: int) -> None:
+        """Of collectives, on all ranks at once."""
+        dist_utils.set_pg_timeouts(timedelta(seconds=seconds), self.parallel_dims)
 
     @override
     def post_dataloading_process(
@@ -231,28 +243,29 @@ class SuperpositionTrainer(Trainer):
 
     def _before_optimizer_step(self, *args: Any) -> None:
         """The ranks tell each other of faults and of requests to stop, and act alike."""
+        if self.job_config.comm.mode == "fake_backend":
+            return  # what other ranks would have sent is whatever was in memory
         assert self._grad_norm is not None
         loss = torch.stack(self._losses).sum()
         if isinstance(loss, DTensor):  # with loss parallel
             loss = loss.full_tensor()
         where = f"step {self.step} ({self.schedule.phase(self.step)} phase)"
-        self.finite_check.before_step(where, loss, self._grad_norm)
-        # between the hosts: no device waits for it
-        signals = self._of_ranks(torch.tensor(self.stop_request.signal), self.host_group)
-        self.checkpointer.save_now = self.stopping = bool(signals.any())
+        stop = self.stop_request.signal != 0
+        self.step_check.before_step(where, loss, self._grad_norm, stop)
 
-    def _of_ranks(self, value: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-        """``value`` (...) of every rank, (ranks, ...)."""
-        value = value[None]
-        if self.host_group is None:
-            return value
-        of_ranks = value.new_empty(dist.get_world_size(), *value.shape[1:])
-        dist.all_gather_into_tensor(of_ranks, value, group=group)
-        return of_ranks
+    def _maximum_of_ranks(self, values: torch.Tensor) -> None:
+        """In place, on the device."""
+        if dist.get_world_size() > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
 
     def _skipped_steps(self) -> int:
-        self.finite_check.settle()
-        return self.finite_check.skipped
+        self.step_check.settle()
+        return self.step_check.skipped
+
+    @property
+    def stopping(self) -> bool:
+        """Whether to end after this step, with a checkpoint; the same on all ranks."""
+        return self.step_check.stop
 
     def share(self, value: Any) -> list[Any]:
         """``value`` of every rank, on every rank. On the hosts: no device waits for it."""
@@ -265,7 +278,7 @@ class SuperpositionTrainer(Trainer):
     @override
     def should_continue_training(self) -> bool:
         if self.stopping and super().should_continue_training():
-            self.checkpointer.wait()
+            self.checkpointer.save_unless_saved(self.step)
             raise Stopped
         if self.stop_at_boundary and self.step >= self.schedule.boundary:
             self.checkpointer.wait()
@@ -279,7 +292,7 @@ class SuperpositionTrainer(Trainer):
     def train(self) -> None:
         try:
             super().train()
-            self.finite_check.settle()  # where the data ended, or the phase
+            self.step_check.settle()  # where the data ended, or the phase
         except Stopped:
             self.share(None)  # every rank has come as far as this
             self.stop_request.ignore_signals()
@@ -311,7 +324,7 @@ class SuperpositionTrainer(Trainer):
     def restore(self, manifest: dict[str, Any]) -> None:
         """Take on what the states leave out or hold for another number of ranks."""
         self.ntokens_seen = manifest["data_tokens"] // self.dp_degree
-        self.finite_check.skipped = manifest["skipped_steps"]
+        self.step_check.skipped = manifest["skipped_steps"]
 
     def batch_shape(self, step: int) -> BatchShape:
         """What a micro-batch reads and the transformer sees at ``step`` (from 1)."""

@@ -38,6 +38,10 @@ class Run(Protocol):
     step: int
     dp_degree: int
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the run ends after this step, which then needs a checkpoint."""
+
     def manifest(self) -> dict[str, Any]:
         """What to write into the manifest of a checkpoint of now; "run" holds the run's facts."""
 
@@ -94,7 +98,8 @@ class ResilientCheckpointManager(CheckpointManager):
 
     @override
     def _should_save(self, curr_step: int, last_step: bool = False) -> bool:
-        extra = self.save_now or (self.boundary > 0 and curr_step == self.boundary)
+        extra = self.save_now or self.run.stopping
+        extra = extra or (self.boundary > 0 and curr_step == self.boundary)
         if extra and self.enable and not self.load_only:
             return True
         return super()._should_save(curr_step, last_step)
@@ -156,6 +161,7 @@ class ResilientCheckpointManager(CheckpointManager):
         if step > 0 and step not in saved:
             self.save_now = True
             self.save(step)
+            self.save_now = False
             self.wait()
 
     def wait(self) -> None:

@@ -1,13 +1,16 @@
-"""No optimizer step on numbers that are not finite, without a wait for the device.
+"""What the ranks tell each other before each optimizer step, without a wait for the device.
 
-A step's loss and gradient norm are judged where they are, and a fused optimizer leaves the step
-out by itself (what torch made for ``GradScaler``). The host reads of it later, when the device has
-moved on: at the next step, or before it would write a checkpoint. Any other optimizer has to be
-held back by the host, which then waits for each step.
+One all-reduce of three numbers says whether any rank's loss or gradient norm is not finite, and
+whether any rank was asked to stop. A fused optimizer leaves a step out by itself where a number is
+not finite (what torch made for ``GradScaler``). The host reads the numbers later, when the device
+has moved on: at the next step, or before it would write a checkpoint. So all ranks know the same at
+the same step. Any other optimizer has to be held back by the host, which then waits for each step.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torchtitan.components.optimizer import OptimizersContainer, OptimizersInBackwardContainer
@@ -21,46 +24,52 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Of a step, on their way to the host.
+    """Numbers of a step, on their way to the host.
 
     Attributes:
         step: as messages name it.
         lr: its learning rate.
-        of_ranks: loss and gradient norm of each rank, (ranks, 2).
-        arrival: of ``of_ranks``; None if they are there.
+        values: loss and gradient norm of this rank; then 1 or 0 for whether on any rank the loss
+            was not finite, the norm was not finite, and a stop was asked for. (5,)
+        arrival: of ``values``; None if they are there.
     """
 
     step: str
     lr: float
-    of_ranks: torch.Tensor
+    values: torch.Tensor
     arrival: torch.Event | None
 
-    def read(self) -> torch.Tensor:
+    def read(self) -> list[float]:
         if self.arrival is not None:
             self.arrival.synchronize()
-        return self.of_ranks
+        return self.values.tolist()
 
 
-class FiniteCheck:
-    """Leaves out the optimizer's step where a number is not finite, up to a number of steps.
+class StepCheck:
+    """Leaves out optimizer steps on numbers that are not finite, and spreads a request to stop.
 
     Attributes:
         skipped: steps of the run left out so far, as far as :meth:`settle` has read.
+        stop: whether any rank was asked to stop, as far as :meth:`settle` has read; the same on
+            all ranks.
     """
 
     def __init__(
         self,
         optimizers: OptimizersContainer,
         max_skipped: int,
-        gather: Callable[[torch.Tensor], torch.Tensor],
+        reduce: Callable[[torch.Tensor], object],
+        share: Callable[[Any], list[Any]],
     ):
         """Args:
         optimizers: to hold back.
         max_skipped: steps of a run that may be left out.
-        gather: gives a tensor's values on all ranks, stacked, without waiting for the device.
+        reduce: replaces a tensor by its maximum over all ranks, without waiting for the device.
+        share: gives a value of every rank; only called when a step is not finite.
         """
-        self.optimizers, self.max_skipped, self.gather = optimizers, max_skipped, gather
-        self.skipped = 0
+        self.optimizers, self.max_skipped = optimizers, max_skipped
+        self.reduce, self.share = reduce, share
+        self.skipped, self.stop = 0, False
         self.on_device = not isinstance(optimizers, OptimizersInBackwardContainer) and all(
             getattr(optimizer, "_step_supports_amp_scaling", False)
             and optimizer.param_groups[0]["params"][0].device.type == device_type  # not offloaded
@@ -68,44 +77,55 @@ class FiniteCheck:
         )
         self._unread: _Numbers | None = None
 
-    def before_step(self, step: str, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
+    def before_step(
+        self, step: str, loss: torch.Tensor, grad_norm: torch.Tensor, stop: bool
+    ) -> None:
         """To be called right before each step of the optimizers.
 
         Args:
             step: how to name it.
             loss: of this rank, a scalar.
             grad_norm: of the whole model, a scalar.
+            stop: whether this rank was asked to stop.
 
         Raises:
             NonFiniteError: on all ranks, if one step too many is to be left out.
         """
         self.settle()
-        of_ranks = self.gather(torch.stack([loss, grad_norm.to(loss)]).float())
+        own = torch.stack([loss, grad_norm.to(loss)]).float()
+        asked = torch.full((1,), float(stop), device=own.device)  # a fill, not a copy from the host
+        flags = torch.cat([(~own.isfinite()).float(), asked])
+        self.reduce(flags)
         if self.on_device:
-            found_inf = (~of_ranks.isfinite().all()).float()
+            found_inf = flags[:2].amax()
             for optimizer in self.optimizers.optimizers:
                 optimizer.found_inf = found_inf
-        arrival = None
-        if (device := of_ranks.device).type != "cpu":
-            of_ranks, arrival = of_ranks.to("cpu", non_blocking=True), device_module.Event()
+        values, arrival = torch.cat([own, flags]), None
+        if (device := values.device).type != "cpu":
+            values, arrival = values.to("cpu", non_blocking=True), device_module.Event()
             arrival.record(device_module.current_stream(device))
         lr = float(self.optimizers.optimizers[0].param_groups[0]["lr"])
-        self._unread = _Numbers(step, lr, of_ranks, arrival)
+        self._unread = _Numbers(step, lr, values, arrival)
         if not self.on_device and self.settle():
             self.optimizers.zero_grad()  # an optimizer leaves parameters without gradient alone
 
     def settle(self) -> bool:
-        """Read of the last step, if that has not been done; whether it was left out.
+        """Read the numbers of the last step, if that has not been done; whether it was left out.
 
         Raises:
             NonFiniteError: on all ranks, if it was one step too many.
         """
         numbers, self._unread = self._unread, None
-        if numbers is None or (of_ranks := numbers.read()).isfinite().all():
+        if numbers is None:
             return False
-        ranks = (~of_ranks[:, 0].isfinite()).nonzero().flatten().tolist()
+        loss, grad_norm, bad_loss, bad_norm, stop = numbers.read()
+        self.stop |= bool(stop)
+        if not (bad_loss or bad_norm):
+            return False
+        finite = self.share(math.isfinite(loss))
+        ranks = [rank for rank, is_finite in enumerate(finite) if not is_finite]
         what = f"loss not finite on ranks {ranks}" if ranks else "loss finite on all ranks"
-        what = f"{numbers.step}: {what}, gradient norm {of_ranks[0, 1]:.6g}"
+        what = f"{numbers.step}: {what}, gradient norm {grad_norm:.6g}"
         if self.skipped < self.max_skipped:
             self.skipped += 1
             logger.warning(
