@@ -31,7 +31,7 @@ def sample(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model = AutoModelForCausalLM.from_pretrained(folder).to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(prompt).input_ids

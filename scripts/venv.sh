@@ -18,7 +18,7 @@ _is_installed() {
     return 1
 }
 if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] ||
-    ! python -c "import torchtitan.experiments.tst" 2>/dev/null; then
+    ! (cd / && python -c "import torchtitan.experiments.tst") 2>/dev/null; then
     if ! _is_installed; then
         mkdir -p .venv
         exec 9>.venv/.lock # one at a time, where several jobs start

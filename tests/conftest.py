@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
-if "gpu" not in sys.argv:  # these tests are of the CPU; those of a GPU are run with -m gpu
+from selection import selects_gpu_tests
+
+if not selects_gpu_tests(sys.argv[1:]):  # the other tests are of the CPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch

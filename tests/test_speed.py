@@ -1,5 +1,7 @@
 """What the bag loss costs beside one cross-entropy; ``scripts/benchmark/loss.py`` at full size."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,3 +50,49 @@ def test_memory_in_chunks(suite, labels, name):
     ordinary = peak(lambda: loss_fns[loss.ORDINARY](F.linear(hidden, weight), labels))
     chunked = peak(lambda: loss.chunked_loss(hidden, weight, labels, loss_fns[name], 8))
     assert chunked < ordinary / 4
+
+
+def test_one_contestant_out_of_memory_leaves_the_others(suite):
+    _, measuring = suite
+    runs = 0
+
+    def too_large():
+        nonlocal runs
+        runs += 1
+        if runs > 4:  # in the second round
+            raise torch.OutOfMemoryError("none left")
+
+    results = measuring.measure({"fits": lambda: None, "too large": too_large}, rounds=3)
+    assert len(results["fits"].seconds) == 3
+    assert results["too large"].out_of_memory
+    assert results["too large"].json()["median_seconds"] is None
+    rows = suite[0].rows(results, lambda name: "fits")
+    assert rows[1][:2] == ["too large", "out of memory"]
+
+
+@pytest.fixture(scope="module")
+def step(suite):
+    import step
+
+    return step
+
+
+def test_nothing_is_left_of_the_trainers_of_a_local_batch(
+    step, base_args, tmp_path, monkeypatch, one_process
+):
+    """On a GPU the next ones would not fit beside them."""
+    built = []
+    build = step.build_trainers
+
+    def recorded(*args):
+        made = build(*args)
+        built.extend(weakref.ref(trainer) for trainer in made.values())
+        return made
+
+    monkeypatch.setattr(step, "build_trainers", recorded)
+    step.random_tokens(tmp_path / "tokens", 1000)
+    for batch in (2, 4):
+        results = step.measure_batch(base_args, tmp_path, batch, [2], 1)
+        step.free_memory()
+        assert len(results) == 3
+        assert [trainer() for trainer in built] == [None] * len(built)

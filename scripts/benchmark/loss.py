@@ -3,14 +3,16 @@
 On random bfloat16 numbers, each contest in interleaved rounds in one process. The loss alone, on
 given logits, for some bag sizes, eager and compiled, with the paper's loop of cross-entropies
 beside it. LM head and loss together for the largest bag, whole and in chunks, and beside them the
-fused versions that torch (from 2.13 on) and Liger-Kernel (where it is installed, on an accelerator)
-have for one target. Each is compared with the cross-entropy of its own kind, eager or compiled.
-Writes table, JSON and plot.
+fused versions that torch (from 2.13 on), Liger-Kernel and cut-cross-entropy (where they are
+installed, on an accelerator) have for one target. Each is compared with the cross-entropy of its
+own kind, eager or compiled. Writes table, JSON and plot. What does not fit into memory is marked so
+in the table.
 
     python scripts/benchmark/loss.py --bag-sizes 1 4 16 --chunks 4 8
 """
 
 import importlib.util
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def contestants(labels: torch.Tensor, compiled: bool) -> dict[str, Loss]:
     if not compiled:
         return losses
     torch.compiler.reset()
-    return {name: torch.compile(loss, dynamic=False) for name, loss in losses.items()}
+    return {name: torch.compile(loss) for name, loss in losses.items()}
 
 
 def loss_alone(logits: torch.Tensor, labels: torch.Tensor, rounds: int, compiled: bool) -> Results:
@@ -102,6 +104,13 @@ def head_and_loss(
 
         liger = LigerFusedLinearCrossEntropyLoss(reduction="sum")
         add("Liger-Kernel's", lambda: liger(weight, hidden[0], target))
+    if device_type != "cpu" and importlib.util.find_spec("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy
+
+        add(
+            "cut-cross-entropy's",
+            lambda: linear_cross_entropy(hidden[0], weight, target, reduction="sum"),
+        )
     return measuring.measure(runs, rounds, warmup=1)
 
 
@@ -109,14 +118,18 @@ def rows(results: Results, reference: Callable[[str], str]) -> list[list[str]]:
     """For a table: time and memory, each also as a multiple of the reference's."""
     lines = []
     for name, result in results.items():
+        if result.out_of_memory:
+            lines.append([name, "out of memory", "", "", ""])
+            continue
         other = results[reference(name)]
+        of_memory = result.peak_bytes / other.peak_bytes if other.peak_bytes else math.nan
         lines.append(
             [
                 name,
                 f"{1e3 * result.median:.1f}",
                 f"{result.ratio(other):.2f}",
                 f"{result.peak_bytes / 2**20:.0f}",
-                f"{result.peak_bytes / other.peak_bytes:.2f}",
+                f"{of_memory:.2f}",
             ]
         )
     return lines
@@ -142,7 +155,7 @@ def plot(alone: dict[str, dict[int, Results]], together: Results, file: Path) ->
     )
     left.set_xticks(sizes := list(alone["eager"]), [str(s) for s in sizes])
     left.legend()
-    names = list(together)[::-1]
+    names = [name for name in together if not together[name].out_of_memory][::-1]
     reference = together[f"{ORDINARY}, eager"]
     for offset, color, label, values in (
         (0.2, "C0", "time", [together[name].ratio(reference) for name in names]),
@@ -150,7 +163,7 @@ def plot(alone: dict[str, dict[int, Results]], together: Results, file: Path) ->
             -0.2,
             "C2",
             "memory",
-            [together[name].peak_bytes / reference.peak_bytes for name in names],
+            [together[name].peak_bytes / (reference.peak_bytes or math.nan) for name in names],
         ),
     ):
         right.barh([i + offset for i in range(len(names))], values, 0.4, color=color, label=label)
@@ -182,6 +195,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
     args = parser.parse_args()
+    measuring.compile_for_each_shape()
     positions, of_head = args.positions
     largest = max(args.bag_sizes)
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """What the benchmarks share: interleaved rounds, peak memory, results as table and JSON."""
 
 import json
+import math
 import os
 import platform
 import random
@@ -34,35 +35,41 @@ Run = Callable[[], object]
 
 @dataclass
 class Measurement:
-    """Of one contestant.
+    """Measurement of one contestant.
 
     Attributes:
         seconds: of each round.
         peak_bytes: memory above what was in use before, at the fullest moment.
+        out_of_memory: it needs more than there is, so that there are no times.
     """
 
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+    out_of_memory: bool = False
 
     @property
     def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
+        """Seconds; not a number without times."""
+        return statistics.median(self.seconds) if self.seconds else math.nan
 
     def ratio(self, other: "Measurement") -> float:
         """Median of this one's times over the other's of the same round."""
+        if self.out_of_memory or other.out_of_memory:
+            return math.nan
         pairs = zip(self.seconds, other.seconds, strict=True)
         return statistics.median(mine / theirs for mine, theirs in pairs)
 
     def json(self) -> dict[str, Any]:
         """For a results file."""
-        return {"median_seconds": self.median, **self.__dict__}
+        return {"median_seconds": self.median if self.seconds else None, **self.__dict__}
 
 
 def measure(
     runs: dict[str, Run], rounds: int, warmup: int = 2, prepare: Run = lambda: None
 ) -> dict[str, Measurement]:
     """Memory of each run once, then their times, all once in each round in a random order.
+
+    A run that is out of memory does not keep the others from being measured.
 
     Args:
         runs: by name.
@@ -71,17 +78,32 @@ def measure(
         prepare: called before each run, outside of what is measured.
     """
     results = {name: Measurement() for name in runs}
-    for name, run in runs.items():
-        for _ in range(warmup):
-            prepare()
-            run()
+
+    def attempt(name: str, what: Callable[[Run], Any]) -> Any:
         prepare()
-        results[name].peak_bytes = peak_bytes(run)
+        try:
+            return what(runs[name])
+        except torch.OutOfMemoryError:
+            print(f"{name}: out of memory", file=sys.stderr)
+            results[name] = Measurement(out_of_memory=True)
+        device_module.empty_cache()  # after the traceback, which has held tensors
+        return None
+
+    def left() -> list[str]:
+        return [name for name in runs if not results[name].out_of_memory]
+
+    for name in runs:
+        for _ in range(warmup):
+            if name in left():
+                attempt(name, lambda run: run())
+        if name in left() and (peak := attempt(name, peak_bytes)) is not None:
+            results[name].peak_bytes = peak
     order = random.Random(0)  # the same on all ranks
     for round_ in range(rounds):
-        for name in order.sample(list(runs), len(runs)):
-            prepare()
-            results[name].seconds.append(seconds(runs[name]))
+        names = left()
+        for name in order.sample(names, len(names)):
+            if (time_taken := attempt(name, seconds)) is not None:
+                results[name].seconds.append(time_taken)
         if sys.stderr.isatty():
             end = "\n" if round_ == rounds - 1 else "\r"
             print(f"round {round_ + 1} of {rounds}", end=end, file=sys.stderr)
@@ -117,6 +139,18 @@ def peak_bytes(run: Run) -> int:
     return peak
 
 
+def compile_for_each_shape() -> None:
+    """Have torch.compile make code for each shape that it sees.
+
+    Contestants share code, which torch would otherwise compile for any shape as soon as it sees a
+    second one, and stop compiling after eight. What is measured would be other kernels than those
+    of a job with one shape.
+    """
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.accumulated_recompile_limit = 1024
+
+
 def hardware() -> dict[str, Any]:
     """This machine, for a results file."""
     if device_type == "cpu":
@@ -147,7 +181,7 @@ def write_results(folder: Path, name: str, text: str, results: dict[str, Any]) -
     (folder / f"{name}.txt").write_text(heading + text + "\n")
     content = {"command": command, **machine, **results}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    print(f"\nWritten to {folder}: {name}.txt, {name}.json, {name}.png")
+    print(f"\nWritten to {folder}/{name}.*")
 
 
 def write_shard(folder: Path, documents: Iterable[np.ndarray], tokenizer: str) -> None:

@@ -12,6 +12,7 @@ are the job's. Writes table, JSON and plot. Under torchrun all local batches mus
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import logging
 import os
@@ -55,8 +56,20 @@ class BenchmarkTrainer(SuperpositionTrainer):
         check_config(job_config, int(os.environ["WORLD_SIZE"]))
 
 
-def job(arguments: list[str], folder: Path, local_batch_size: int, bag_size: int) -> JobConfig:
-    """The job's config, in superposition throughout, or with bag size 1 without it."""
+def job(
+    arguments: list[str],
+    folder: Path,
+    local_batch_size: int | None = None,
+    bag_size: int | None = None,
+) -> JobConfig:
+    """The job's config, in superposition throughout, or with bag size 1 without it.
+
+    Args:
+        arguments: of the job, as on the command line.
+        folder: with the random tokens, and of the run.
+        local_batch_size: None for the job's.
+        bag_size: None for the job's.
+    """
     config = SuperpositionConfigManager().parse_args(arguments)
     config.job.dump_folder = str(folder / "run")
     config.checkpoint.enable = config.validation.enable = False
@@ -66,15 +79,19 @@ def job(arguments: list[str], folder: Path, local_batch_size: int, bag_size: int
     training.dataset, training.dataset_path = "token_shards", str(folder / "tokens")
     config.token_shards = TokenShards()
     training.steps, training.global_batch_size = STEPS, -1
-    training.local_batch_size = local_batch_size
-    section.bag_size, section.step_ratio, section.steps = bag_size, None, STEPS - 1
+    training.local_batch_size = local_batch_size or training.local_batch_size
+    section.bag_size = bag_size or section.bag_size
+    section.step_ratio, section.steps = None, STEPS - 1
     return config
 
 
-def steps_of(trainer: Trainer) -> measuring.Run:
-    """Takes a step of the trainer each time."""
+def steps_of(trainer: Trainer, after: int = 2) -> measuring.Run:
+    """Takes a step of the trainer each time, from the one ``after`` the given one on.
+
+    It is past the logs of the first step, and in recovery past the boundary.
+    """
     batches = trainer.batch_generator(trainer.dataloader)
-    trainer.step = 2  # past the logs of the first step and of the boundary
+    trainer.step = after
 
     def run() -> None:
         trainer.step += 1
@@ -84,43 +101,61 @@ def steps_of(trainer: Trainer) -> measuring.Run:
 
 
 @contextlib.contextmanager
-def trainers(
+def no_tokenizer(model: str) -> Iterator[None]:
+    """Trainers of the model are built without one, and share a process group."""
+    init_distributed = dist_utils.init_distributed
+
+    @functools.wraps(init_distributed)
+    def init_once(*args: object, **kwargs: object) -> int:
+        return dist.get_world_size() if dist.is_initialized() else init_distributed(*args, **kwargs)
+
+    spec = dataclasses.replace(
+        train_spec_module.get_train_spec(model),
+        build_tokenizer_fn=None,
+        build_dataloader_fn=build_dataloader,
+    )
+    with (
+        mock.patch.object(dist_utils, "init_distributed", init_once),
+        mock.patch.dict(train_spec_module._extra_train_specs, {model: spec}),
+    ):
+        yield
+
+
+def build_trainers(
     arguments: list[str], folder: Path, local_batch_size: int, bag_sizes: list[int]
-) -> Iterator[dict[str, Trainer]]:
+) -> dict[str, Trainer]:
     """One for each contestant, by its name."""
     plain = job(arguments, folder, local_batch_size, bag_size=1)
     recovery = job(arguments, folder, local_batch_size, bag_sizes[0])
     recovery.superposition.steps = 1
-    init_distributed = dist_utils.init_distributed
+    with no_tokenizer(plain.model.name):
+        made = {UPSTREAM: Trainer(plain), RECOVERY: BenchmarkTrainer(recovery)}
+        for s in bag_sizes:
+            config = job(arguments, folder, local_batch_size, s)
+            made[f"superposition, s = {s}"] = BenchmarkTrainer(config)
+    return made
 
-    def init_once(*args: object, **kwargs: object) -> int:
-        return dist.get_world_size() if dist.is_initialized() else init_distributed(*args, **kwargs)
 
-    name = plain.model.name
-    spec = dataclasses.replace(
-        train_spec_module.get_train_spec(name),
-        build_tokenizer_fn=None,
-        build_dataloader_fn=build_dataloader,
-    )
-    made: dict[str, Trainer] = {}
+def measure_batch(
+    arguments: list[str], folder: Path, local_batch_size: int, bag_sizes: list[int], rounds: int
+) -> "dict[str, Result]":
+    """Each contestant's result, by its name. Nothing of the trainers is left when it returns."""
+    made = build_trainers(arguments, folder, local_batch_size, bag_sizes)
     try:
-        with (
-            mock.patch.object(dist_utils, "init_distributed", init_once),
-            mock.patch.dict(train_spec_module._extra_train_specs, {name: spec}),
-        ):
-            made[UPSTREAM] = Trainer(plain)
-            made[RECOVERY] = BenchmarkTrainer(recovery)
-            for s in bag_sizes:
-                config = job(arguments, folder, local_batch_size, s)
-                made[f"superposition, s = {s}"] = BenchmarkTrainer(config)
-        yield made
+        runs = {name: steps_of(trainer) for name, trainer in made.items()}
+        measured = measuring.measure(runs, rounds, warmup=4)
+        return {name: Result.of(made[name], measured[name]) for name in made}
     finally:
         for trainer in made.values():
             trainer.close()
-        made.clear()
-        gc.collect()
-        if device_type != "cpu":
-            device_module.empty_cache()
+
+
+def free_memory() -> None:
+    """Of trainers that nobody refers to any more, compiled code included."""
+    torch.compiler.reset()
+    gc.collect()
+    if device_type != "cpu":
+        device_module.empty_cache()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +180,10 @@ class Result:
         flops = (
             latents * processor.num_flops_per_token / trainer.parallel_dims.non_data_parallel_size
         )
-        mfu = flops / measurement.median / processor.gpu_peak_flops
-        return cls(measurement, latents, data_tokens, flops, None if device_type == "cpu" else mfu)
+        mfu = None
+        if device_type != "cpu" and not measurement.out_of_memory:
+            mfu = flops / measurement.median / processor.gpu_peak_flops
+        return cls(measurement, latents, data_tokens, flops, mfu)
 
     def json(self) -> dict[str, object]:
         """For a results file."""
@@ -155,6 +192,8 @@ class Result:
 
 def row(name: str, results: dict[str, Result]) -> list[str]:
     result, median = results[name], results[name].measurement.median
+    if result.measurement.out_of_memory:
+        return [name, "out of memory", *[""] * (len(HEADER) - 1)]
     return [
         name,
         f"{1e3 * median:.2f}",
@@ -217,6 +256,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
     args, arguments = parser.parse_known_args()
     measuring.be_the_only_process()
+    measuring.compile_for_each_shape()
     logger.setLevel(logging.ERROR)  # of each trainer's start
     config = SuperpositionConfigManager().parse_args(arguments)
     by_batch: dict[int, dict[str, Result]] = {}
@@ -225,14 +265,14 @@ def main() -> None:
         random_tokens(folder / "tokens", model_args_of(config).vocab_size)
         for batch in args.local_batch_sizes or [config.training.local_batch_size]:
             try:
-                with trainers(arguments, folder, batch, args.bag_sizes) as made:
-                    runs = {name: steps_of(trainer) for name, trainer in made.items()}
-                    measured = measuring.measure(runs, args.rounds, warmup=4)
-                    by_batch[batch] = {
-                        name: Result.of(trainer, measured[name]) for name, trainer in made.items()
-                    }
-            except torch.OutOfMemoryError:
+                by_batch[batch] = measure_batch(
+                    arguments, folder, batch, args.bag_sizes, args.rounds
+                )
+            except torch.OutOfMemoryError:  # before there is anything to measure
                 print(f"local batch {batch}: out of memory")
+                break
+            free_memory()
+            if any(r.measurement.out_of_memory for r in by_batch[batch].values()):
                 break
     if dist.get_rank() == 0 and by_batch:
         tables = [

@@ -5,7 +5,7 @@ version, each with its number in upstream's issue tracker. They have nothing to 
 without superposition need it as much.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -55,6 +55,20 @@ def forget_shapes(schedule: Any) -> None:
     for name in vars(schedule):
         if name.endswith("_initialized"):
             setattr(schedule, name, False)
+
+
+def add_up_partial_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up gradients that each rank has a part of, as norms have under sequence parallel.
+
+    Clipping leaves those parts as they are with torch 2.11, and so clips all other gradients only.
+    """
+    if torch.__version__ >= "2.13":
+        return
+    for parameter in parameters:
+        gradient = parameter.grad
+        if isinstance(gradient, DTensor) and any(p.is_partial() for p in gradient.placements):
+            whole = [Replicate() if p.is_partial() else p for p in gradient.placements]
+            parameter.grad = gradient.redistribute(placements=whole)
 
 
 def _add_up_over_replicas(model: nn.Module, replicas: int) -> None:

@@ -16,6 +16,7 @@ import tomli_w
 import torch
 import torch.distributed as dist
 import torchtitan.protocols.train_spec as train_spec_module
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.config import JobConfig
@@ -38,7 +39,7 @@ from .job_config import (
     resilience_section,
     superposition_section,
 )
-from .parallelize import forget_shapes
+from .parallelize import add_up_partial_gradients, forget_shapes
 from .phase_loss import PhaseLoss
 from .reinit import reinitialize
 from .step_check import StepCheck
@@ -399,8 +400,9 @@ def _recorded_grad_norm(trainer: SuperpositionTrainer) -> Iterator[None]:
     clip = dist_utils.clip_grad_norm_
 
     @functools.wraps(clip)
-    def clip_and_record(*args: Any, **kwargs: Any) -> torch.Tensor:
-        trainer._grad_norm = clip(*args, **kwargs)
+    def clip_and_record(parameters: list[nn.Parameter], *args: Any, **kwargs: Any) -> torch.Tensor:
+        add_up_partial_gradients(parameters)
+        trainer._grad_norm = clip(parameters, *args, **kwargs)
         return trainer._grad_norm
 
     dist_utils.clip_grad_norm_ = clip_and_record  # type: ignore[assignment]

@@ -1,0 +1,107 @@
+"""Measure the peak memory of a step of each phase, and compare it with what the dry run says.
+
+One process plays rank 0 of the job's ranks on the fake backend: it holds that rank's parameters,
+gradients, optimizer state and activations, and its collectives move nothing. The dry run is that of
+scripts/dry_run.py, in another process. Both are eager. A step is one micro-batch of
+training.local_batch_size on random tokens. Arguments that are not listed here are the job's. Writes
+table and JSON.
+
+    python scripts/benchmark/memory.py --job.config_file train_configs/paper/600M-20k-tst.toml
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import measuring
+import step
+import torch.distributed as dist
+from torchtitan.tools.logging import logger
+
+from command_line import documented_parser
+from torchtitan.experiments.tst.core import Phase
+from torchtitan.experiments.tst.job_checks import model_args_of
+from torchtitan.experiments.tst.job_config import JobConfig
+from torchtitan.experiments.tst.planning.dry_run import dry_run
+
+STEPS = 3  # of each phase; the states of the optimizer are there from the second on
+
+
+def job(arguments: list[str], folder: Path) -> JobConfig:
+    """The job, half of it in superposition, as both the dry run and this machine take it."""
+    config = step.job(arguments, folder)
+    config.compile.enable = False
+    config.comm.mode = "fake_backend"
+    config.superposition.steps = config.training.steps // 2
+    return config
+
+
+def said(arguments: list[str], ranks: int) -> dict[Phase, int]:
+    """Peaks of the dry run, in bytes; from a process that sees no GPU."""
+    command = [sys.executable, __file__, "--dry-run", "--ranks", str(ranks), *arguments]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"The dry run failed:\n{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def measured(arguments: list[str], ranks: int, folder: Path) -> dict[Phase, int]:
+    """Peaks on this machine, in bytes, each of a trainer that begins in that phase."""
+    os.environ |= {"NGPU": str(ranks), "WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
+    peaks = {}
+    config = job(arguments, folder)
+    step.random_tokens(folder / "tokens", model_args_of(config).vocab_size)
+    for phase in Phase:
+
+        def run(phase: Phase = phase) -> None:
+            with step.no_tokenizer(config.model.name):
+                trainer = step.BenchmarkTrainer(config)
+            first = 2 if phase is Phase.SUPERPOSITION else trainer.schedule.boundary + 2
+            take_step = step.steps_of(trainer, first)
+            for _ in range(STEPS):
+                take_step()
+            trainer.close()
+
+        peaks[phase] = measuring.peak_bytes(run)
+        step.free_memory()
+    dist.destroy_process_group()
+    return peaks
+
+
+def main() -> None:
+    parser = documented_parser(__doc__)
+    parser.add_argument("--ranks", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
+    parser.add_argument("--dry-run", action="store_true", help="only print the dry run's peaks")
+    args, arguments = parser.parse_known_args()
+    logger.setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if args.dry_run:
+            memory = dry_run(job(arguments, folder), args.ranks).memory
+            print(json.dumps({phase: peaks.peak for phase, peaks in memory.items()}))
+            return
+        expected = said(arguments, args.ranks)
+        peaks = measured(arguments, args.ranks, folder)
+    header = [f"rank 0 of {args.ranks}", "measured MiB", "dry run MiB", "measured / dry run"]
+    rows = [
+        [
+            str(phase),
+            f"{peak / 2**20:,.0f}",
+            f"{expected[phase] / 2**20:,.0f}",
+            f"{peak / expected[phase]:.3f}",
+        ]
+        for phase, peak in peaks.items()
+    ]
+    numbers = {phase: {"measured": peaks[phase], "dry_run": expected[phase]} for phase in peaks}
+    text = measuring.table(header, rows)
+    measuring.write_results(args.output, "memory", text, {"peak_bytes": numbers})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""Check whether this software is right and fast on this machine's GPUs: scripts/check_gpu.sh.
+
+Parts, each with its own time limit: the tests that need a GPU; a step of both phases against
+TorchTitan's own, for the paper's 600M and 270M shapes, compiled, in bfloat16; the bag loss against
+one cross-entropy; measured memory against the dry run. What a part has written stays when it or
+another one fails. No network and no corpus are needed. Writes report.md and results.json, and a
+folder with log, tables and numbers for each part. Exits with the number of parts that failed or
+fell short of a target.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from command_line import documented_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCAL_BATCH = 8
+# The targets, of issue and docs/speed.md alike
+SUPERPOSITION, RECOVERY, BAG_LOSS, MEMORY = 1.03, 1.01, 1.25, 0.10
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure and what it should be."""
+
+    what: str
+    value: float
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def met(self) -> bool:
+        """A value that is not a number meets nothing."""
+        if self.at_most is not None:
+            return self.value <= self.at_most
+        return self.at_least is not None and self.value >= self.at_least
+
+    def __str__(self) -> str:
+        limit = (
+            f"at most {self.at_most:g}" if self.at_least is None else f"at least {self.at_least:g}"
+        )
+        return f"{self.what}: {self.value:.4g} ({limit})"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command.
+
+    Attributes:
+        name: of its folder.
+        title: what it is about.
+        command: to run in the repository's root.
+        seconds: its time limit.
+        targets: reads its figures from its folder.
+        table: the file there with its result as text.
+    """
+
+    name: str
+    title: str
+    command: list[str]
+    seconds: float
+    targets: Callable[[Path], list[Target]]
+    table: str
+
+
+@dataclass
+class Outcome:
+    """What came of a part: how it failed, "" if it did not, and its figures."""
+
+    part: Part
+    failure: str = ""
+    seconds: float = 0.0
+    targets: list[Target] = field(default_factory=list)
+
+    def falls_short(self, tiny: bool) -> bool:
+        """Figures of tiny shapes say nothing."""
+        return bool(self.failure) or (not tiny and not all(target.met for target in self.targets))
+
+
+def parts(output: Path, gpus: int, tiny: bool) -> list[Part]:
+    """All of them, in the order to run them in.
+
+    Args:
+        output: of the results.
+        gpus: of this machine.
+        tiny: for shapes of which a CPU computes a step in a second.
+    """
+    python, benchmark = sys.executable, "scripts/benchmark"
+    small = ["--model.flavor=demo", "--training.seq_len=64", "--lm_head.chunks=2"] if tiny else []
+    tests = [python, "-m", "pytest", "-m", "gpu", "tests", "-v", "--durations=15"]
+    tests += ["--collect-only"] if tiny else [f"--junitxml={output / 'tests' / 'tests.xml'}"]
+    launcher = [python]
+    if gpus > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={gpus}"]
+
+    def step(size: str, seconds: float) -> Part:
+        options = ["--bag-sizes", "6", "16", "--local-batch-sizes", str(LOCAL_BATCH)]
+        options += ["--rounds", "2" if tiny else "20"]
+        options += [f"--job.config_file=train_configs/paper/{size}-20k-tst.toml", *small]
+        options += ["--parallelism.data_parallel_shard_degree=-1"]
+        name = f"step-{size}"
+        return Part(
+            name,
+            f"A step of {size}, compiled, local batch {LOCAL_BATCH}",
+            [*launcher, f"{benchmark}/step.py", *options, f"--output={output / name}"],
+            seconds,
+            step_targets,
+            "step.txt",
+        )
+
+    shapes = ["--positions", "64", "128", "--vocab-size", "1000", "--width", "64"]
+    loss = ["--bag-sizes", "1", "16", "--chunks", "8", "--rounds", "2" if tiny else "7"]
+    loss += shapes if tiny else ["--positions", "4096", "16384"]
+    memory = ["--ranks", "8", "--job.config_file=train_configs/paper/600M-20k-tst.toml", *small]
+    memory += [f"--training.local_batch_size={LOCAL_BATCH}"]
+    return [
+        Part("tests", "Tests that need a GPU", tests, 170, test_targets, "log.txt"),
+        step("600M", 150),
+        step("270M", 110),
+        Part(
+            "loss",
+            "The bag loss",
+            [python, f"{benchmark}/loss.py", *loss, f"--output={output / 'loss'}"],
+            60,
+            loss_targets,
+            "loss.txt",
+        ),
+        Part(
+            "memory",
+            "Memory of 600M as rank 0 of 8 under FSDP2, eager",
+            [python, f"{benchmark}/memory.py", *memory, f"--output={output / 'memory'}"],
+            50,
+            memory_targets,
+            "memory.txt",
+        ),
+    ]
+
+
+def test_targets(folder: Path) -> list[Target]:
+    if not (file := folder / "tests.xml").exists():
+        return []  # only collected
+    suites = list(ElementTree.parse(file).getroot().iter("testsuite"))
+    counts = {
+        name: sum(int(suite.get(name, 0)) for suite in suites)
+        for name in ("tests", "failures", "errors", "skipped")
+    }
+    failed = counts["failures"] + counts["errors"]
+    passed = counts["tests"] - failed - counts["skipped"]
+    return [Target("tests passed", passed, at_least=1), Target("tests failed", failed, at_most=0)]
+
+
+def step_targets(folder: Path) -> list[Target]:
+    """MFU is compared to two digits: that of a trainer with itself differs in the third."""
+    (results,) = read(folder / "step.json")["by_batch"].values()
+    upstream, recovery = results["TorchTitan"], results["recovery"]
+    targets = [Target("recovery over TorchTitan", ratio(recovery, upstream), at_most=RECOVERY)]
+    for name, result in results.items():
+        if result is not upstream and result is not recovery:
+            over = ratio(result, recovery)
+            targets.append(Target(f"{name} over recovery", over, at_most=SUPERPOSITION))
+        if result is not upstream and upstream["mfu"]:
+            mfu = round((result["mfu"] or 0) / upstream["mfu"], 2)
+            targets.append(Target(f"MFU of {name} over TorchTitan's", mfu, at_least=1))
+    return targets
+
+
+def loss_targets(folder: Path) -> list[Target]:
+    targets = []
+    for kind, by_size in read(folder / "loss.json")["loss_alone"].items():
+        for size, results in by_size.items():
+            over = ratio(
+                *({"measurement": results[name]} for name in ("bag loss", "cross-entropy"))
+            )
+            what = f"bag loss over cross-entropy, {kind}, s = {size}"
+            targets.append(Target(what, over, at_most=BAG_LOSS))
+    return targets
+
+
+def memory_targets(folder: Path) -> list[Target]:
+    return [
+        Target(
+            f"deviation of {phase} from the dry run",
+            abs(peaks["measured"] / peaks["dry_run"] - 1),
+            at_most=MEMORY,
+        )
+        for phase, peaks in read(folder / "memory.json")["peak_bytes"].items()
+    ]
+
+
+def ratio(result: dict[str, Any], other: dict[str, Any]) -> float:
+    """As the benchmarks take it: the median over the rounds."""
+    from benchmark.measuring import Measurement
+
+    mine, others = (Measurement(seconds=r["measurement"]["seconds"]) for r in (result, other))
+    return mine.ratio(others)
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
+
+
+def run(part: Part, folder: Path, tiny: bool) -> Outcome:
+    """Run a part within its time, with its output in ``log.txt``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    outcome, begin = Outcome(part), time.monotonic()
+    with (folder / "log.txt").open("w") as log:
+        print(shlex.join(part.command), file=log, flush=True)
+        process = subprocess.Popen(
+            part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(timeout=part.seconds * (10 if tiny else 1))
+            outcome.failure = f"exit code {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            outcome.failure = f"not done after {part.seconds:g} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+            process.wait()
+    outcome.seconds = time.monotonic() - begin
+    try:
+        outcome.targets = part.targets(folder)
+    except (OSError, ValueError, KeyError) as error:
+        outcome.failure = outcome.failure or f"no figures: {error!r}"
+    return outcome
+
+
+def machine() -> dict[str, str]:
+    """What the figures are of."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    gpus = output_of(query).splitlines()
+    commit = output_of(["git", "rev-parse", "HEAD"]) or "unknown"
+    if output_of(["git", "status", "--porcelain", "--untracked-files=no"]):
+        commit += ", with changes"
+    return {
+        "GPU (memory, driver)": "; ".join(gpus) or "none",
+        "torch": metadata.version("torch"),
+        "torchtitan": metadata.version("torchtitan"),
+        "Python": platform.python_version(),
+        "commit": commit,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def output_of(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def write_report(output: Path, about: dict[str, str], outcomes: list[Outcome], tiny: bool) -> None:
+    """``report.md`` and ``results.json``, of the parts that have run so far."""
+    lines = ["# GPU check", ""]
+    if tiny:
+        lines += ["**Tiny shapes: the commands run, the figures say nothing.**", ""]
+    lines += [f"- {key}: {value}" for key, value in about.items()]
+    lines += ["", "| part | result | seconds | figures |", "| --- | --- | --- | --- |"]
+    lines += list(summary(outcomes, tiny))
+    for outcome in outcomes:
+        folder = output / outcome.part.name
+        lines += ["", f"## {outcome.part.title}", "", "```text"]
+        table = folder / outcome.part.table
+        file = table if table.exists() else folder / "log.txt"
+        lines += [*file.read_text().splitlines()[-60:], "```"]
+    (output / "report.md").write_text("\n".join(lines) + "\n")
+    results = [
+        {
+            "part": outcome.part.name,
+            "command": shlex.join(outcome.part.command),
+            "failure": outcome.failure,
+            "seconds": outcome.seconds,
+            "targets": [asdict(target) | {"met": target.met} for target in outcome.targets],
+        }
+        for outcome in outcomes
+    ]
+    content = json.dumps({"machine": about, "tiny": tiny, "parts": results}, indent=1)
+    (output / "results.json").write_text(content + "\n")
+
+
+def summary(outcomes: list[Outcome], tiny: bool) -> Iterator[str]:
+    for outcome in outcomes:
+        figures = "<br>".join(
+            f"{target}{'' if tiny or target.met else ' **missed**'}" for target in outcome.targets
+        )
+        result = verdict(outcome, tiny)
+        yield f"| {outcome.part.name} | {result} | {outcome.seconds:.0f} | {figures} |"
+
+
+def verdict(outcome: Outcome, tiny: bool) -> str:
+    if outcome.failure:
+        return f"failed: {outcome.failure}"
+    return "missed a target" if outcome.falls_short(tiny) else "ran" if tiny else "met"
+
+
+def main() -> None:
+    parser = documented_parser(__doc__)
+    parser.add_argument("--output", type=Path, default=Path("outputs/check_gpu"))
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="default: all of them")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny shapes, also on CPU: tries the commands"
+    )
+    args: argparse.Namespace = parser.parse_args()
+    gpus = gpu_count()
+    if not gpus and not args.tiny:
+        sys.exit("No GPU here. --tiny runs the same commands with tiny shapes on CPU")
+    output = args.output.absolute()
+    todo = parts(output, gpus, args.tiny)
+    if args.parts:
+        names = [part.name for part in todo]
+        if unknown := set(args.parts) - set(names):
+            parser.error(f"--parts: no {', '.join(unknown)}; there are {', '.join(names)}")
+        todo = [part for part in todo if part.name in args.parts]
+    about, outcomes = machine(), []
+    output.mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate(todo, 1):
+        print(f"[{number}/{len(todo)}] {part.title} ({part.seconds:g} s at most)", flush=True)
+        outcome = run(part, output / part.name, args.tiny)
+        outcomes.append(outcome)
+        for target in outcome.targets:
+            print(f"    {'  ' if args.tiny or target.met else '! '}{target}")
+        print(f"    {verdict(outcome, args.tiny)}, {outcome.seconds:.0f} s", flush=True)
+        write_report(output, about, outcomes, args.tiny)
+    print(f"Written to {output}: report.md, results.json")
+    sys.exit(sum(outcome.falls_short(args.tiny) for outcome in outcomes))
+
+
+def gpu_count() -> int:
+    """Without a context on them, which would take memory from the parts."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    import torch
+
+    return torch.cuda.device_count()
+
+
+if __name__ == "__main__":
+    main()
