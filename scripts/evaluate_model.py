@@ -143,7 +143,8 @@ def main() -> None:
     except ImportError:
         sys.exit('error: the LM-Eval harness is missing: pip install -e ".[eval]"')
     transformers.logging.set_verbosity_error()
-    device = args.device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device = args.device or str(accelerator or "cpu")
     try:
         if args.include_path and not args.include_path.is_dir():
             raise ValueError(f"--include-path {args.include_path}: no such folder")

@@ -4,9 +4,10 @@
     python scripts/inject_faults.py --kills 50 --per-run 10 --steps 36    several short ones
 
 Kills (SIGKILL) hit one random rank or all of them: between two steps, in a save, around the
-boundary, or while a launch starts. Stops are SIGTERM or SIGUSR1 to one random rank, after which the
-launch must end with the exit code of a stopped run and a complete checkpoint of the step that it
-names. The runs are small ones of the demo model on the demo's corpus.
+boundary, or while a launch starts. Stops are SIGTERM or SIGUSR1 to one random rank or, as Slurm
+sends it, to every process of the launch, after which the launch must end with the exit code of a
+stopped run and a complete checkpoint of the step that it names. The runs are small ones of the demo
+model on the demo's corpus.
 Every batch that any launch reads, every loss and gradient norm that it logs, and the final weights
 and optimizer state must be those of the undisturbed run, bit for bit.
 """
@@ -197,13 +198,16 @@ def stop(
     from torchtitan.experiments.tst.checkpoint import files
     from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
-    step = min(last_step(folder) + chance.randint(1, 5), options.steps - 3)
+    step = min(last_step(folder) + chance.randint(1, 5), options.steps - 4)
     while process.poll() is None and last_step(folder) < step:
         time.sleep(0.002)
     if process.poll() is not None:
         return None
-    number, rank = chance.choice(STOP_SIGNALS), chance.randrange(options.processes)
-    os.kill(int((folder / f"pid-{rank}").read_text()), number)
+    number, rank = chance.choice(STOP_SIGNALS), chance.randrange(options.processes + 1)
+    if everywhere := rank == options.processes:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(int((folder / f"pid-{rank}").read_text()), number)
     wait(process)
     output = (folder / "output.txt").read_text()
     reports = re.findall(r"Stopped after step (\d+)", output)
@@ -215,7 +219,7 @@ def stop(
         sys.exit(f"{number.name}: {checkpoint} is not there")
     if damages := files.damages(checkpoint, manifest["files"]):
         sys.exit(f"{number.name}: {checkpoint} is not complete: {damages}")
-    return f"stop: {number.name}"
+    return f"stop: {number.name}{' to every process' if everywhere else ''}"
 
 
 def kill(pid: int) -> None:

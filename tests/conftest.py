@@ -221,7 +221,8 @@ def torchrun(command: list[str], processes: int, check: bool = True) -> subproce
         *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"),
         *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", *command),
     ]
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     result = run_again_if_aborted(launch, os.environ | environment, restore_folder)
     if check and result.returncode:
         pytest.fail(f"{' '.join(command)}\n{result.stdout[-6000:]}\n{result.stderr[-6000:]}")

@@ -126,7 +126,8 @@ def sharded_model_and_whole(device):
     whole = Transformer(llama3_args["demo"])
     whole.tok_embeddings = BagEmbedding.from_embedding(whole.tok_embeddings)
     whole.output = LossHead.from_linear(whole.output, chunks=4)
-    whole.init_weights()
+    with torch.no_grad():
+        whole.init_weights()
     whole.to(device)
     sharded = copy.deepcopy(whole)
     mesh = init_device_mesh(device, (dist.get_world_size(),))

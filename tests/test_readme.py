@@ -182,6 +182,7 @@ TRIED_ELSEWHERE = {
     'python scripts/sample_model.py outputs/demo/tst --prompt "def main("': "test_export.py",
     "python scripts/replicate.py": "results/test_replication.py",
     "python scripts/check_parallelism.py": "test_check_parallelism.py",
+    "scripts/check_gpu.sh": "test_check_gpu.py",
     "scripts/slurm/try.sh": ".ci/run",
     "scripts/lint.sh": ".ci/run",
     "scripts/test.sh -m slow": "the command itself",
