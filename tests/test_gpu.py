@@ -204,11 +204,8 @@ def test_both_phases_train_in_bfloat16(train, args):
     assert values[19] < values[10]
 
 
-@pytest.mark.parametrize(
-    "args",
-    [(), pytest.param(("--compile.enable",), marks=pytest.mark.slow)],
-    ids=["eager", "compiled"],
-)
+@pytest.mark.slow  # flex attention is compiled with autotuning
+@pytest.mark.parametrize("args", [(), ("--compile.enable",)], ids=["eager", "compiled"])
 def test_variable_length_attention_is_flex_attention(train, monkeypatch, args):
     """Two ways to the same masks, of documents of bags and of tokens.
 
@@ -226,6 +223,7 @@ def test_variable_length_attention_is_flex_attention(train, monkeypatch, args):
     assert found[1] == pytest.approx(found[0], rel=1e-2)
 
 
+@pytest.mark.slow  # scripts/check_gpu.sh has a larger model
 def test_memory_is_what_the_dry_run_says(base_args, tmp_path):
     """As rank 0 of 8 under FSDP2, with some GB, beside which cuBLAS's workspaces are small."""
     job = [*base_args, "--model.flavor=debugmodel", "--training.mixed_precision_param=bfloat16"]
@@ -339,7 +337,14 @@ def test_reinitialisation_leaves_the_random_numbers_alone(train):
     assert found[0].std().item() == pytest.approx(1, rel=0.05)  # as at the start of a run
 
 
-@pytest.mark.parametrize("mode", ["disabled", "async", "async_with_pinned_mem"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("disabled", marks=pytest.mark.slow),
+        pytest.param("async", marks=pytest.mark.slow),
+        "async_with_pinned_mem",
+    ],
+)
 def test_a_signal_to_every_process_ends_with_a_checkpoint(base_args, tmp_path, mode):
     """As Slurm sends it, to children too."""
     run = tmp_path / "run"

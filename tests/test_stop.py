@@ -156,6 +156,13 @@ def test_steps_may_be_skipped(train, tmp_path, implementation):
         train(*job, trainer_class=poisoned_at(5))
 
 
+def test_values_of_other_ranks_that_are_played_mean_nothing(train, monkeypatch):
+    """torch 2.11's fake process group leaves reduced gradients as memory was."""
+    monkeypatch.setenv("NGPU", "2")
+    lines = train(*ON, "--comm.mode=fake_backend", trainer_class=poisoned_at(2, 5))
+    assert len(lines) == 6
+
+
 def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path):
     """Both, sent to the launcher; torchrun itself would kill the rank, and end with 1."""
     rank = tmp_path / "rank.py"

@@ -11,8 +11,6 @@ import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from datasets import load_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch._dynamo.backends.registry import register_backend
-from torchtitan.distributed import utils as dist_utils
 from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS
 from torchtitan.protocols.model_converter import (
@@ -20,7 +18,7 @@ from torchtitan.protocols.model_converter import (
     register_model_converter,
 )
 
-from conftest import load_full, poisoned_at, tensorboard_scalars
+from conftest import load_full, tensorboard_scalars
 from torchtitan.experiments.tst.checkpoint.files import complete_steps
 from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, Phase, fold, head
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
@@ -297,68 +295,6 @@ def test_chunked_head(train, corpus, monkeypatch, args, tolerance):
     for key in (TRAINING_LOSS, VALIDATION_LOSS):
         expected = column(plain, key)
         assert column(chunked, key)[-len(expected) :] == pytest.approx(expected, rel=tolerance)
-
-
-COMPILED = []  # for each compilation, whether it is for any shape
-
-
-@register_backend
-def recording(graph, inputs):
-    """Of torch.compile: runs the graph as it is."""
-    COMPILED.append(any(isinstance(value, torch.SymInt) for value in inputs))
-    return graph.forward
-
-
-@pytest.mark.parametrize("scale", ["batch", "sequence"])
-def test_each_phase_is_compiled_for_its_own_shape(train, scale):
-    """Not for any shape, which torch.compile turns to when it sees a second one."""
-    in_recovery = []
-
-    class Trainer(SuperpositionTrainer):
-        def train_step(self, data_iterator):
-            before = len(COMPILED)
-            super().train_step(data_iterator)
-            if self.step > BOUNDARY:
-                in_recovery.extend(COMPILED[before:])
-
-    torch.compiler.reset()
-    args = (*ON, f"--superposition.scale={scale}", "--optimizer.lr=1e-4")
-    plain = train(*args)
-    COMPILED.clear()
-    compiled = train(
-        *args, "--compile.enable", "--compile.backend=recording", trainer_class=Trainer
-    )
-    assert in_recovery
-    assert not any(COMPILED)
-    assert column(compiled)[-STEPS:] == pytest.approx(column(plain), rel=1e-5)
-
-
-def test_recovery_may_compile_as_long_as_the_first_step(train, monkeypatch):
-    timeouts = []
-
-    def set_pg_timeouts(timeout, parallel_dims):
-        timeouts.append((kept["trainer"].step, timeout.total_seconds()))
-
-    class Trainer(SuperpositionTrainer):
-        def train_step(self, data_iterator):
-            kept["trainer"] = self
-            super().train_step(data_iterator)
-            timeouts.append("step")
-
-    kept = {}
-    monkeypatch.setattr(dist_utils, "set_pg_timeouts", set_pg_timeouts)
-    comm = ("--comm.init_timeout_seconds=300", "--comm.train_timeout_seconds=20")
-    train(*ON, *comm, trainer_class=Trainer)
-    first, boundary = BOUNDARY + 1, ["step"] * (BOUNDARY - 1)
-    in_recovery = [(first, 300), (first, 20), "step", "step", "step"]
-    assert timeouts == ["step", (1, 20), *boundary, *in_recovery]
-
-
-def test_values_of_other_ranks_that_are_played_mean_nothing(train, monkeypatch):
-    """torch 2.11's fake process group leaves reduced gradients as memory was."""
-    monkeypatch.setenv("NGPU", "2")
-    lines = train(*ON, "--comm.mode=fake_backend", trainer_class=poisoned_at(2, 5))
-    assert len(lines) == STEPS
 
 
 @pytest.mark.slow

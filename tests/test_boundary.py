@@ -1,0 +1,71 @@
+"""What the first step of recovery needs: code for its own shape, and time to compile it."""
+
+import pytest
+import torch
+from torch._dynamo.backends.registry import register_backend
+from torchtitan.distributed import utils as dist_utils
+
+from torchtitan.experiments.tst.metrics import TRAINING_LOSS
+from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+
+BOUNDARY, STEPS = 3, 6
+ON = ("--superposition.bag_size=4", f"--superposition.steps={BOUNDARY}")
+
+
+def losses(lines):
+    return [line[TRAINING_LOSS] for line in lines]
+
+
+COMPILED = []  # for each compilation, whether it is for any shape
+
+
+@register_backend
+def recording(graph, inputs):
+    """Of torch.compile: runs the graph as it is."""
+    COMPILED.append(any(isinstance(value, torch.SymInt) for value in inputs))
+    return graph.forward
+
+
+@pytest.mark.parametrize("scale", ["batch", "sequence"])
+def test_each_phase_is_compiled_for_its_own_shape(train, scale):
+    """Not for any shape, which torch.compile turns to when it sees a second one."""
+    in_recovery = []
+
+    class Trainer(SuperpositionTrainer):
+        def train_step(self, data_iterator):
+            before = len(COMPILED)
+            super().train_step(data_iterator)
+            if self.step > BOUNDARY:
+                in_recovery.extend(COMPILED[before:])
+
+    torch.compiler.reset()
+    args = (*ON, f"--superposition.scale={scale}", "--optimizer.lr=1e-4")
+    plain = train(*args)
+    COMPILED.clear()
+    compiled = train(
+        *args, "--compile.enable", "--compile.backend=recording", trainer_class=Trainer
+    )
+    assert in_recovery
+    assert not any(COMPILED)
+    assert losses(compiled)[-STEPS:] == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_recovery_may_compile_as_long_as_the_first_step(train, monkeypatch):
+    timeouts = []
+
+    def set_pg_timeouts(timeout, parallel_dims):
+        timeouts.append((kept["trainer"].step, timeout.total_seconds()))
+
+    class Trainer(SuperpositionTrainer):
+        def train_step(self, data_iterator):
+            kept["trainer"] = self
+            super().train_step(data_iterator)
+            timeouts.append("step")
+
+    kept = {}
+    monkeypatch.setattr(dist_utils, "set_pg_timeouts", set_pg_timeouts)
+    comm = ("--comm.init_timeout_seconds=300", "--comm.train_timeout_seconds=20")
+    train(*ON, *comm, trainer_class=Trainer)
+    first, boundary = BOUNDARY + 1, ["step"] * (BOUNDARY - 1)
+    in_recovery = [(first, 300), (first, 20), "step", "step", "step"]
+    assert timeouts == ["step", (1, 20), *boundary, *in_recovery]
