@@ -205,7 +205,9 @@ def stop(
         return None
     number, rank = chance.choice(STOP_SIGNALS), chance.randrange(options.processes + 1)
     if everywhere := rank == options.processes:
-        os.killpg(process.pid, number)
+        for pid in [process.pid, *descendants(process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
     else:
         os.kill(int((folder / f"pid-{rank}").read_text()), number)
     wait(process)
@@ -220,6 +222,16 @@ def stop(
     if damages := files.damages(checkpoint, manifest["files"]):
         sys.exit(f"{number.name}: {checkpoint} is not complete: {damages}")
     return f"stop: {number.name}{' to every process' if everywhere else ''}"
+
+
+def descendants(pid: int) -> list[int]:
+    """A process's children, and theirs; torchrun's are in other sessions and process groups."""
+    found = []
+    with suppress(FileNotFoundError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found += [child, *descendants(child)]
+    return found
 
 
 def kill(pid: int) -> None:

@@ -4,9 +4,11 @@ import importlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +31,12 @@ enable_cpu_if_alone()
 from datatrove.pipeline.tokens.tokenizer import TokenizedFile  # noqa: E402
 
 import parallel_worker  # noqa: E402
-from inject_faults import read_state  # noqa: E402
+from inject_faults import descendants, read_state  # noqa: E402
 from make_demo_corpus import make_corpus  # noqa: E402
 from parallel_worker import free_port  # noqa: E402
 from tokenize_corpus import LocalExecutor  # noqa: E402
 from torchtitan.experiments.tst import models  # noqa: E402, F401
+from torchtitan.experiments.tst.checkpoint.files import complete_steps  # noqa: E402
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
 from torchtitan.experiments.tst.data.tokenization import Options, prepare  # noqa: E402
 from torchtitan.experiments.tst.job_config import (  # noqa: E402
@@ -227,6 +230,41 @@ def torchrun(command: list[str], processes: int, check: bool = True) -> subproce
     if check and result.returncode:
         pytest.fail(f"{' '.join(command)}\n{result.stdout[-6000:]}\n{result.stderr[-6000:]}")
     return result
+
+
+def signal_every_process(rank: list[str], run: Path, number: int) -> tuple[int, str]:
+    """Start a job, and signal all its processes after its second checkpoint, as Slurm does.
+
+    Args:
+        rank: what the launcher starts, with its arguments.
+        run: the run folder.
+        number: of the signal.
+
+    Returns:
+        Exit code and output.
+    """
+    launcher = [sys.executable, "-m", "torchtitan.experiments.tst.launch", "--nproc_per_node=1"]
+    process = subprocess.Popen(
+        [*launcher, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", *rank],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    begin = time.monotonic()
+    while len(complete_steps(run / "checkpoint")) < 2 and process.poll() is None:
+        if time.monotonic() - begin > 150:
+            break
+        time.sleep(0.05)
+    for pid in [process.pid, *descendants(process.pid)]:
+        os.kill(pid, number)
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        for pid in descendants(process.pid):  # none, unless it hangs
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+    return process.returncode, output
 
 
 def run_again_if_aborted(

@@ -16,15 +16,8 @@ from torch._inductor.async_compile import AsyncCompile
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.utils.data import DataLoader
 
+from inject_faults import descendants
 from torchtitan.experiments.tst.stop import STOP_SIGNALS, StopRequest
-
-
-def children(pid):
-    """Of a process, and theirs."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield int(child)
-            yield from children(child)
 
 
 def names(pids):
@@ -50,7 +43,7 @@ def main(folder):
     compile_pool = AsyncCompile.process_pool()  # which compiles Triton kernels
     assert compile_pool.submit(abs, -1).result() == 1
 
-    before = names(children(os.getpid()))
+    before = names(descendants(os.getpid()))
     print(*before.values(), sep="\n")
     kinds = ("resource_tracker", "multiprocessing.spawn", "compile_worker", Path(__file__).name)
     for kind in kinds:
@@ -59,7 +52,7 @@ def main(folder):
         for pid in before:
             os.kill(pid, number)
         time.sleep(1)
-    assert names(children(os.getpid())) == before
+    assert names(descendants(os.getpid())) == before
     save(2)
     assert [int(batch) for batch in batches] == list(range(1, 100))
     assert compile_pool.submit(abs, -2).result() == 2

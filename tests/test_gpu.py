@@ -3,12 +3,10 @@
 import copy
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 import warnings
 
 import pytest
@@ -19,7 +17,7 @@ from torchtitan.models.llama3 import Transformer, llama3_args
 from torchtitan.models.llama3.infra.parallelize import apply_fsdp
 from torchtitan.train import Trainer
 
-from conftest import ROOT, TST, poisoned_at, tensorboard_scalars
+from conftest import ROOT, TST, poisoned_at, signal_every_process, tensorboard_scalars
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.core import LOSSES, BagEmbedding, BagLoss, LossHead, losses
 from torchtitan.experiments.tst.core.head import chunked_loss
@@ -350,22 +348,8 @@ def test_a_signal_to_every_process_ends_with_a_checkpoint(base_args, tmp_path, m
     run = tmp_path / "run"
     job = [*base_args, *JOB, *SAVE, f"--checkpoint.async_mode={mode}", f"--job.dump_folder={run}"]
     job += ["--training.steps=1000000", "--training.dataloader.num_workers=1"]
-    command = [sys.executable, "-m", "torchtitan.experiments.tst.launch", "--nproc_per_node=1"]
-    process = subprocess.Popen(
-        [*command, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", TST, *job],
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    begin = time.monotonic()
-    while len(files.complete_steps(run / "checkpoint")) < 2 and process.poll() is None:
-        assert time.monotonic() - begin < 120
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGUSR1)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == STOPPED_EXIT_CODE, output
+    code, output = signal_every_process(["-m", TST, *job], run, signal.SIGUSR1)
+    assert code == STOPPED_EXIT_CODE, output
     last = files.step_folder(run / "checkpoint", files.complete_steps(run / "checkpoint")[-1])
     assert f"Stopped after step {last.name.removeprefix('step-')}," in output
     assert files.damages(last, files.read_manifest(last)["files"]) == []

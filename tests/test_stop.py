@@ -11,7 +11,14 @@ import time
 import pytest
 import torch
 
-from conftest import ROOT, free_port, load_full, poisoned_at, write_shards
+from conftest import (
+    ROOT,
+    free_port,
+    load_full,
+    poisoned_at,
+    signal_every_process,
+    write_shards,
+)
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS
 from torchtitan.experiments.tst.step_check import NonFiniteError
@@ -97,9 +104,28 @@ def test_a_second_signal_ends_at_once():
 def test_children_survive_a_signal_to_every_process(tmp_path):
     """As Slurm sends it; they are needed for the last step and its checkpoint."""
     command = [sys.executable, ROOT / "tests" / "stop_children.py", tmp_path]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=150)
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT / 'scripts'}:{os.environ.get('PYTHONPATH', '')}"
+    }
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
     assert result.stdout.endswith("done\n"), result.stdout + result.stderr
     assert result.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_to_every_process_of_a_job(base_args, tmp_path, number):
+    """With a process for checkpoints and one for data; both have to do with the last checkpoint."""
+    run = tmp_path / "run"
+    job = [*base_args, *ON, *SAVE, "--training.steps=1000000", f"--job.dump_folder={run}"]
+    job += ["--checkpoint.interval=20", "--checkpoint.async_mode=async_with_pinned_mem"]
+    job += ["--training.dataloader.num_workers=1"]
+    rank = [str(ROOT / "tests" / "checkpoint_process.py"), *job]
+    code, output = signal_every_process(rank, run, number)
+    assert code == STOPPED_EXIT_CODE, output
+    last = files.step_folder(run / "checkpoint", files.complete_steps(run / "checkpoint")[-1])
+    assert f"Stopped after step {last.name.removeprefix('step-')}," in output
+    assert files.damages(last, files.read_manifest(last)["files"]) == []
 
 
 # who leaves the step out: the fused optimizer, or the host before it

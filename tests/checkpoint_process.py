@@ -1,0 +1,20 @@
+"""The trainer on CPU with checkpoint.async_mode = "async_with_pinned_mem", but for pinned memory.
+
+So DCP saves in a process of its own, as on a GPU.
+"""
+
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torchtitan.components import checkpoint
+
+from torchtitan.experiments.tst import job_checks, train
+
+
+class Stager(DefaultStager):
+    def __init__(self, options):
+        super().__init__(StagingOptions(False, True, True, False))
+
+
+if __name__ == "__main__":
+    job_checks.device_type = "cuda"
+    checkpoint.DefaultStager = Stager
+    train.main()
