@@ -11,7 +11,7 @@
 #   COMM_MODE    fake_backend or local_tensor: one process plays NGPU ranks for a step of each
 #                phase, to check a config
 #
-# SIGTERM and SIGUSR1 end a job (not the demo) within two steps, with a checkpoint and exit code 75:
+# SIGTERM and SIGUSR1 end a job (not the demo) between two steps, with a checkpoint and exit code 75:
 # launched again with the same command it goes on.
 #
 # Installs into .venv first if need be (scripts/venv.sh). Paths are relative to this folder.

@@ -10,8 +10,9 @@
 # by default python3. One that has the package is used as it is, also if it finds it by PYTHONPATH
 # only; else the package is installed into .venv first.
 set -euo pipefail
+PYTHON=$(command -v "${PYTHON:-python3}")
+[[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3}
 if ! (cd / && "$PYTHON" -c "import torchtitan.experiments.tst") 2>/dev/null; then # here, a part of it can always be imported
     . scripts/venv.sh dev
     PYTHON=python

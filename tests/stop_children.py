@@ -3,6 +3,7 @@
 They must do what the run still needs of them, and it must end as soon as it would without signals.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -56,6 +57,9 @@ def main(folder):
     save(2)
     assert [int(batch) for batch in batches] == list(range(1, 100))
     assert compile_pool.submit(abs, -2).result() == 2
+
+    with multiprocessing.Pool(2) as pool:  # ends them by terminate()
+        assert pool.map(abs, [-1, -2]) == [1, 2]
 
     assert not request.signal
     os.kill(os.getpid(), signal.SIGTERM)

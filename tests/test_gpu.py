@@ -193,8 +193,13 @@ def test_no_wait_for_the_device_that_upstreams_step_does_not_have(make_config, o
 
 @pytest.mark.parametrize(
     "args",
-    [(), ("--compile.enable",), ("--compile.enable", "--lm_head.chunks=4")],
-    ids=["eager", "compiled", "chunked"],
+    [
+        (),
+        ("--compile.enable",),
+        ("--compile.enable", "--lm_head.chunks=4"),
+        ("--compile.enable", "--superposition.scale=batch"),
+    ],
+    ids=["eager", "compiled", "chunked", "another shape in each phase"],
 )
 def test_both_phases_train_in_bfloat16(train, args):
     values = [line[TRAINING_LOSS] for line in train(*JOB, *args)]
@@ -301,7 +306,7 @@ def state_of(trainer):
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_leaves_no_trace(train, what):
     """The fused optimizer leaves it out on the device, and the host has not waited."""
-    changed = {}
+    changed, pinned = {}, set()
 
     class Watching(poisoned_at(3, 12, what=what)):
         def train_step(self, data_iterator):
@@ -311,10 +316,12 @@ def test_a_step_that_is_not_finite_leaves_no_trace(train, what):
             same = before.keys() == after.keys()
             changed[self.step] = not (same and all(before[k].equal(after[k]) for k in after))
             assert self.step_check.on_device
-            unread = self.step_check._unread
-            assert unread is None or unread.values.is_pinned()
+            if self.step_check._unread:
+                pinned.add(self.step_check._unread.values.is_pinned())
 
-    train(*JOB, "--resilience.max_skipped_steps=2", trainer_class=Watching)
+    job = (*JOB, "--metrics.log_freq=1000", "--resilience.max_skipped_steps=2")  # a log would read
+    train(*job, trainer_class=Watching)
+    assert pinned == {True}
     assert [step for step, has_changed in changed.items() if not has_changed] == [3, 12]
 
 
@@ -347,7 +354,7 @@ def test_a_signal_to_every_process_ends_with_a_checkpoint(base_args, tmp_path, m
     """As Slurm sends it, to children too."""
     run = tmp_path / "run"
     job = [*base_args, *JOB, *SAVE, f"--checkpoint.async_mode={mode}", f"--job.dump_folder={run}"]
-    job += ["--training.steps=1000000", "--training.dataloader.num_workers=1"]
+    job += ["--training.steps=20000", "--training.dataloader.num_workers=1"]
     code, output = signal_every_process(["-m", TST, *job], run, signal.SIGUSR1)
     assert code == STOPPED_EXIT_CODE, output
     last = files.step_folder(run / "checkpoint", files.complete_steps(run / "checkpoint")[-1])

@@ -2,12 +2,16 @@
 
 import copy
 import os
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
+from torch.torch_version import TorchVersion
 from torchtitan.distributed import ParallelDims
 from torchtitan.models.llama4.infra.parallelize import apply_moe_ep_tp
 from torchtitan.models.moe import MoE, MoEArgs
@@ -68,6 +72,30 @@ def check_moe(ep, score_before_experts):
 @pytest.mark.parametrize("score_before_experts", [False, True], ids=["after", "before"])
 def test_gradients_of_experts(on_ranks, ep, score_before_experts):
     on_ranks(RANKS, check_moe, ep, score_before_experts)
+
+
+def check_clipping():
+    """Of a norm under sequence parallel, a rank has its part of the sequence's gradient."""
+    mesh = init_device_mesh("cpu", (RANKS,))
+    norm = nn.RMSNorm(8)
+    parallelize_module(norm, mesh, SequenceParallel())
+    torch.manual_seed(0)
+    part = torch.randn(2, 4, 8).chunk(RANKS, dim=1)[dist.get_rank()]
+    output = norm(DTensor.from_local(part, mesh, [Shard(1)]))
+    (100 * output.full_tensor()).sum().backward()
+    assert norm.weight.grad.placements[0].is_partial()
+    expected = norm.weight.grad.full_tensor()
+    with mock.patch.object(torch, "__version__", TorchVersion("2.11.0")):
+        parallelize.add_up_partial_gradients([norm.weight])
+    assert norm.weight.grad.placements == (Replicate(),)
+    torch.testing.assert_close(norm.weight.grad.full_tensor(), expected)
+    total = torch.nn.utils.get_total_norm([norm.weight.grad], foreach=True).full_tensor()
+    torch.nn.utils.clip_grads_with_norm_([norm.weight], 1.0, total, foreach=True)
+    assert norm.weight.grad.full_tensor().norm().item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_all_gradients_are_clipped_with_torch_2_11(on_ranks):
+    on_ranks(RANKS, check_clipping)
 
 
 def check_validation_loss(targets):

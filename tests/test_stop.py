@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,25 +81,46 @@ def test_asked_to_stop_too_late(train, step):
 
 
 def test_a_second_signal_ends_at_once():
+    """Wherever the main thread is, such as in a collective that hangs."""
     script = """if True:
-        import os, signal, time
+        import ctypes, os, signal, threading, time
+        import torch  # brings threads that do not block the signals
         from torchtitan.experiments.tst import stop
         request = stop.StopRequest()
         request.listen()
-        os.kill(os.getpid(), signal.SIGUSR1)
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)  # the same, from another sender
-        time.sleep(0.5)
-        print(request.signal == signal.SIGUSR1, flush=True)
-        stop.REPEAT_SECONDS = 0.0
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+
+        def send():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGTERM)  # the same, from another sender
+            time.sleep(0.5)
+            print(request.signal == signal.SIGUSR1, flush=True)
+            stop.REPEAT_SECONDS = 0.0
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=send, daemon=True).start()
+        ctypes.CDLL(None).sleep(20)
+        ctypes.CDLL(None).sleep(20)  # a signal would end the first
         print("still there")
     """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=15)
     assert result.stdout == "True\n"
     assert result.returncode == 128 + signal.SIGTERM
-    assert "SIGUSR1: stopping within two steps" in result.stderr
+    assert "SIGUSR1: stopping within two more steps" in result.stderr
+
+
+def test_a_trainer_that_cannot_be_built_listens_no_more(train):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    class Broken(SuperpositionTrainer):
+        def init_distributed(self):
+            raise ValueError("no network")
+
+    with pytest.raises(ValueError, match="no network"):
+        train(*SAVE, trainer_class=Broken)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_children_survive_a_signal_to_every_process(tmp_path):
@@ -117,7 +139,7 @@ def test_children_survive_a_signal_to_every_process(tmp_path):
 def test_a_signal_to_every_process_of_a_job(base_args, tmp_path, number):
     """With a process for checkpoints and one for data; both have to do with the last checkpoint."""
     run = tmp_path / "run"
-    job = [*base_args, *ON, *SAVE, "--training.steps=1000000", f"--job.dump_folder={run}"]
+    job = [*base_args, *ON, *SAVE, "--training.steps=20000", f"--job.dump_folder={run}"]
     job += ["--checkpoint.interval=20", "--checkpoint.async_mode=async_with_pinned_mem"]
     job += ["--training.dataloader.num_workers=1"]
     rank = [str(ROOT / "tests" / "checkpoint_process.py"), *job]
@@ -221,6 +243,11 @@ def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path):
         assert f"got {int(number)}" in output
 
 
+def handles(pid, number):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1
+
+
 @pytest.mark.parametrize("moment", ["rendezvous", "imports"])
 def test_launch_that_is_stopped_before_it_trains(tmp_path, moment):
     """Nothing is lost, and the batch script knows that it may queue the job again."""
@@ -238,7 +265,9 @@ def test_launch_that_is_stopped_before_it_trains(tmp_path, moment):
         while not (tmp_path / "started").exists():
             time.sleep(0.1)
     else:
-        time.sleep(8)  # it waits for another node
+        while not handles(launcher.pid, signal.SIGUSR1):
+            time.sleep(0.1)
+        time.sleep(2)  # it waits for another node
     launcher.send_signal(signal.SIGUSR1)
     assert launcher.wait(timeout=60) == STOPPED_EXIT_CODE
 

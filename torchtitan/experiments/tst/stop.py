@@ -9,12 +9,11 @@ must survive the signals that the rank itself answers.
 """
 
 import atexit
-import multiprocessing
 import os
 import signal
 import threading
 import time
-from multiprocessing import resource_tracker
+from multiprocessing import popen_fork, resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -36,8 +35,9 @@ REPEAT_SECONDS = 5.0  # within which a signal is taken for the same request, sen
 class StopRequest:
     """Remembers the first signal of :data:`STOP_SIGNALS`; a later one ends the process at once.
 
-    One thread waits for the signals and all others block them. Children inherit the blocked mask,
-    whoever starts them, and so survive a signal that is sent to every process.
+    All threads that exist from then on block the signals, but for one that waits for them. So the
+    main thread may be anywhere, such as in a collective that hangs; and children inherit the mask,
+    whoever starts them, and survive a signal that is sent to every process.
 
     Attributes:
         signal: number of the signal received, 0 for none.
@@ -45,30 +45,32 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal, self._since = 0, 0.0
-        self._handlers: dict[signal.Signals, Any] = {}  # of before
-        self._mask: set[int] = set()  # of before
         self._waiting: threading.Thread | None = None
-        self._ignoring = False
+        # what was there before
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._mask: set[int] = set()
+        self._wakeup_fd = -1
 
     def listen(self) -> None:
         """Take the signals from now on; only in a process's main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
-        # for threads that libraries have started before, which do not block the signals
-        self._handlers = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        # Whatever thread a signal comes to, its number is written to this pipe at once.
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._handlers = {number: signal.signal(number, _do_nothing) for number in STOP_SIGNALS}
+        self._wakeup_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._mask = set(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS))
         # Python unblocks SIGTERM in the thread that starts its resource tracker, which would be the
         # thread that goes on to start a child: start it now, and block SIGTERM again.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        atexit.unregister(_kill_daemons)  # registered last, it runs before multiprocessing's own
-        atexit.register(_kill_daemons)
+        _end_children_by_sigkill()
         self._waiting = threading.Thread(target=self._wait, name="stop signals", daemon=True)
         self._waiting.start()
 
     def ignore_signals(self) -> None:
         """Take no further notice of them, as everything is saved and the process about to end."""
-        self._ignoring = True
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)
 
@@ -76,39 +78,50 @@ class StopRequest:
         """Put back what handled the signals before."""
         if self._waiting is None:
             return
-        waiting, self._waiting = self._waiting, None
-        assert waiting.ident is not None
-        signal.pthread_kill(waiting.ident, STOP_SIGNALS[0])  # wakes it up
-        waiting.join()
         for number, handler in self._handlers.items():
-            if signal.getsignal(number) == self._receive:
+            if signal.getsignal(number) is _do_nothing:
                 signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_fd)
+        os.write(self._write, b"\0")  # ends the thread
+        self._waiting.join()
+        self._waiting = None
+        os.close(self._read)
+        os.close(self._write)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _wait(self) -> None:
-        while True:
-            number = signal.sigwait(STOP_SIGNALS)
-            if self._waiting is None:
-                return
-            self._receive(number, None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        while number := os.read(self._read, 1)[0]:
+            if number in STOP_SIGNALS:  # others have handlers of their own
+                self._receive(number)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int) -> None:
         name = signal.Signals(number).name
-        if self._ignoring or (self.signal and time.monotonic() - self._since < REPEAT_SECONDS):
+        if self.signal and time.monotonic() - self._since < REPEAT_SECONDS:
             return
         if self.signal:
             os.write(2, f"{name} again: ending at once\n".encode())
             os._exit(128 + number)
         self.signal, self._since = number, time.monotonic()
-        os.write(2, f"{name}: stopping within two steps; a second signal ends at once\n".encode())
+        os.write(
+            2, f"{name}: stopping within two more steps; a second signal ends at once\n".encode()
+        )
 
 
-def _kill_daemons() -> None:
-    """End children as multiprocessing does at exit, which sends them SIGTERM and waits for them.
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Handle a signal whose number has been written to the pipe."""
 
-    They block SIGTERM, and it would wait forever.
+
+def _end_children_by_sigkill() -> None:
+    """Have multiprocessing end its children by SIGKILL.
+
+    It ends them by SIGTERM, which they block, and then waits for them.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes it for a worker's crash
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    popen_fork.Popen.terminate = popen_fork.Popen.kill  # type: ignore[method-assign]
+    atexit.unregister(_expect_killed_children)  # registered last, it runs before multiprocessing's
+    atexit.register(_expect_killed_children)
+
+
+def _expect_killed_children() -> None:
+    """At exit: torch's handler of SIGCHLD takes a killed data loader worker for a crashed one."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)

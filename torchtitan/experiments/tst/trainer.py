@@ -67,6 +67,13 @@ class SuperpositionTrainer(Trainer):
         self.stop_request = StopRequest()
         if job_config.checkpoint.enable and not job_config.checkpoint.load_only:
             self.stop_request.listen()
+        try:
+            self._build(job_config)
+        except BaseException:
+            self.stop_request.close()
+            raise
+
+    def _build(self, job_config: JobConfig) -> None:
         self.schedule = build_schedule(job_config)
         with _superposition_train_spec(job_config):
             super().__init__(job_config)
