@@ -30,11 +30,12 @@ def labels():
 def test_time_and_memory_of_the_loss(suite, labels):
     loss, _ = suite
     logits = torch.randn(1, POSITIONS, VOCABULARY, dtype=torch.bfloat16)
-    results = loss.loss_alone(logits, labels, rounds=5, compiled=False)
+    results = loss.loss_alone(logits, labels, rounds=9, compiled=False)
     ordinary, bag = results[loss.ORDINARY], results[loss.BAG]
-    assert bag.ratio(ordinary) < 1.25
+    # the fastest round of each, as others may be at work on the cores
+    assert min(bag.seconds) / min(ordinary.seconds) < 1.25
     assert bag.peak_bytes < ordinary.peak_bytes / 4
-    assert results[loss.PAPER].ratio(bag) > 4
+    assert min(results[loss.PAPER].seconds) / min(bag.seconds) > 4
 
 
 @pytest.mark.parametrize("name", ["cross-entropy", "bag loss"])
