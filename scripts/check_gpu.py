@@ -33,6 +33,7 @@ from inject_faults import descendants
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL_BATCH = 8
+LOG_LINES = 200  # at its end, for the report
 # Targets, on one H100 or H200
 SUPERPOSITION, RECOVERY, BAG_LOSS, MEMORY = 1.03, 1.01, 1.25, 0.10
 
@@ -70,7 +71,7 @@ class Part:
         command: to run in the repository's root.
         seconds: its time limit.
         targets: reads its figures from its folder.
-        table: the file there with its result as text.
+        table: the file there with its result as text; the numbers are in a JSON file of that name.
     """
 
     name: str
@@ -221,15 +222,18 @@ def read(file: Path) -> dict[str, Any]:
 def run(part: Part, folder: Path, tiny: bool) -> Outcome:
     """Run a part within its time, with its output in ``log.txt``."""
     folder.mkdir(parents=True, exist_ok=True)
+    for file in (folder / part.table, numbers_of(part, folder)):
+        file.unlink(missing_ok=True)  # of an earlier check
     outcome, begin = Outcome(part), time.monotonic()
+    limit = part.seconds * (10 if tiny else 1)  # on a CPU
     with (folder / "log.txt").open("w") as log:
         print(shlex.join(part.command), file=log, flush=True)
         process = subprocess.Popen(part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
-            code = process.wait(timeout=part.seconds * (10 if tiny else 1))
+            code = process.wait(timeout=limit)
             outcome.failure = f"exit code {code}" if code else ""
         except subprocess.TimeoutExpired:
-            outcome.failure = f"not done after {part.seconds:g} s"
+            outcome.failure = f"not done after {limit:g} s"
         finally:
             for pid in descendants(process.pid):  # none, unless it is out of time
                 with contextlib.suppress(ProcessLookupError):
@@ -242,6 +246,10 @@ def run(part: Part, folder: Path, tiny: bool) -> Outcome:
     except (OSError, ValueError, KeyError) as error:
         outcome.failure = outcome.failure or f"no figures: {error!r}"
     return outcome
+
+
+def numbers_of(part: Part, folder: Path) -> Path:
+    return (folder / part.table).with_suffix(".json")
 
 
 def machine() -> dict[str, str]:
@@ -269,30 +277,34 @@ def output_of(command: list[str]) -> str:
 
 
 def write_report(output: Path, about: dict[str, str], outcomes: list[Outcome], tiny: bool) -> None:
-    """``report.md`` and ``results.json``, of the parts that have run so far."""
+    """``report.md`` and ``results.json``, of the parts that have run so far, with all figures."""
     lines = ["# GPU check", ""]
     if tiny:
         lines += ["**Tiny shapes: the commands run, the figures say nothing.**", ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += ["", "| part | result | seconds | figures |", "| --- | --- | --- | --- |"]
     lines += list(summary(outcomes, tiny))
+    results = []
     for outcome in outcomes:
-        folder = output / outcome.part.name
-        lines += ["", f"## {outcome.part.title}", "", "```text"]
-        table = folder / outcome.part.table
-        file = table if table.exists() else folder / "log.txt"
-        lines += [*file.read_text().splitlines()[-60:], "```"]
+        part, folder = outcome.part, output / outcome.part.name
+        table, log, numbers = folder / part.table, folder / "log.txt", numbers_of(part, folder)
+        lines += ["", f"## {part.title}", "", "```text"]
+        if table.exists() and table != log:
+            lines += table.read_text().splitlines()
+        if table == log or outcome.failure:
+            lines += log.read_text().splitlines()[-LOG_LINES:]
+        lines.append("```")
+        results.append(
+            {
+                "part": part.name,
+                "command": shlex.join(part.command),
+                "failure": outcome.failure,
+                "seconds": outcome.seconds,
+                "targets": [asdict(target) | {"met": target.met} for target in outcome.targets],
+                "figures": read(numbers) if numbers.exists() else None,
+            }
+        )
     (output / "report.md").write_text("\n".join(lines) + "\n")
-    results = [
-        {
-            "part": outcome.part.name,
-            "command": shlex.join(outcome.part.command),
-            "failure": outcome.failure,
-            "seconds": outcome.seconds,
-            "targets": [asdict(target) | {"met": target.met} for target in outcome.targets],
-        }
-        for outcome in outcomes
-    ]
     content = json.dumps({"machine": about, "tiny": tiny, "parts": results}, indent=1)
     (output / "results.json").write_text(content + "\n")
 

@@ -69,17 +69,24 @@ def part(name, code, targets=lambda folder: [], seconds=20.0):
 
 
 def test_a_part_that_fails_or_hangs_keeps_what_it_wrote(tmp_path):
+    figures = str(tmp_path / "good" / "table.json")
     hangs = "import subprocess, sys, time; print('begun', flush=True);"
     hangs += (
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
     )
     parts = [
-        part("good", "print('fine')", lambda folder: [Target("figure", 1.0, at_most=2)]),
+        part(
+            "good",
+            f"open({figures!r}, 'w').write('[2.5]')",
+            lambda folder: [Target("figure", 1.0, at_most=2)],
+        ),
         part("missed", "", lambda folder: [Target("figure", 3.0, at_most=2)]),
         part("fails", "print('why'); raise SystemExit(3)"),
         part("hangs", hangs, seconds=2.0),
         part("empty", "", lambda folder: {}["x"]),
     ]
+    (tmp_path / "fails").mkdir()
+    (tmp_path / "fails" / "table.json").write_text("1")  # of an earlier check
     outcomes = [check_gpu.run(p, tmp_path / p.name, tiny=False) for p in parts]
     assert [check_gpu.verdict(outcome, tiny=False) for outcome in outcomes] == [
         *("met", "missed a target", "failed: exit code 3", "failed: not done after 2 s"),
@@ -92,6 +99,7 @@ def test_a_part_that_fails_or_hangs_keeps_what_it_wrote(tmp_path):
     assert "figure: 3 (at most 2) **missed**" in report
     results = json.loads((tmp_path / "results.json").read_text())
     assert [p["part"] for p in results["parts"]] == [p.name for p in parts]
+    assert [p["figures"] for p in results["parts"]] == [[2.5], None, None, None, None]
     assert results["machine"]["torch"]
     assert sum(outcome.falls_short(tiny=False) for outcome in outcomes) == 4
 
