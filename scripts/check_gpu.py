@@ -102,7 +102,7 @@ def parts(output: Path, gpus: int, tiny: bool) -> list[Part]:
     Args:
         output: of the results.
         gpus: of this machine.
-        tiny: for shapes of which a CPU computes a step in a second.
+        tiny: use shapes so small that a CPU computes a step in a second.
     """
     python, benchmark = sys.executable, "scripts/benchmark"
     small = ["--model.flavor=demo", "--training.seq_len=64", "--lm_head.chunks=2"] if tiny else []

@@ -1,4 +1,4 @@
-"""The trainer on CPU with checkpoint.async_mode = "async_with_pinned_mem", but for pinned memory.
+"""The trainer on CPU with checkpoint.async_mode = "async_with_pinned_mem", without pinned memory.
 
 So DCP saves in a process of its own, as on a GPU.
 """

@@ -177,7 +177,7 @@ def waits_for_the_device(config, trainer_class):
 @pytest.mark.parametrize("phase", ["recovery", "superposition"])
 def test_no_wait_for_the_device_that_upstreams_step_does_not_have(make_config, one_process, phase):
     def in_a_step(trainer_class, *args):
-        """From two runs that log as many lines, each of which waits."""
+        """From two runs that log equally many lines. Each line waits for the device."""
         waits = []
         for steps in (60, 100):
             job = ["--metrics.log_freq=1000", f"--training.steps={steps}", *args]

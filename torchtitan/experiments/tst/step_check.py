@@ -110,7 +110,7 @@ class StepCheck:
             self.optimizers.zero_grad()  # an optimizer leaves parameters without gradient alone
 
     def settle(self) -> bool:
-        """Read the numbers of the last step, if that has not been done; whether it was left out.
+        """Read the numbers of the last step if they are unread. Return whether it was skipped.
 
         Raises:
             NonFiniteError: on all ranks, if it was one step too many.

@@ -35,7 +35,7 @@ REPEAT_SECONDS = 5.0  # within which a signal is taken for the same request, sen
 class StopRequest:
     """Remembers the first signal of :data:`STOP_SIGNALS`; a later one ends the process at once.
 
-    All threads that exist from then on block the signals, but for one that waits for them. So the
+    All threads that start from then on block the signals, except one that waits for them. So the
     main thread may be anywhere, such as in a collective that hangs; and children inherit the mask,
     whoever starts them, and survive a signal that is sent to every process.
 
@@ -61,8 +61,8 @@ class StopRequest:
         self._handlers = {number: signal.signal(number, _do_nothing) for number in STOP_SIGNALS}
         self._wakeup_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._mask = set(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS))
-        # Python unblocks SIGTERM in the thread that starts its resource tracker, which would be the
-        # thread that goes on to start a child: start it now, and block SIGTERM again.
+        # Python unblocks SIGTERM in the thread that starts its resource tracker. That would be the
+        # thread that starts a child next: start the tracker now, and block SIGTERM again.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         _end_children_by_sigkill()
