@@ -9,7 +9,6 @@ fell short of a target.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import documented_parser
-from inject_faults import descendants
+from inject_faults import signal_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL_BATCH = 8
@@ -235,10 +234,8 @@ def run(part: Part, folder: Path, tiny: bool) -> Outcome:
         except subprocess.TimeoutExpired:
             outcome.failure = f"not done after {limit:g} s"
         finally:
-            for pid in descendants(process.pid):  # none, unless it is out of time
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.kill()
+            if process.poll() is None:
+                signal_tree(process.pid, signal.SIGKILL)
             process.wait()
     outcome.seconds = time.monotonic() - begin
     try:

@@ -205,9 +205,7 @@ def stop(
         return None
     number, rank = chance.choice(STOP_SIGNALS), chance.randrange(options.processes + 1)
     if everywhere := rank == options.processes:
-        for pid in [process.pid, *descendants(process.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        signal_tree(process.pid, number)
     else:
         os.kill(int((folder / f"pid-{rank}").read_text()), number)
     wait(process)
@@ -232,6 +230,13 @@ def descendants(pid: int) -> list[int]:
             for child in map(int, (task / "children").read_text().split()):
                 found += [child, *descendants(child)]
     return found
+
+
+def signal_tree(pid: int, number: int) -> None:
+    """Send a signal to a process and all that it has started."""
+    for target in [pid, *descendants(pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(target, number)
 
 
 def kill(pid: int) -> None:

@@ -31,7 +31,7 @@ enable_cpu_if_alone()
 from datatrove.pipeline.tokens.tokenizer import TokenizedFile  # noqa: E402
 
 import parallel_worker  # noqa: E402
-from inject_faults import descendants, read_state  # noqa: E402
+from inject_faults import read_state, signal_tree  # noqa: E402
 from make_demo_corpus import make_corpus  # noqa: E402
 from parallel_worker import free_port  # noqa: E402
 from tokenize_corpus import LocalExecutor  # noqa: E402
@@ -256,14 +256,12 @@ def signal_every_process(rank: list[str], run: Path, number: int) -> tuple[int, 
         if time.monotonic() - begin > 150:
             break
         time.sleep(0.05)
-    for pid in [process.pid, *descendants(process.pid)]:
-        os.kill(pid, number)
+    signal_tree(process.pid, number)
     try:
         output, _ = process.communicate(timeout=120)
     finally:
-        for pid in descendants(process.pid):  # none, unless it hangs
-            os.kill(pid, signal.SIGKILL)
-        process.kill()
+        if process.poll() is None:  # it hangs
+            signal_tree(process.pid, signal.SIGKILL)
     return process.returncode, output
 
 

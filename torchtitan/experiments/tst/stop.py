@@ -55,7 +55,7 @@ class StopRequest:
         """Take the signals from now on; only in a process's main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
-        # Whatever thread a signal comes to, its number is written to this pipe at once.
+        # Python writes the number of a signal to this pipe at once, in whichever thread it arrives.
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._handlers = {number: signal.signal(number, _do_nothing) for number in STOP_SIGNALS}
