@@ -33,10 +33,10 @@ def test_time_and_memory_of_the_loss(suite, labels):
     logits = torch.randn(1, POSITIONS, VOCABULARY, dtype=torch.bfloat16)
     results = loss.loss_alone(logits, labels, rounds=5, compiled=False)
     ordinary, bag = results[loss.ORDINARY], results[loss.BAG]
-    # the fastest round of each, as others may be at work on the cores
-    assert min(bag.seconds) / min(ordinary.seconds) < 1.25
+    # the fastest round of each, as others may be at work on the cores; 0.2 to 0.4
+    assert min(bag.seconds) / min(ordinary.seconds) < 0.75
     assert bag.peak_bytes < ordinary.peak_bytes / 4
-    assert min(results[loss.PAPER].seconds) / min(bag.seconds) > 4
+    assert min(results[loss.PAPER].seconds) / min(bag.seconds) > 10
 
 
 @pytest.mark.parametrize("name", ["cross-entropy", "bag loss"])

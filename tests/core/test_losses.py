@@ -188,9 +188,24 @@ def test_gradient_is_the_same_in_one_pass_as_in_a_cache(dtype, tolerance):
     arguments = (torch.randn(12, 1), labels, torch.rand(12, 6))
     probabilities = torch.rand(12, 50).softmax(-1)
     one_pass, in_cache = torch.empty(2, 12, 50, dtype=dtype)
-    losses._write_in_one_pass(one_pass, probabilities.clone(), *arguments)
-    losses._write_in_cache(in_cache, probabilities.clone(), *arguments)
+    losses._write_in_one_pass(probabilities.clone(), one_pass, *arguments)
+    losses._write_in_cache(probabilities.clone(), in_cache, *arguments)
     assert relative_error(one_pass, in_cache) < tolerance
+
+
+def test_blocks_share_their_memory(monkeypatch):
+    """On a CPU; else the system may clear new memory for each of them."""
+    monkeypatch.setattr(losses, "_BLOCK_OF_CPU", 20)
+    logits, shift = torch.randn(12, 10, dtype=torch.bfloat16), torch.randn(12, 1)
+    exact = logits.double()
+    for blocks, expected in (
+        (losses._softmax_blocks(torch.softmax, torch.float32, logits), exact.softmax(-1)),
+        (losses._exp_blocks(logits, shift), (exact - shift).exp()),
+    ):
+        places, values = zip(*((block, block.clone()) for (block,) in blocks), strict=True)
+        assert len(places) == 6
+        assert len({block.data_ptr() for block in places}) == 1
+        assert relative_error(torch.cat(values), expected) < 1e-6
 
 
 def test_overwritten_logits_cannot_be_used_again():

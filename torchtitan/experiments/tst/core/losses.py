@@ -51,40 +51,38 @@ def offset_weights(
 class _MultiHotCrossEntropy(torch.autograd.Function):
     """sum over positions n and offsets i of w_i * CE(z_n, y_ni), labels of -100 left out.
 
-    Eager, forward and backward go over the logits once, in blocks that stay in a cache; compiled,
-    each is one fused loop.
+    Eager, forward and backward go over the logits once, in blocks that stay in a cache, by torch's
+    softmax kernels; compiled, each is one fused loop, and backward has forward's log-sum-exp.
     """
 
     @staticmethod
     def forward(ctx, logits, labels, weights, overwrite):
         # logits (N, V), labels (N, s), weights (s,)
+        dtype = weights.dtype
         w = weights * (labels != IGNORE_INDEX)  # (N, s)
         index = labels.clamp_min(0)
-        log_p = torch.cat(
-            [
-                F.log_softmax(z, -1, dtype=weights.dtype).gather(-1, y)
-                for z, y in _blocks(logits, index)
-            ]
-        )  # (N, s)
-        ctx.save_for_backward(logits, log_p, w, index)
+        if torch.compiler.is_compiling():
+            lse = logits.to(dtype).logsumexp(-1, keepdim=True)  # (N, 1)
+            log_p = logits.gather(-1, index).to(dtype) - lse  # (N, s)
+        else:
+            lse = None
+            blocks = _softmax_blocks(torch.log_softmax, dtype, logits, index)
+            log_p = torch.cat([log_q.gather(-1, y) for log_q, y in blocks])
+        ctx.save_for_backward(logits, lse, w, index)
         ctx.overwrite = overwrite
         return -(w * log_p).sum()
 
     @staticmethod
     def backward(ctx, grad_output):
-        logits, log_p, w, index = ctx.saved_tensors
+        logits, lse, w, index = ctx.saved_tensors
         w = w * grad_output
         total = w.sum(-1, keepdim=True)
         # d/dz = (sum_i w_i) * softmax(z) - sum_i w_i * onehot(y_i)
         if torch.compiler.is_compiling():
-            grad = (F.softmax(logits, -1, dtype=w.dtype) * total).to(logits.dtype)
-            at_labels = total * log_p.exp() - _summed_by_label(w, index)
-            rows = torch.arange(len(index), device=index.device)[:, None]
-            grad = grad.index_put((rows, index), at_labels.to(grad.dtype))
-            return grad, None, None, None
+            return _compiled_gradient(logits, lse, total, index, w), None, None, None
         grad = logits if ctx.overwrite else torch.empty_like(logits)
-        for z, t, v, y, g in _blocks(logits, total, w, index, grad):
-            _write_gradient(g, F.softmax(z, -1, dtype=w.dtype), t, y, v)
+        for p, *rows in _softmax_blocks(torch.softmax, w.dtype, logits, grad, total, index, w):
+            _write_gradient(p, *rows)
         return grad, None, None, None
 
 
@@ -103,7 +101,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         index, here = shard.find(labels)
         at_labels = w * here
         highest = funcol.all_reduce(logits.amax(-1, keepdim=True).to(dtype), "max", group)  # (N, 1)
-        sums = torch.cat([(z - m).exp_().sum(-1) for z, m in _blocks(logits, highest)])  # (N,)
+        sums = torch.cat([e.sum(-1) for (e,) in _exp_blocks(logits, highest)])  # (N,)
         picked = (at_labels * (logits.gather(-1, index).to(dtype) - highest)).sum(-1)  # (N,)
         sums, picked = funcol.all_reduce(torch.stack([sums, picked]), "sum", group).unbind()
         log_sums = sums.log()
@@ -117,40 +115,44 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         total = w.sum(-1, keepdim=True) * grad_output
         at_labels = at_labels * grad_output
         if torch.compiler.is_compiling():
-            p = (logits.to(w.dtype) - lse).exp() * total
-            return _subtract_at(p, index, at_labels).to(logits.dtype), None, None, None, None
+            grad = _compiled_gradient(logits, lse, total, index, at_labels)
+            return grad, None, None, None, None
         grad = logits if ctx.overwrite else torch.empty_like(logits)
-        for z, m, t, v, y, g in _blocks(logits, lse, total, at_labels, index, grad):
-            _write_gradient(g, (z - m).exp_(), t, y, v)
+        for p, *rows in _exp_blocks(logits, lse, grad, total, index, at_labels):
+            _write_gradient(p, *rows)
         return grad, None, None, None, None
 
 
-def _write_gradient(grad, probabilities, total, labels, weights):
+def _compiled_gradient(logits, lse, total, labels, weights):
+    """The gradient total (n, 1) * exp(logits - lse), less weights (n, s) at labels (n, s).
+
+    Values at labels are computed apart, so that one loop writes the rest without any float32.
+    """
+    grad = ((logits - lse).exp() * total).to(logits.dtype)
+    p = (logits.gather(-1, labels) - lse).exp()
+    at_labels = total * p - _summed_by_label(weights, labels)
+    rows = torch.arange(len(labels), device=labels.device)[:, None]
+    return grad.index_put((rows, labels), at_labels.to(grad.dtype))
+
+
+def _write_gradient(probabilities, grad, total, labels, weights):
     """``grad`` (n, V) becomes total (n, 1) * probabilities, less weights (n, s) at labels (n, s).
 
     ``probabilities`` may be overwritten.
     """
     write = _write_in_cache if grad.is_cpu else _write_in_one_pass
-    write(grad, probabilities, total, labels, weights)
+    write(probabilities, grad, total, labels, weights)
 
 
-def _write_in_cache(grad, probabilities, total, labels, weights):
-    grad.copy_(_subtract_at(probabilities.mul_(total), labels, weights))
+def _write_in_cache(probabilities, grad, total, labels, weights):
+    grad.copy_(probabilities.mul_(total).scatter_add_(-1, labels, -weights))
 
 
-def _write_in_one_pass(grad, probabilities, total, labels, weights):
+def _write_in_one_pass(probabilities, grad, total, labels, weights):
     """Scale and cast at once, where a pass over memory costs more than the arithmetic."""
     at_labels = total * probabilities.gather(-1, labels) - _summed_by_label(weights, labels)
     torch.mul(probabilities, total, out=grad)
     grad.scatter_(-1, labels, at_labels.to(grad.dtype))
-
-
-def _subtract_at(values, labels, weights):
-    """``values`` (n, V) less the weights (n, s) at their labels (n, s), in place."""
-    if values.is_cpu:
-        return values.scatter_add_(-1, labels, -weights)
-    at_labels = values.gather(-1, labels) - _summed_by_label(weights, labels)
-    return values.scatter_(-1, labels, at_labels)
 
 
 def _summed_by_label(weights, labels):
@@ -163,13 +165,51 @@ def _summed_by_label(weights, labels):
     return (same * weights[:, None, :]).sum(-1)
 
 
+def _softmax_blocks(softmax, dtype, logits, *others):
+    """``softmax`` of rows of logits (N, V), a block at a time, with the rows of others (N, ...).
+
+    ``softmax`` is torch.softmax or torch.log_softmax. A block may be overwritten, and is in use
+    until the next one.
+    """
+    memory = _memory_of_block(logits, dtype, 2) if logits.is_cpu else None
+    for z, *rows in _blocks(logits, *others):
+        if memory is None:
+            yield softmax(z, -1, dtype=dtype), *rows
+        else:
+            exact, result = memory[:, : len(z)]
+            yield softmax(exact.copy_(z), -1, out=result), *rows
+
+
+def _exp_blocks(logits, shift, *others):
+    """exp(logits - shift) of logits (N, V) and shift (N, 1), as in :func:`_softmax_blocks`."""
+    if torch.compiler.is_compiling():
+        return [((logits - shift).exp(), *others)]
+    (memory,) = _memory_of_block(logits, shift.dtype, 1)
+    return (
+        (torch.sub(z, m, out=memory[: len(z)]).exp_(), *rows)
+        for z, m, *rows in _blocks(logits, shift, *others)
+    )
+
+
+def _memory_of_block(logits, dtype, count):
+    """Memory (count, n, V) for all blocks in turn.
+
+    On a CPU, memory that each block allocates may go back to the system each time, and getting it
+    again then takes up to four times as long as the arithmetic.
+    """
+    rows = min(_rows_of_block(logits), len(logits))
+    return logits.new_empty(count, rows, logits.shape[-1], dtype=dtype)
+
+
 def _blocks(logits, *others):
     """Rows of logits (N, V) and of others (N, ...), a block of them at a time."""
-    if torch.compiler.is_compiling():
-        return [(logits, *others)]
-    block = _BLOCK_OF_CPU if logits.device.type == "cpu" else _BLOCK_OF_ACCELERATOR
-    rows = max(1, block // logits.shape[-1])
+    rows = _rows_of_block(logits)
     return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
+
+
+def _rows_of_block(logits):
+    block = _BLOCK_OF_CPU if logits.is_cpu else _BLOCK_OF_ACCELERATOR
+    return max(1, block // logits.shape[-1])
 
 
 def _mce_alt(logits, labels, coefficients):
