@@ -52,6 +52,7 @@ for attention in ("flex", "varlen"):
 LOG = "log-{rank}.txt"
 GRADIENTS = "gradient-norms-{rank}.jsonl"
 LOG_END = 6000  # characters, to look at when a process fails
+PATIENCE = 5.0  # seconds to wait for the other processes after one has failed
 
 
 class SyntheticTrainer(SuperpositionTrainer):
@@ -168,15 +169,16 @@ def run_ranks(
     ]
     for process in ranks:
         process.start()
-    failed = None
+    failed = patience = None
     waiting = dict(enumerate(ranks))
-    while waiting and failed is None:
-        multiprocessing.connection.wait([process.sentinel for process in waiting.values()])
+    while waiting:
+        if not multiprocessing.connection.wait([p.sentinel for p in waiting.values()], patience):
+            break
         for rank, process in list(waiting.items()):
             if process.exitcode is not None:
                 del waiting[rank]
-                if process.exitcode:
-                    failed = rank
+                if process.exitcode and failed is None:
+                    failed, patience = rank, PATIENCE
     for process in waiting.values():
         process.kill()
     for process in ranks:

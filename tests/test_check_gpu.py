@@ -8,7 +8,7 @@ import pytest
 
 import check_gpu
 from check_gpu import Outcome, Part, Target
-from conftest import ROOT
+from jobs import ROOT
 
 
 def of_step(**seconds):

@@ -8,7 +8,7 @@ import torch
 
 import parallel_worker
 from check_parallelism import BOUNDARY, STEPS, Runs
-from conftest import TST, load_full
+from jobs import ON, SAVE, TST, load_full, validation
 from parallel_layouts import GLOBAL_BATCH, LAYOUTS, MODELS, TOLERANCE, Layout
 from torchtitan.experiments.tst import parallelize
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
@@ -196,20 +196,13 @@ def test_reinit_at_recovery_after_a_validation_at_the_boundary(launch, corpus, t
     """A validation leaves the LM head unsharded, as FSDP expects a backward to follow."""
     launch(
         TST,
-        "--superposition.bag_size=4",
-        "--superposition.steps=3",
+        *ON,
         "--superposition.reinit_at_recovery=output",
         "--optimizer.lr=1e-30",
-        "--validation.enable",
-        "--validation.dataset=jsonl",
-        "--validation.seq_len=32",
-        f"--validation.dataset_path={corpus / 'validation.jsonl'}",
-        "--validation.steps=1",
+        *validation(corpus),
         "--validation.freq=3",
         "--training.steps=4",
-        "--checkpoint.enable",
-        "--checkpoint.interval=1",
-        "--checkpoint.no-last-save-model-only",
+        *SAVE,
         f"--job.dump_folder={tmp_path}",
         processes=2,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from jobs import ROOT
 
 COMMIT = "0" * 40
 

@@ -6,21 +6,17 @@ import shutil
 import pytest
 import torch
 
-from conftest import TST, load_full
+from jobs import TST, load_full, saving, superposition
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.metrics import read_metrics
 
 JOB = (
-    "--superposition.bag_size=4",
-    "--superposition.steps=4",
+    *superposition(4, steps=4),
     "--training.steps=8",
     "--training.global_batch_size=8",
     "--training.local_batch_size=2",
     "--optimizer.eps=1e-3",  # as in test_distributed.py
-    "--checkpoint.enable",
-    "--checkpoint.interval=2",
-    "--checkpoint.keep_latest_k=0",
-    "--checkpoint.no-last-save-model-only",
+    *saving(2),
 )
 
 
@@ -98,11 +94,12 @@ def test_a_rank_whose_loss_is_not_finite_holds_all_back(launch, tmp_path):
     job = (*JOB, f"--job.dump_folder={tmp_path}", "--checkpoint.interval=1")
     job += ("--resilience.max_skipped_steps=1", "--poison=3,5")
     result = launch("recording_worker", *job, processes=2, check=False)
-    assert result.returncode == 1
-    output = result.stdout + result.stderr
+    assert result.failed
     for rank in (0, 1):
-        assert f"rank {rank} ended with training stopped: step 5 (recovery phase): " in output
-    assert "loss not finite on ranks [1]" in output
+        assert (
+            f"rank {rank} ended with training stopped: step 5 (recovery phase): " in result.output
+        )
+    assert "loss not finite on ranks [1]" in result.output
     folder = tmp_path / "checkpoint"
     assert files.complete_steps(folder) == [1, 2, 3, 4]
     two, three, four = (load_full(folder / f"step-{step}") for step in (2, 3, 4))
@@ -119,9 +116,9 @@ def test_a_damage_that_one_rank_finds_stops_all(two_ranks, launch, tmp_path):
         path.write_bytes(content)
     folder = f"--job.dump_folder={tmp_path}"
     result = launch(TST, *JOB, folder, processes=2, check=False)
-    assert result.returncode == 1
+    assert result.failed
     for rank in (0, 1):
-        assert f"step-6/__{rank}_0.distcp: not the content that was written" in result.stderr
+        assert f"step-6/__{rank}_0.distcp: not the content that was written" in result.output
 
 
 def test_short_fault_injection(corpus, tmp_path, capsys):

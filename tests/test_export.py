@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,18 +14,16 @@ from torchtitan.models.moe import MoE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate_model
-from conftest import load_full
+from jobs import load_full, saving, superposition
 from torchtitan.experiments.tst.export import ExportError, export, find_checkpoint, read_job
 from torchtitan.experiments.tst.planning import paper
 
-ON = ("--superposition.bag_size=4", "--superposition.steps=1")
+ON = superposition(steps=1)
 SAVE = (
     "--training.steps=2",
     "--optimizer.lr=0.01",
     "--lr_scheduler.warmup_steps=0",
-    "--checkpoint.enable",
-    "--checkpoint.interval=1",
-    "--checkpoint.no-last-save-model-only",
+    *saving(1),
 )
 KINDS = {
     "llama3": ("demo", "LlamaForCausalLM"),
@@ -76,10 +75,9 @@ def test_logits_in_transformers_are_ours(train, tmp_path, kind):
         assert text[4] == logits[0, 3].argmax()
 
 
-def test_rope_is_scaled_as_upstreams(train, tmp_path):
+def test_rope_is_scaled_as_upstreams(run, tmp_path):
     """At a few positions it changes hardly a logit: the frequencies themselves."""
-    train(*SAVE)
-    checkpoint = export_run(tmp_path / "run", tmp_path / "hf")
+    checkpoint = export_run(run, tmp_path / "hf")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     config = read_job(checkpoint, [])
     spec = train_spec_module.get_train_spec("llama3")
@@ -117,13 +115,12 @@ def test_folders_and_links(train, tmp_path):
         assert read_job(checkpoint, []).checkpoint.folder == "ckpt"
 
 
-def test_a_run_in_two_phases_exports_as_its_baseline_does(train, tmp_path):
+def test_a_run_in_two_phases_exports_as_its_baseline_does(finished, tmp_path):
     weights = {}
     for name, args in (("tst", ON), ("baseline", ())):
-        folder = tmp_path / name
-        train(*args, *SAVE, f"--job.dump_folder={folder}")
-        export_run(folder, folder / "hf")
-        tensors = load_file(folder / "hf" / "model.safetensors")
+        output = tmp_path / name / "hf"
+        export_run(finished(*args, *SAVE).folder, output)
+        tensors = load_file(output / "model.safetensors")
         weights[name] = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
     assert weights["tst"] == weights["baseline"]
     files = [sorted(path.name for path in (tmp_path / n / "hf").iterdir()) for n in weights]
@@ -133,9 +130,9 @@ def test_a_run_in_two_phases_exports_as_its_baseline_does(train, tmp_path):
 
 
 @pytest.fixture
-def run(train, tmp_path):
-    train(*SAVE)
-    return tmp_path / "run"
+def run(finished):
+    """The folder of a run, to be left as it is."""
+    return finished(*SAVE).folder
 
 
 def test_tokenizer_and_type(run, tmp_path, corpus):
@@ -154,6 +151,7 @@ def test_tokenizer_and_type(run, tmp_path, corpus):
 
 
 def test_command_and_bad_input(run, tmp_path, run_script):
+    run = shutil.copytree(run, tmp_path / "run", symlinks=True)
     output, checkpoints = tmp_path / "hf", run / "checkpoint"
 
     def refuses(message, *args):

@@ -17,7 +17,8 @@ from torchtitan.models.llama3 import Transformer, llama3_args
 from torchtitan.models.llama3.infra.parallelize import apply_fsdp
 from torchtitan.train import Trainer
 
-from conftest import ROOT, TST, poisoned_at, signal_every_process, tensorboard_scalars
+from jobs import ROOT, TST, poisoned_at, tensorboard_scalars
+from launches import signal_every_process
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.core import LOSSES, BagEmbedding, BagLoss, LossHead, losses
 from torchtitan.experiments.tst.core.head import chunked_loss

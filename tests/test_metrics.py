@@ -1,15 +1,131 @@
+"""What a run logs, and what is read of it again."""
+
 import json
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from torchtitan.experiments.tst.core import Schedule
+from jobs import BOUNDARY, ON, SAVE, STEPS, B, L, S, column, tensorboard_scalars, validation
+from torchtitan.experiments.tst.core import Phase, Schedule
 from torchtitan.experiments.tst.metrics import (
     TRAINING_LOSS,
     VALIDATION_LOSS,
     JsonLinesLogger,
     read_metrics,
 )
+from torchtitan.experiments.tst.tensorboard import LAYOUT
+from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+
+
+def test_metrics_count_latents_and_data_tokens(whole):
+    lines = whole.lines
+    assert column(lines, "step") == list(range(1, STEPS + 1))
+    assert column(lines, "phase") == ["superposition"] * 3 + ["recovery"] * 3
+    assert column(lines, "superposition") == [1] * 3 + [0] * 3
+    assert column(lines, "bag_size") == [S] * 3 + [1] * 3
+    read = [S * B * L] * 3 + [B * L] * 3
+    assert column(lines, "n_tokens_seen") == [sum(read[: i + 1]) for i in range(STEPS)]
+    assert column(lines, "n_latents_seen") == [step * B * L for step in range(1, STEPS + 1)]
+    assert column(lines, "loss_metrics/superposition") == column(lines)[:3]
+    assert column(lines, "loss_metrics/recovery") == column(lines)[3:]
+    for line in lines:  # the two are taken at slightly different moments
+        ratio = line["data_throughput(tps)"] / line["throughput(tps)"]
+        assert ratio == pytest.approx(line["bag_size"], rel=0.5)
+
+
+def test_boundary_is_logged_and_times_are_of_a_step(train, corpus):
+    lines = train(*ON, "--metrics.log_freq=5", *validation(corpus), "--validation.freq=2")
+    logged = [line for line in lines if TRAINING_LOSS in line]
+    assert column(logged, "step") == [1, 3, 4, 5]
+    assert column(lines, "loss_metrics/superposition") == column(logged)[:2]
+    # B*L latents a step on one rank: of each line since the last, training or validation
+    for line in logged:
+        expected = B * L / line["throughput(tps)"]
+        assert line["time_metrics/end_to_end(s)"] == pytest.approx(expected, rel=0.5)
+    validated = [line for line in lines if VALIDATION_LOSS in line]
+    assert column(validated, "step") == [1, 2, 4, 6]
+    assert column(validated, "n_latents_seen") == [step * B * L for step in (1, 2, 4, 6)]
+    assert column(validated, "n_tokens_seen") == [
+        B * L * tokens for tokens in (S, 2 * S, 3 * S + 1, 3 * S + 3)
+    ]
+
+
+def test_metrics_of_a_run_without_superposition(finished):
+    lines = finished().lines
+    assert column(lines, "superposition") == [0] * STEPS
+    assert column(lines, "bag_size") == [1] * STEPS
+    for line in lines:
+        assert line["data_throughput(tps)"] == pytest.approx(line["throughput(tps)"], rel=0.5)
+        assert line["n_latents_seen"] == line["n_tokens_seen"]
+
+
+def test_console_line_shows_phase_and_time_left(train, caplog):
+    caplog.set_level("INFO")
+    train(*ON)
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("step:")]
+    assert len(lines) == STEPS
+    assert "phase: superposition (s=4)" in lines[BOUNDARY - 1]
+    assert "phase: recovery (s=1)" in lines[BOUNDARY]
+    assert lines[-1].endswith("time left: 0:00:00")
+
+
+def test_run_folder_explains_itself(train, tmp_path):
+    lines = train(*ON, *SAVE, "--metrics.enable_tensorboard")
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} >= {
+        "checkpoint",
+        "config.toml",
+        "metrics.jsonl",
+        "tb",
+    }
+    scalars = tensorboard_scalars(run)
+    losses = torch.tensor(column(lines), dtype=torch.float32).tolist()
+    assert scalars["loss_metrics/global_avg_loss"] == losses
+    assert scalars["bag_size"] == [S] * 3 + [1] * 3
+    assert scalars["loss_metrics/superposition"] == losses[:3]
+    patterns = [tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags]
+    for pattern in patterns:
+        if "validation" not in pattern:
+            assert any(re.search(pattern, tag) for tag in scalars), pattern
+    (folder,) = (run / "tb").iterdir()
+    by_tokens = EventAccumulator(str(folder)).Reload()
+    points = [p for phase in Phase for p in by_tokens.Scalars(f"by_data_tokens/{phase}")]
+    assert [point.step for point in points] == column(lines, "n_tokens_seen")
+    assert [point.value for point in points] == losses
+
+
+def test_weights_and_biases_has_the_same_names(train, monkeypatch, corpus):
+    logged = []
+    wandb = SimpleNamespace(
+        init=lambda **kwargs: None, log=lambda m, step: logged.append(m | {"step": step}), run=None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    lines = train(*ON, "--metrics.enable_wandb", *validation(corpus), "--validation.freq=3")
+    for line in lines:
+        del line["phase"]  # text; there it is the number "superposition"
+    assert logged == lines
+
+
+def test_flops_are_those_of_the_latents(train, caplog):
+    """MFU would be overstated s-fold by data tokens, and with shorter sequences by attention."""
+    flops = {}
+
+    class Trainer(SuperpositionTrainer):
+        def train_step(self, data_iterator):
+            super().train_step(data_iterator)
+            flops[scale, self.step] = self.metrics_processor.num_flops_per_token
+
+    for scale in ("sequence", "batch"):
+        train(*ON, f"--superposition.scale={scale}", trainer_class=Trainer)
+    assert flops["sequence", 1] == flops["sequence", STEPS] == flops["batch", STEPS]
+    layers, dim = 2, 64
+    saved = 6 * layers * 2 * dim * (L - L // S)  # upstream's count of attention's FLOPs
+    assert flops["sequence", 1] - flops["batch", 1] == saved
 
 
 def test_lines_that_a_later_launch_went_back_behind_are_left_out(tmp_path):

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from conftest import ROOT
+from jobs import ROOT
 
 PACKAGE = "torchtitan/experiments/tst"
 FIGURES = ("runs.json", "loss_270m_20k.csv", "loss_600m_20k_power_law.csv")

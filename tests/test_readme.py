@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torchtitan.hf_datasets.text_datasets import DATASETS
 
-from conftest import ROOT, run_again_if_aborted
+import launches
+from jobs import ON, ROOT, SAVE, column
 from torchtitan.experiments.tst.job_config import (
     JobConfig,
     LMHead,
@@ -45,13 +46,23 @@ def commands() -> list[str]:
     return sorted({*lines, *inline})
 
 
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    """Run a command line in the repository, in this environment; its run folder is temporary."""
-    outputs = tmp_path_factory.mktemp("outputs")
+PYTHON = f"""#!/usr/bin/env bash
+# Stands for python: writes down launches and what follows them, and does the rest.
+if [[ $2 == torchtitan.experiments.tst.launch || $1 == scripts/compare_runs.py ]]; then
+    printf '%s\\t' "$@" >> "$RECORD"
+    echo >> "$RECORD"
+else
+    exec {sys.executable} "$@"
+fi
+"""
 
-    def run(line: str, *args: str, dump_folder: str | None = None) -> Path:
-        words = shlex.split(line)
+
+@pytest.fixture
+def shell(tmp_path):
+    """Run a command line in the repository, in this environment; its run folder is temporary."""
+
+    def run(line: str, *args: str, **variables: str) -> Path:
+        words, folder = shlex.split(line), tmp_path / "run"
         environment = os.environ | {
             "VIRTUAL_ENV": sys.prefix,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -59,115 +70,165 @@ def shell(tmp_path_factory):
         while "=" in words[0] and not words[0].startswith("-"):
             name, _, value = words.pop(0).partition("=")
             environment[name] = value
-        if dump_folder:
-            args = (*args, f"--job.dump_folder={outputs / dump_folder}")
-        # a launch in the same folder goes on where it was
-        result = run_again_if_aborted([*words, *args], environment, restore=lambda: None)
+        command = [*words, *args]
+        if words[0].endswith("run_train.sh"):
+            command.append(f"--job.dump_folder={folder}")
+        environment |= variables
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
-        return outputs / (dump_folder or "")
+        return folder
 
     return run
 
 
-def demo(shell):
-    run = shell("./run_train.sh", *SHORT, dump_folder="tst")
+@pytest.fixture
+def launched(shell, run_script, tmp_path):
+    """As ``shell``, but what it launches is forked, and scripts run in this process."""
+
+    def run(line: str, *args: str) -> tuple[Path, str]:
+        python, record = tmp_path / "bin" / "python", tmp_path / "record"
+        python.parent.mkdir()
+        python.write_text(PYTHON)
+        python.chmod(0o755)
+        path = f"{python.parent}:{os.environ['PATH']}"
+        folder, output = shell(line, *args, PATH=path, RECORD=str(record)), ""
+        for words in record.read_text().splitlines():
+            first, *rest = words.rstrip("\t").split("\t")
+            if first == "-m":
+                (processes,) = re.findall(r"--nproc_per_node=(\d+)", words)
+                module, *arguments = rest[rest.index("-m") + 1 :]
+                forked = launches.fork(module, arguments, int(processes), tmp_path / "logs")
+                output += launches.succeeded(forked).output
+            else:
+                result = run_script(Path(first).stem, *rest)
+                assert result.code == 0, result.stderr
+        return folder, output
+
+    return run
+
+
+@pytest.fixture
+def script(run_script):
+    """Run the command line of a script in this process."""
+
+    def run(line: str, *args: object) -> str:
+        python, path, *words = shlex.split(line)
+        assert python.endswith("python")
+        result = run_script(path.removeprefix("scripts/").removesuffix(".py"), *words, *args)
+        assert result.code == 0, result.stderr
+        return result.stdout
+
+    return run
+
+
+@pytest.mark.alone  # it looks at times
+def test_demo(shell):
+    run = shell("./run_train.sh", *SHORT)
     assert (run / "loss.png").stat().st_size > 10_000
     assert (run / "checkpoint" / "step-4").is_dir()  # the boundary: 0.3 of 12 steps
     waiting = {line["step"]: line.get("time_metrics/data_loading(%)") for line in read_metrics(run)}
     assert waiting[4] < 5, "tokenizing took 10 % of the time, shards take about 0.1 %"
-    shell("./run_train.sh", *SHORT, dump_folder="tst")  # again: it is finished already
 
 
-def baseline(shell):
-    shell(
-        "CONFIG_FILE=train_configs/demo/baseline.toml ./run_train.sh",
-        *SHORT,
-        dump_folder="baseline",
-    )
+def test_baseline(launched):
+    run, _ = launched("CONFIG_FILE=train_configs/demo/baseline.toml ./run_train.sh", *SHORT)
+    assert not (run / "checkpoint" / "step-4").exists()
 
 
-def compare(shell):
-    runs = [str(shell("true") / name) for name in ("tst", "baseline")]
-    output = shell("true") / "comparison"
-    shell("python scripts/compare_runs.py", *runs, "--output", str(output))
-    assert "tst is" in (output / "report.html").read_text()
-
-
-def debug(shell):
-    shell(
+def test_debug(launched):
+    run, _ = launched(
         "CONFIG_FILE=train_configs/debug/qwen3_moe.toml NGPU=4 ./run_train.sh "
-        "--superposition.bag_size 8",
-        dump_folder="debug",
+        "--superposition.bag_size 8"
     )
+    assert set(column(read_metrics(run), "bag_size")) == {1, 8}
 
 
-def dry_run(shell):
-    shell(
-        "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml ./run_train.sh",
-        dump_folder="dry",
+def test_help(launched):
+    assert "--superposition.bag-size" in launched("NGPU=1 ./run_train.sh --help")[1]
+
+
+def test_dry_run(shell):
+    run = shell(
+        "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml ./run_train.sh"
     )
-    assert not (shell("true") / "dry").exists()  # leaves the run's folder alone
+    assert not run.exists()  # leaves the run's folder alone
 
 
-def benchmark(shell):
-    output = shell("true") / "benchmark"
-    shell(
+def test_compare(script, finished, tmp_path):
+    runs = finished(*ON, *SAVE).folder, finished().folder
+    output = tmp_path / "comparison"
+    script("python scripts/compare_runs.py", *runs, "--output", output)
+    assert f"{runs[0].name} is" in (output / "report.html").read_text()
+
+
+def test_benchmark_of_a_step(script, corpus, tokens, tmp_path):
+    script(
         "python scripts/benchmark/step.py --rounds 3 --job.config_file train_configs/demo/tst.toml",
-        "--output",
-        str(output),
+        *("--output", tmp_path, f"--training.dataset_path={tokens}"),
+        f"--model.hf_assets_path={corpus / 'tokenizer'}",
     )
-    assert (output / "step.png").stat().st_size > 10_000
-    results = json.loads((output / "step.json").read_text())["by_batch"]["32"]
+    assert (tmp_path / "step.png").stat().st_size > 10_000
+    results = json.loads((tmp_path / "step.json").read_text())["by_batch"]["32"]
     assert list(results) == [
         *("TorchTitan", "recovery", "superposition, s = 6", "superposition, s = 16")
     ]
     assert all(len(result["measurement"]["seconds"]) == 3 for result in results.values())
 
 
-def benchmark_loss(shell):
-    output = shell("true") / "benchmark"
-    shell(
-        "TORCHDYNAMO_DISABLE=1 python scripts/benchmark/loss.py --rounds 1 --bag-sizes 1 2 "
-        "--chunks 2 --positions 32 64 --vocab-size 1000 --width 64",
-        "--output",
-        str(output),
+def test_benchmark_of_the_loss(script, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch._dynamo.config.disable", True)
+    script(
+        "python scripts/benchmark/loss.py --rounds 1 --bag-sizes 1 2 --chunks 2 "
+        "--positions 32 64 --vocab-size 1000 --width 64",
+        *("--output", tmp_path),
     )
-    assert (output / "loss.png").stat().st_size > 10_000
-    assert "bag loss, compiled, 2 chunks" in (output / "loss.txt").read_text()
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
+    assert "bag loss, compiled, 2 chunks" in (tmp_path / "loss.txt").read_text()
 
 
-def benchmark_data(shell):
+def test_benchmark_of_data(shell):
+    """In a process of its own, which it binds to one core."""
     shell("python scripts/benchmark/data.py --rounds 1 --seconds 0.1 --tokens 3000000")
 
 
-# What stands in the README, and how it is tried here; in this order.
-TRIED = {
-    "./run_train.sh": demo,
-    "CONFIG_FILE=train_configs/demo/baseline.toml ./run_train.sh": baseline,
-    ".venv/bin/python scripts/compare_runs.py outputs/demo/tst outputs/demo/baseline "
-    "--output outputs/demo/comparison": compare,
-    "./run_train.sh --help": lambda shell: shell("NGPU=1 ./run_train.sh --help"),
-    "CONFIG_FILE=train_configs/debug/qwen3_moe.toml NGPU=4 ./run_train.sh "
-    "--superposition.bag_size 8": debug,
-    "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml "
-    "./run_train.sh": dry_run,
-    "python scripts/benchmark/step.py --job.config_file train_configs/demo/tst.toml": benchmark,
-    "python scripts/benchmark/loss.py": benchmark_loss,
-    "python scripts/benchmark/data.py": benchmark_data,
-    "python scripts/diff_configs.py train_configs/paper/3B-20k-baseline.toml "
-    "train_configs/paper/3B-20k-tst.toml": lambda shell: shell(
+@pytest.mark.parametrize(
+    "line",
+    [
         "python scripts/diff_configs.py train_configs/paper/3B-20k-baseline.toml "
-        "train_configs/paper/3B-20k-tst.toml"
+        "train_configs/paper/3B-20k-tst.toml",
+        "python scripts/plan.py --job.config_file train_configs/demo/tst.toml",
+        "python scripts/dry_run.py train_configs/demo/tst.toml",
+    ],
+)
+def test_scripts(script, line):
+    assert script(line)
+
+
+def test_command_for_tests(shell):
+    shell("scripts/test.sh --version")
+
+
+# What stands in the README, and what tries it
+TRIED = {
+    "./run_train.sh": test_demo,
+    "CONFIG_FILE=train_configs/demo/baseline.toml ./run_train.sh": test_baseline,
+    ".venv/bin/python scripts/compare_runs.py outputs/demo/tst outputs/demo/baseline "
+    "--output outputs/demo/comparison": test_compare,
+    "./run_train.sh --help": test_help,
+    "CONFIG_FILE=train_configs/debug/qwen3_moe.toml NGPU=4 ./run_train.sh "
+    "--superposition.bag_size 8": test_debug,
+    "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml "
+    "./run_train.sh": test_dry_run,
+    "python scripts/benchmark/step.py --job.config_file train_configs/demo/tst.toml": (
+        test_benchmark_of_a_step
     ),
-    "python scripts/plan.py --job.config_file JOB.toml": lambda shell: shell(
-        "python scripts/plan.py --job.config_file train_configs/demo/tst.toml"
-    ),
-    "python scripts/dry_run.py JOB.toml": lambda shell: shell(
-        "python scripts/dry_run.py train_configs/demo/tst.toml"
-    ),
-    "scripts/test.sh": lambda shell: shell("scripts/test.sh --version"),
-}
-TRIED_ELSEWHERE = {
+    "python scripts/benchmark/loss.py": test_benchmark_of_the_loss,
+    "python scripts/benchmark/data.py": test_benchmark_of_data,
+    "python scripts/diff_configs.py train_configs/paper/3B-20k-baseline.toml "
+    "train_configs/paper/3B-20k-tst.toml": test_scripts,
+    "python scripts/plan.py --job.config_file JOB.toml": test_scripts,
+    "python scripts/dry_run.py JOB.toml": test_scripts,
+    "scripts/test.sh": test_command_for_tests,
     "pip install .": "test_packaging.py",
     "torchrun --nproc_per_node=8 -m torchtitan.experiments.tst.train "
     "--job.config_file job.toml": "test_parity.py",
@@ -182,6 +243,7 @@ TRIED_ELSEWHERE = {
     'python scripts/sample_model.py outputs/demo/tst --prompt "def main("': "test_export.py",
     "python scripts/replicate.py": "results/test_replication.py",
     "python scripts/check_parallelism.py": "test_check_parallelism.py",
+    "python scripts/mutate.py": "test_mutate.py",
     "scripts/check_gpu.sh": "test_check_gpu.py",
     "scripts/slurm/try.sh": ".ci/run",
     "scripts/lint.sh": ".ci/run",
@@ -191,12 +253,7 @@ TRIED_ELSEWHERE = {
 
 
 def test_every_command_is_tried():
-    assert commands() == sorted({*TRIED, *TRIED_ELSEWHERE})
-
-
-@pytest.mark.parametrize("command", TRIED)
-def test_command(shell, command):
-    TRIED[command](shell)
+    assert commands() == sorted(TRIED)
 
 
 def test_paths_exist():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import slurm_cluster
-from conftest import ROOT, load_full
+from jobs import ROOT, load_full
 from torchtitan.experiments.tst.data.shards import TokenShards
 from torchtitan.experiments.tst.metrics import read_metrics
 

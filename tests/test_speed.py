@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT
+from jobs import ROOT
 
 # the paper's vocabulary; with 32,000 both losses take about the same time
 POSITIONS, VOCABULARY, WIDTH, BAG_SIZE = 96, 128_256, 16, 16

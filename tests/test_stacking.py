@@ -11,33 +11,18 @@ import torch.nn.functional as F
 from torch import nn
 from torchtitan.models.qwen3 import Qwen3Model, qwen3_args
 
-from conftest import TST, load_full
+from jobs import SAVE_LAST, TST, B, L, S, column, load_full, superposition
 from torchtitan.experiments.tst.core import BagEmbedding, LossHead
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, read_metrics
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
-S, BOUNDARY, STEPS = 4, 2, 4
-B, L = 4, 32  # those of base_args
-ON = (
-    f"--superposition.bag_size={S}",
-    f"--superposition.steps={BOUNDARY}",
-    f"--training.steps={STEPS}",
-    "--optimizer.lr=3e-3",
-)
-SAVE = (
-    "--checkpoint.enable",
-    "--checkpoint.interval=100",  # but for the boundary and the end
-    "--checkpoint.no-last-save-model-only",
-)
+BOUNDARY, STEPS = 2, 4
+ON = (*superposition(S, BOUNDARY), f"--training.steps={STEPS}", "--optimizer.lr=3e-3")
 PLUGIN = "--experimental.custom_import=stacking_plugin"
 FLOAT8 = ("--model.converters=quantize.linear.float8", "--quantize.linear.float8.emulate")
 KEEP_HEAD = "--quantize.linear.float8.filter_fqns=output"
 MUON = (PLUGIN, "--model.name=llama3_muon")
 BALANCED = (PLUGIN, "--model.name=qwen3_balanced", "--model.flavor=debugmodel_moe_tiny")
-
-
-def losses(lines):
-    return [line[TRAINING_LOSS] for line in lines][-STEPS:]
 
 
 class KeptTrainer(SuperpositionTrainer):
@@ -67,12 +52,12 @@ class KeptTrainer(SuperpositionTrainer):
     ],
 )
 @inductor_config.patch(emulate_precision_casts=False)  # upstream sets it for good with rowwise
-def test_float8(train, recipe, head):
+def test_float8(finished, train, recipe, head):
     from torchao.float8.float8_linear import Float8Linear
 
     named = () if recipe == "none" else (f"--quantize.linear.float8.recipe_name={recipe}",)
-    plain = losses(train(*ON))
-    quantized = losses(train(*ON, *FLOAT8, *named, *head, trainer_class=KeptTrainer))
+    plain = column(finished(*ON).lines)
+    quantized = column(train(*ON, *FLOAT8, *named, *head, trainer_class=KeptTrainer))
     model = KeptTrainer.latest.model_parts[0]
     linears = {n: type(m) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     output = linears.pop("output")
@@ -83,28 +68,28 @@ def test_float8(train, recipe, head):
     assert quantized == pytest.approx(plain, rel=3e-3)
     assert all(a != pytest.approx(b, rel=1e-7) for a, b in zip(quantized, plain, strict=True))
     if len(head) > 1:
-        whole = losses(train(*ON, *FLOAT8, *named, KEEP_HEAD))
+        whole = column(finished(*ON, *FLOAT8, *named, KEEP_HEAD).lines)
         assert quantized == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize("stack", [FLOAT8, MUON, BALANCED], ids=["float8", "Muon", "MoE"])
 def test_resume_at_the_boundary_is_exact(train, tmp_path, stack):
-    lines = train(*ON, *SAVE, *stack)
+    lines = train(*ON, *SAVE_LAST, *stack)
     shutil.move(tmp_path / "run", tmp_path / "whole")
     boundary = f"checkpoint/step-{BOUNDARY}"
     shutil.copytree(tmp_path / "whole" / boundary, tmp_path / "run" / boundary)
-    resumed = train(*ON, *SAVE, *stack)
+    resumed = train(*ON, *SAVE_LAST, *stack)
     for key in ("step", "phase", TRAINING_LOSS, "grad_norm"):
-        assert [line[key] for line in resumed] == [line[key] for line in lines][BOUNDARY:]
+        assert column(resumed, key) == column(lines, key)[BOUNDARY:]
     last = f"checkpoint/step-{STEPS}"
     expected, actual = (load_full(tmp_path / run / last) for run in ("whole", "run"))
     assert actual.keys() == expected.keys()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_muon(train, tmp_path):
+def test_muon(finished, train, tmp_path):
     """Each optimizer has its part of the model, in the boundary checkpoint too."""
-    both, adamw = losses(train(*ON, *SAVE, *MUON)), losses(train(*ON))
+    both, adamw = column(train(*ON, *SAVE_LAST, *MUON)), column(finished(*ON).lines)
     assert both[0] == adamw[0]
     assert all(a != b for a, b in zip(both[1:], adamw[1:], strict=True))
     state = load_full(tmp_path / "run" / "checkpoint" / f"step-{BOUNDARY}")
@@ -120,14 +105,14 @@ def test_muon(train, tmp_path):
 @pytest.mark.slow
 def test_muon_under_fsdp(train, launch, tmp_path):
     """Two ranks cross the boundary; one goes on from their checkpoint as they do themselves."""
-    job = (*ON, *SAVE, *MUON, f"--training.global_batch_size={2 * B}")
+    job = (*ON, *SAVE_LAST, *MUON, f"--training.global_batch_size={2 * B}")
     launch(TST, *job, f"--job.dump_folder={tmp_path / 'ranks'}", processes=2)
     boundary = f"checkpoint/step-{BOUNDARY}"
     shutil.copytree(tmp_path / "ranks" / boundary, tmp_path / "run" / boundary)
-    resumed = losses(train(*job))
+    resumed = column(train(*job))
     assert len(resumed) == STEPS - BOUNDARY
     # Muon's iteration is in bfloat16
-    assert resumed == pytest.approx(losses(read_metrics(tmp_path / "ranks"))[BOUNDARY:], rel=1e-3)
+    assert resumed == pytest.approx(column(read_metrics(tmp_path / "ranks"))[BOUNDARY:], rel=1e-3)
 
 
 def test_a_step_that_is_not_finite_moves_neither_optimizer(train):

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from conftest import ROOT
+from jobs import ROOT
 from torchtitan.experiments.tst.job_checks import check_job
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 from torchtitan.experiments.tst.planning.plan import default_ranks

@@ -1,16 +1,10 @@
-"""The two phases in one process: what is read, trained, logged, saved and resumed."""
+"""The two phases in one process: what is read and trained."""
 
-import re
 import shutil
-import sys
-from types import SimpleNamespace
 
 import pytest
-import torch
-import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from datasets import load_dataset
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS
 from torchtitan.protocols.model_converter import (
@@ -18,137 +12,22 @@ from torchtitan.protocols.model_converter import (
     register_model_converter,
 )
 
-from conftest import load_full, tensorboard_scalars
-from torchtitan.experiments.tst.checkpoint.files import complete_steps
-from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, Phase, fold, head
+from jobs import (
+    BOUNDARY,
+    ON,
+    STEPS,
+    B,
+    L,
+    RecordingTrainer,
+    S,
+    column,
+    superposition,
+    validation,
+)
+from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, fold, head
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS
-from torchtitan.experiments.tst.tensorboard import LAYOUT
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
-
-S, BOUNDARY, STEPS = 4, 3, 6
-B, L = 4, 32  # those of base_args
-ON = (f"--superposition.bag_size={S}", f"--superposition.steps={BOUNDARY}")
-SAVE = (
-    "--checkpoint.enable",
-    "--checkpoint.interval=1",
-    "--checkpoint.keep_latest_k=0",
-    "--checkpoint.no-last-save-model-only",
-)
-
-
-def validation(corpus):
-    return (
-        "--validation.enable",
-        "--validation.dataset=jsonl",
-        "--validation.steps=2",
-        f"--validation.dataset_path={corpus / 'validation.jsonl'}",
-        f"--validation.seq_len={L}",
-        "--validation.local_batch_size=4",
-    )
-
-
-def column(lines, key="loss_metrics/global_avg_loss"):
-    return [line[key] for line in lines if key in line]
-
-
-class RecordingTrainer(SuperpositionTrainer):
-    """Keeps every micro-batch as it was read: (inputs, labels)."""
-
-    def batch_generator(self, data_iterable):
-        self.read = []
-        for input_dict, labels in super().batch_generator(data_iterable):
-            self.read.append((input_dict["input"], labels))
-            yield input_dict, labels
-
-
-def test_metrics_count_latents_and_data_tokens(train):
-    lines = train(*ON, "--metrics.enable_tensorboard")
-    assert column(lines, "step") == list(range(1, STEPS + 1))
-    assert column(lines, "phase") == ["superposition"] * 3 + ["recovery"] * 3
-    assert column(lines, "superposition") == [1] * 3 + [0] * 3
-    assert column(lines, "bag_size") == [S] * 3 + [1] * 3
-    read = [S * B * L] * 3 + [B * L] * 3
-    assert column(lines, "n_tokens_seen") == [sum(read[: i + 1]) for i in range(STEPS)]
-    assert column(lines, "n_latents_seen") == [step * B * L for step in range(1, STEPS + 1)]
-    assert column(lines, "loss_metrics/superposition") == column(lines)[:3]
-    assert column(lines, "loss_metrics/recovery") == column(lines)[3:]
-    for line in lines:  # the two are taken at slightly different moments
-        ratio = line["data_throughput(tps)"] / line["throughput(tps)"]
-        assert ratio == pytest.approx(line["bag_size"], rel=0.5)
-
-
-def test_boundary_is_logged_and_times_are_of_a_step(train, corpus):
-    lines = train(*ON, "--metrics.log_freq=5", *validation(corpus), "--validation.freq=2")
-    logged = [line for line in lines if TRAINING_LOSS in line]
-    assert column(logged, "step") == [1, 3, 4, 5]
-    assert column(lines, "loss_metrics/superposition") == column(logged)[:2]
-    # B*L latents a step on one rank: of each line since the last, training or validation
-    for line in logged:
-        expected = B * L / line["throughput(tps)"]
-        assert line["time_metrics/end_to_end(s)"] == pytest.approx(expected, rel=0.5)
-    validated = [line for line in lines if VALIDATION_LOSS in line]
-    assert column(validated, "step") == [1, 2, 4, 6]
-    assert column(validated, "n_latents_seen") == [step * B * L for step in (1, 2, 4, 6)]
-    assert column(validated, "n_tokens_seen") == [
-        B * L * tokens for tokens in (S, 2 * S, 3 * S + 1, 3 * S + 3)
-    ]
-
-
-def test_metrics_of_a_run_without_superposition(train):
-    lines = train()
-    assert column(lines, "superposition") == [0] * STEPS
-    assert column(lines, "bag_size") == [1] * STEPS
-    for line in lines:
-        assert line["data_throughput(tps)"] == pytest.approx(line["throughput(tps)"], rel=0.5)
-        assert line["n_latents_seen"] == line["n_tokens_seen"]
-
-
-def test_console_line_shows_phase_and_time_left(train, caplog):
-    caplog.set_level("INFO")
-    train(*ON)
-    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("step:")]
-    assert len(lines) == STEPS
-    assert "phase: superposition (s=4)" in lines[BOUNDARY - 1]
-    assert "phase: recovery (s=1)" in lines[BOUNDARY]
-    assert lines[-1].endswith("time left: 0:00:00")
-
-
-def test_run_folder_explains_itself(train, tmp_path):
-    lines = train(*ON, *SAVE, "--metrics.enable_tensorboard")
-    run = tmp_path / "run"
-    assert {path.name for path in run.iterdir()} >= {
-        "checkpoint",
-        "config.toml",
-        "metrics.jsonl",
-        "tb",
-    }
-    scalars = tensorboard_scalars(run)
-    losses = torch.tensor(column(lines), dtype=torch.float32).tolist()
-    assert scalars["loss_metrics/global_avg_loss"] == losses
-    assert scalars["bag_size"] == [S] * 3 + [1] * 3
-    assert scalars["loss_metrics/superposition"] == losses[:3]
-    patterns = [tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags]
-    for pattern in patterns:
-        if "validation" not in pattern:
-            assert any(re.search(pattern, tag) for tag in scalars), pattern
-    (folder,) = (run / "tb").iterdir()
-    by_tokens = EventAccumulator(str(folder)).Reload()
-    points = [p for phase in Phase for p in by_tokens.Scalars(f"by_data_tokens/{phase}")]
-    assert [point.step for point in points] == column(lines, "n_tokens_seen")
-    assert [point.value for point in points] == losses
-
-
-def test_weights_and_biases_has_the_same_names(train, monkeypatch, corpus):
-    logged = []
-    wandb = SimpleNamespace(
-        init=lambda **kwargs: None, log=lambda m, step: logged.append(m | {"step": step}), run=None
-    )
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    lines = train(*ON, "--metrics.enable_wandb", *validation(corpus), "--validation.freq=3")
-    for line in lines:
-        del line["phase"]  # text; there it is the number "superposition"
-    assert logged == lines
 
 
 def test_saved_config_starts_the_same_run(train, make_config, tmp_path):
@@ -212,23 +91,6 @@ def test_every_mode_loss_weighting_and_scale_trains(train, args):
     assert losses[0] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_flops_are_those_of_the_latents(train, caplog):
-    """MFU would be overstated s-fold by data tokens, and with shorter sequences by attention."""
-    flops = {}
-
-    class Trainer(SuperpositionTrainer):
-        def train_step(self, data_iterator):
-            super().train_step(data_iterator)
-            flops[scale, self.step] = self.metrics_processor.num_flops_per_token
-
-    for scale in ("sequence", "batch"):
-        train(*ON, f"--superposition.scale={scale}", trainer_class=Trainer)
-    assert flops["sequence", 1] == flops["sequence", STEPS] == flops["batch", STEPS]
-    layers, dim = 2, 64
-    saved = 6 * layers * 2 * dim * (L - L // S)  # upstream's count of attention's FLOPs
-    assert flops["sequence", 1] - flops["batch", 1] == saved
-
-
 def test_tied_weights_train_and_reinitialise_together(train):
     lines = train(
         *ON,
@@ -239,18 +101,17 @@ def test_tied_weights_train_and_reinitialise_together(train):
     assert len(lines) == STEPS
 
 
-def test_recovery_is_ordinary_training(train):
+def test_recovery_is_ordinary_training(finished, train):
     """Recovery from the first step on is the run without a section, bit for bit."""
-    off = train()
-    assert column(train("--superposition.bag_size=4", "--superposition.steps=0")) == column(off)
+    off = finished().lines
+    assert column(train(*superposition(4, steps=0))) == column(off)
     assert column(train("--superposition.bag_size=1")) == column(off)
 
 
-def test_gradient_accumulation_is_one_larger_batch(train):
-    whole = train(*ON)
+def test_gradient_accumulation_is_one_larger_batch(whole, train):
     parts = train(*ON, "--training.local_batch_size=2", f"--training.global_batch_size={B}")
     for key in ("loss_metrics/global_avg_loss", "grad_norm"):
-        assert column(parts, key)[-STEPS:] == pytest.approx(column(whole, key), rel=1e-5)
+        assert column(parts, key) == pytest.approx(column(whole.lines, key), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -262,9 +123,8 @@ def test_gradient_accumulation_is_one_larger_batch(train):
     ],
     ids=["full AC", "selective AC", "compile"],
 )
-def test_composes_with_upstreams(train, args):
-    plain = train(*ON)
-    assert column(train(*ON, *args))[-STEPS:] == pytest.approx(column(plain), rel=1e-5)
+def test_composes_with_upstreams(whole, train, args):
+    assert column(train(*ON, *args)) == pytest.approx(column(whole.lines), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -277,10 +137,10 @@ def test_composes_with_upstreams(train, args):
     ],
     ids=["llama3", "tied weights, bce", "compile", "bfloat16"],
 )
-def test_chunked_head(train, corpus, monkeypatch, args, tolerance):
+def test_chunked_head(finished, train, corpus, monkeypatch, args, tolerance):
     """In training and in validation, from the same weights."""
     args = (*ON, *args, *validation(corpus), "--optimizer.lr=1e-4")
-    plain = train(*args)
+    plain = finished(*args).lines
     labels = []
 
     def chunked_loss(hidden, weight, y, loss_fn, chunks):
@@ -293,15 +153,13 @@ def test_chunked_head(train, corpus, monkeypatch, args, tolerance):
     assert labels.count(3) == BOUNDARY
     assert labels.count(2) > STEPS - BOUNDARY  # validation's too
     for key in (TRAINING_LOSS, VALIDATION_LOSS):
-        expected = column(plain, key)
-        assert column(chunked, key)[-len(expected) :] == pytest.approx(expected, rel=tolerance)
+        assert column(chunked, key) == pytest.approx(column(plain, key), rel=tolerance)
 
 
 @pytest.mark.slow
-def test_compiled_by_inductor(train):
-    plain = train(*ON)
+def test_compiled_by_inductor(whole, train):
     compiled = train(*ON, "--compile.enable")
-    assert column(compiled)[-STEPS:] == pytest.approx(column(plain), rel=1e-5)
+    assert column(compiled) == pytest.approx(column(whole.lines), rel=1e-5)
 
 
 def test_model_converters_are_left_untouched(train):
@@ -322,33 +180,6 @@ def test_model_converters_are_left_untouched(train):
     finally:
         del _registry_model_converter_cls["recording"]
     assert seen == [BagEmbedding] + ["step"] * STEPS
-
-
-@pytest.fixture
-def saved_run(train, tmp_path):
-    """A run with a checkpoint of every step: its metrics and its folder."""
-    lines = train(*ON, *SAVE, trainer_class=RecordingTrainer)
-    shutil.move(tmp_path / "run", tmp_path / "saved")
-    return lines, tmp_path / "saved" / "checkpoint"
-
-
-@pytest.mark.parametrize("step", [2, BOUNDARY, 5])
-def test_resume_is_exact_on_both_sides_of_the_boundary(saved_run, train, tmp_path, step):
-    lines, checkpoints = saved_run
-    shutil.copytree(checkpoints / f"step-{step}", tmp_path / "run" / "checkpoint" / f"step-{step}")
-    resumed = train(*ON, *SAVE)
-    for key in ("step", "phase", "loss_metrics/global_avg_loss", "grad_norm", "n_tokens_seen"):
-        assert column(resumed, key) == column(lines, key)[step:]
-
-
-def test_a_job_may_end_at_the_boundary_and_another_go_on(saved_run, train, tmp_path):
-    lines, _ = saved_run
-    last = "--checkpoint.interval=100"  # but for the boundary and the end
-    first = train(*ON, *SAVE, last, "--superposition.stop_at_boundary")
-    again = train(*ON, *SAVE, last, "--superposition.stop_at_boundary")  # as if queued again
-    assert column(again, "step") == column(first, "step") == list(range(1, BOUNDARY + 1))
-    assert complete_steps(tmp_path / "run" / "checkpoint") == [BOUNDARY]
-    assert column(train(*ON, *SAVE, last)) == column(lines)
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map-style", "streaming"])
@@ -383,43 +214,6 @@ def test_tokens_read_are_the_datasets_own_without_gap_or_repeat(
     assert read == stream[: len(read)]
 
 
-def test_async_checkpoints(train, tmp_path):
-    train(*ON, "--checkpoint.enable", "--checkpoint.interval=1", "--checkpoint.async_mode=async")
-    assert (tmp_path / "run" / "checkpoint" / f"step-{BOUNDARY}" / ".metadata").exists()
-
-
-def test_boundary_checkpoint_is_full_and_never_purged(train, tmp_path):
-    train(
-        ON[0],
-        "--superposition.steps=3",
-        "--training.steps=12",
-        "--checkpoint.enable",
-        "--checkpoint.interval=2",
-        "--checkpoint.keep_latest_k=2",
-    )
-    folder = tmp_path / "run" / "checkpoint"
-    assert (folder / "boundary").resolve() == folder / "step-3"
-    steps = complete_steps(folder)
-    assert steps == [3, 8, 10, 12]
-    keys = dcp.FileSystemReader(str(folder / "step-3")).read_metadata().state_dict_metadata
-    prefixes = {key.split(".")[0] for key in keys}
-    assert prefixes >= {"optimizer", "lr_scheduler", "dataloader", "train_state", "tok_embeddings"}
-
-
-def test_state_dict_is_upstreams_own(saved_run):
-    from torchtitan.models.llama3 import Transformer, llama3_args
-
-    with torch.device("meta"):
-        expected = {k: v.shape for k, v in Transformer(llama3_args["demo"]).state_dict().items()}
-    metadata = dcp.FileSystemReader(str(saved_run[1] / "step-6")).read_metadata()
-    saved = {
-        key: value.size
-        for key, value in metadata.state_dict_metadata.items()
-        if key.split(".")[0] not in ("optimizer", "lr_scheduler", "dataloader", "train_state")
-    }
-    assert saved == expected
-
-
 def test_validation_is_next_token_loss_on_the_same_data_each_time(train, corpus):
     args = (*validation(corpus), "--validation.freq=1")
     kept = []
@@ -445,29 +239,3 @@ def test_validation_is_next_token_loss_on_the_same_data_each_time(train, corpus)
         logits = trainer.model_parts[0](inputs["input"])
         expected.append(F.cross_entropy(logits.flatten(0, 1), labels.flatten()).item())
     assert losses[0] == pytest.approx(sum(expected) / 2, rel=1e-5)
-
-
-def test_reinit_at_recovery(train, tmp_path):
-    args = (
-        *SAVE,
-        "--superposition.reinit_at_recovery=tok_embeddings,output",
-        "--optimizer.lr=1e-30",
-    )
-    train(*ON, *args)
-    first, second = (load_full(tmp_path / "run" / "checkpoint" / f"step-{n}") for n in (3, 4))
-    names = [key for key in first if not key.startswith("optimizer")]
-    changed = {name for name in names if (first[name] - second[name]).abs().max() > 1e-6}
-    assert changed == {"tok_embeddings.weight", "output.weight"}
-    # as at the start of a run: the embedding standard normal, the head 1/sqrt(d)
-    assert second["tok_embeddings.weight"].std().item() == pytest.approx(1, rel=0.05)
-    assert second["output.weight"].std().item() == pytest.approx(64**-0.5, rel=0.05)
-    steps = {key: value.item() for key, value in second.items() if key.endswith(".step")}
-    for key, value in steps.items():
-        assert value == (1 if ".output." in key or "tok_embeddings" in key else 4)
-
-    # the same new weights in a run resumed at the boundary
-    shutil.move(tmp_path / "run", tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole/checkpoint/step-3", tmp_path / "run/checkpoint/step-3")
-    train(*ON, *args)
-    resumed = load_full(tmp_path / "run" / "checkpoint" / "step-4")
-    assert torch.equal(resumed["tok_embeddings.weight"], second["tok_embeddings.weight"])

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDataset
 
-from conftest import DCLM, FINEWEB_EDU
+from corpora import DCLM, FINEWEB_EDU
 from torchtitan.experiments.tst.data.datasets import JSONL, data_files
 from torchtitan.experiments.tst.job_checks import check_job
 from torchtitan.experiments.tst.job_config import ConfigError

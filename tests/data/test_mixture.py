@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import write_shards
+from corpora import write_shards
 from torchtitan.experiments.tst.data.mixture import Mixture, Position
 from torchtitan.experiments.tst.data.shards import TokenShards
 

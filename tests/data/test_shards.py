@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from conftest import ROOT, write_shards
+from corpora import write_shards
+from jobs import ROOT
 from torchtitan.experiments.tst.data.shards import ShardError, TokenShards
 from torchtitan.experiments.tst.job_checks import check_job
 from torchtitan.experiments.tst.job_config import ConfigError

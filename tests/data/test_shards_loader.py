@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from conftest import write_shards
+from corpora import write_shards
+from jobs import losses, saving, superposition
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError, complete_steps
 from torchtitan.experiments.tst.data.build import build_dataloader, build_validation_dataloader
 from torchtitan.experiments.tst.data.loader import DataError
@@ -270,7 +271,7 @@ def test_validation_reads_from_the_beginning_each_time(
 
 # In the trainer
 
-ON = ("--superposition.bag_size=2", "--superposition.steps=3")
+ON = superposition(bag_size=2)
 
 
 @pytest.fixture
@@ -289,11 +290,7 @@ def test_training_is_that_of_the_text_path(train, shards, tmp_path):
     assert lines[1][-1]["data_share/tokens(%)"] == 100
 
 
-SAVE = ("--checkpoint.enable", "--checkpoint.interval=2", "--checkpoint.no-last_save_model_only")
-
-
-def losses(lines):
-    return {line["step"]: line["loss_metrics/global_avg_loss"] for line in lines}
+SAVE = saving(2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

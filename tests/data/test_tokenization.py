@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,22 +18,18 @@ import zstandard
 from tokenizers import Tokenizer, processors
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from conftest import DCLM, FINEWEB_EDU, ROOT, prepare_here, tokenize
+from corpora import DCLM, FINEWEB_EDU, documents, prepare_here, tokenize, write_jsonl
+from jobs import ROOT
 from torchtitan.experiments.tst.data import tokenization
 from torchtitan.experiments.tst.data.shards import ShardError, TokenShards
-from torchtitan.experiments.tst.data.tokenization import Options, TokenizationError
+from torchtitan.experiments.tst.data.tokenization import Options
 
 SCRIPT = ROOT / "scripts" / "tokenize_corpus.py"
 
 
-@pytest.fixture(scope="module")
-def texts(corpus):
-    lines = (corpus / "train.jsonl").read_text().splitlines()[:200]
-    extra = ["naïve café\n\n\t你好 🙂", "<|begin_of_text|>as text<|end_of_text|>", " ", "x"]
-    return [json.loads(line)["text"] for line in lines] + extra
-
-
 # Which of BOS and EOS the tokenizer itself adds, and what its config names
+
+
 TOKENIZERS = {
     "adds neither": (None, True),
     "adds BOS, as Llama 3's": ("<|begin_of_text|> $A", True),
@@ -57,23 +52,6 @@ def assets(request, corpus, tmp_path):
     if not config:
         (folder / "tokenizer_config.json").unlink()
     return folder
-
-
-def documents(folder):
-    """Token ids of each document of a folder."""
-    found = []
-    for path in sorted(folder.glob("*.ds")):
-        width = int((folder / f"{path.name}.metadata").read_text().splitlines()[0][-1])
-        tokens = np.fromfile(path, f"<u{width}").tolist()
-        ends = np.fromfile(f"{path}.index", "<u8").tolist()
-        found += [tokens[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    return found
-
-
-def write_jsonl(path, texts, opener=open):
-    with opener(path, "wt") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-    return path
 
 
 def files(folder):
@@ -159,18 +137,6 @@ def test_a_dataset_by_its_name_on_the_hub(texts, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenization, "_is_hub_name", lambda source: source == "owner/name")
     tokenize("owner/name", tmp_path / "out", Options(str(corpus / "tokenizer"), shuffle="none"))
     assert len(documents(tmp_path / "out")) == len(texts)
-
-
-# Order
-
-
-@pytest.fixture
-def two_files(texts, tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    write_jsonl(folder / "0.jsonl", texts[:90])
-    write_jsonl(folder / "1.jsonl", texts[90:])
-    return folder
 
 
 @pytest.mark.parametrize("merge", [False, True])
@@ -287,7 +253,7 @@ def test_killed_midway_and_again_gives_the_same_shards(many, whole, corpus, tmp_
 
 def test_a_task_is_not_run_twice_at_once(two_files, corpus, tmp_path):
     """As when the workers of a launch that was killed are still at work."""
-    first, _ = prepare_here(two_files, tmp_path / "out", corpus)
+    first, _ = prepare_here(two_files, tmp_path / "out", Options(str(corpus / "tokenizer")))
     lock = tmp_path / "out" / "logs" / "tokenize" / "locks" / "00000"
     lock.parent.mkdir(parents=True)
     command = "import fcntl, sys; fcntl.flock(f := open(sys.argv[1], 'w'), 2); print(); input()"
@@ -355,97 +321,3 @@ def test_slurm_job_arrays(texts, corpus, tmp_path):
     script = (tmp_path / "out" / "logs" / "tokenize" / "launch_script.slurm").read_text()
     for line in ("partition=cpu", "time=01:00:00", "account=me", "array=0-1"):
         assert f"#SBATCH --{line}" in script
-
-
-# Input that cannot be tokenized
-
-
-GOOD = b'{"text": "a"}\n' * 2000
-PARQUET = pa.BufferOutputStream()
-pq.write_table(pa.table({"text": ["a"] * 1000}), PARQUET)
-PARQUET = PARQUET.getvalue().to_pybytes()
-BAD_INPUTS = {  # name and content of a file beside good ones; what is said
-    "no text": (b'{"text": "a"}\n{"content": "b"}\n', r"record 1: no text in its field 'text'"),
-    "text is a number": (b'{"text": 1}\n', r"record 0: no text in its field 'text' .*'text': 1"),
-    "a list": (b'["a"]\n', r"record 0: no text in its field 'text'"),
-    "null": (b"null\n", r"record 0: no text in its field 'text'"),
-    "a line cut off": (GOOD[:-5], r"record 1999: no JSON, unexpected end"),
-    "bytes that are no UTF-8": (b'{"text": "\xff"}\n', r"record 0: no JSON, "),
-    "an empty line": (GOOD + b"\n" + GOOD, r"record 2000: no JSON, "),
-    "zst cut off": (zstandard.compress(GOOD)[:-9], r"cannot be read: OSError"),
-    "zst cut off at the end of a line": (zstandard.compress(GOOD)[:-1], r"cannot be read: OSError"),
-    "gz cut off": (gzip.compress(GOOD)[:-9], r"cannot be read: OSError\('Truncated compressed"),
-    "gz that is none": (GOOD, r"cannot be read: OSError"),
-    "parquet cut off": (PARQUET[:-9], r"cannot be read: ArrowInvalid"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_INPUTS)
-def test_damaged_input_ends_the_work_with_its_name(corpus, tmp_path, kind):
-    content, said = BAD_INPUTS[kind]
-    suffix = {"zst": ".jsonl.zst", "gz": ".jsonl.gz", "parquet": ".parquet"}
-    path = tmp_path / f"bad{suffix.get(kind.split()[0], '.jsonl')}"
-    path.write_bytes(content)
-    with pytest.raises(TokenizationError, match=rf"^{path}(, | ){said}"):
-        tokenize(path, tmp_path / "out", Options(str(corpus / "tokenizer")))
-
-
-def test_several_frames_are_all_read(corpus, tmp_path):
-    for suffix, compress in {"zst": zstandard.compress, "gz": gzip.compress}.items():
-        path = tmp_path / f"a.jsonl.{suffix}"
-        path.write_bytes(compress(GOOD) + compress(GOOD))
-        tokenize(path, tmp_path / suffix, Options(str(corpus / "tokenizer")))
-        assert len(documents(tmp_path / suffix)) == 4000
-
-
-def test_inputs_that_are_links(two_files, corpus, tmp_path):
-    """As in the cache of the Hugging Face hub."""
-    blob = (two_files / "0.jsonl").rename(tmp_path / "0123456789abcdef")
-    (two_files / "0.jsonl").symlink_to(blob)
-    tokenize(two_files, tmp_path / "out", Options(str(corpus / "tokenizer")))
-    assert len(list((tmp_path / "out").glob("*.ds"))) == 2
-
-
-def test_inputs_by_url(two_files, corpus, tmp_path):
-    for number, path in enumerate(["", "/*.jsonl", "/0.jsonl"]):
-        folder = tmp_path / str(number)
-        tokenize(f"file://{two_files}{path}", folder, Options(str(corpus / "tokenizer")))
-        assert len(list(folder.glob("*.ds"))) == (1 if path == "/0.jsonl" else 2)
-
-
-def test_nothing_to_read(corpus, tmp_path):
-    options, out = Options(str(corpus / "tokenizer")), tmp_path / "out"
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "a.csv").touch()
-    for name in (source, "none/train.jsonl", "s.jsonl"):
-        with pytest.raises(TokenizationError, match=r"no such file, and no folder with \.jsonl"):
-            tokenize(name, out, options)
-    write_jsonl(source / "a.jsonl", ["a"])
-    pq.write_table(pa.table({"text": ["a"]}), source / "a.parquet")
-    with pytest.raises(TokenizationError, match=r"one of the two, and found 2 files"):
-        tokenize(source, out, options)
-    (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(ShardError, match="only empty ones"):
-        tokenize(tmp_path / "empty.jsonl", out, options)
-
-
-def test_an_error_of_a_task_is_that_of_the_command(corpus, tmp_path):
-    (tmp_path / "a.jsonl").write_text("{")
-    result = run_script(
-        tmp_path / "a.jsonl", tmp_path / "out", "--tokenizer", corpus / "tokenizer", check=False
-    )
-    assert result.returncode == 1
-    assert f"error: {tmp_path / 'a.jsonl'}, record 0: no JSON" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_a_folder_that_holds_something_else(texts, corpus, tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", texts)
-    with pytest.raises(TokenizationError, match=r"is not empty and has no corpus\.json"):
-        tokenize(tmp_path / "a.jsonl", tmp_path, Options(str(corpus / "tokenizer")))
-
-
-def test_a_tokenizer_that_is_not_there(tmp_path):
-    with pytest.raises(TokenizationError, match=r"Tokenizer path '/none' does not exist"):
-        tokenize(tmp_path, tmp_path / "out", Options("/none"))

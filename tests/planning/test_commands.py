@@ -10,7 +10,7 @@ import pytest
 import tomli
 
 import sweep
-from conftest import ROOT
+from jobs import ROOT
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 
 PAPER = "train_configs/paper"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from conftest import ROOT
+from jobs import ROOT
 from torchtitan.experiments.tst.core import Phase
 from torchtitan.experiments.tst.job_config import ConfigError, SuperpositionConfigManager
 from torchtitan.experiments.tst.planning.dry_run import dry_run

@@ -13,7 +13,7 @@ import tomli_w
 import replicate
 import replication_results
 import sweep
-from conftest import ROOT
+from jobs import ROOT
 
 RESULTS = ROOT / "docs" / "results"
 

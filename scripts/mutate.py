@@ -1,0 +1,209 @@
+"""Check the quick tests: put faults into the package, one at a time, and see which are caught.
+
+For each fault of tests/faults.toml it copies the repository, changes the line in the copy and runs
+the quick tests there until one fails. Test files named after the module run first. It prints the
+test that caught each fault, writes a JSON file, and exits with the number of faults that survived.
+Write a test for each of those.
+
+    python scripts/mutate.py                          all faults, two at a time
+    python scripts/mutate.py --only losses boundary   faults with such a word in module or name
+
+To add a fault, add an entry to tests/faults.toml:
+
+    [[fault]]
+    name = "bags are added up"
+    file = "core/embedding.py"
+    find = 'mean = F.embedding_bag(bags, self.weight, mode="mean")'
+    replace = 'mean = F.embedding_bag(bags, self.weight, mode="sum")'
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tomli
+
+from command_line import documented_parser
+
+ROOT = Path(__file__).parent.parent
+FAULTS = ROOT / "tests" / "faults.toml"
+PACKAGE = Path("torchtitan/experiments/tst")
+
+# sitecustomize.py of a copy: Python finds the package in the copy, wherever it is installed.
+SITE = f"""\
+import sys
+from importlib.util import spec_from_file_location
+from pathlib import Path
+
+INIT = Path(__file__).parent.parent / "{PACKAGE}" / "__init__.py"
+
+
+class OfCopy:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "torchtitan.experiments.tst":
+            return spec_from_file_location(name, INIT)
+
+
+sys.meta_path.insert(0, OfCopy)
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A text of the package and its wrong replacement.
+
+    Attributes:
+        name: what the replacement does wrong.
+        file: the module, relative to the package.
+        find: a text that the module has exactly once.
+        replace: the text that takes its place.
+    """
+
+    name: str
+    file: str
+    find: str
+    replace: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of the tests on one fault.
+
+    Attributes:
+        fault: the fault.
+        caught_by: the first test that failed; "" if all passed.
+        seconds: time until then.
+    """
+
+    fault: Fault
+    caught_by: str
+    seconds: float
+
+
+def read_faults(path: Path, words: Sequence[str] = ()) -> list[Fault]:
+    """Read the faults of a file that have one of the words in module or name.
+
+    Args:
+        path: the TOML file.
+        words: none for all faults.
+
+    Raises:
+        ValueError: if a module does not have the fault's text exactly once.
+    """
+    faults = [Fault(**fault) for fault in tomli.loads(path.read_text())["fault"]]
+    for fault in faults:
+        found = (ROOT / PACKAGE / fault.file).read_text().count(fault.find)
+        if found != 1 or fault.find == fault.replace:
+            raise ValueError(
+                f"{path.name}, {fault.name!r}: {fault.file} has `find` {found} times. It must "
+                "have it once, and `replace` must differ"
+            )
+    return [f for f in faults if not words or any(word in f"{f.file} {f.name}" for word in words)]
+
+
+def copy_repository(folder: Path) -> None:
+    """Copy all files that git tracks or does not ignore."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    site = folder / ".site" / "sitecustomize.py"
+    site.parent.mkdir()
+    site.write_text(SITE)
+
+
+def near(fault: Fault, tests: Path) -> list[Path]:
+    """Return the test files named after the fault's module."""
+    stem = Path(fault.file).stem
+    return sorted(path for path in tests.rglob("test_*.py") if stem in path.stem)
+
+
+def try_fault(fault: Fault, limit: float) -> Outcome:
+    """Run the quick tests on a copy with the fault, for at most ``limit`` seconds."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_repository(folder)
+        module = folder / PACKAGE / fault.file
+        module.write_text(module.read_text().replace(fault.find, fault.replace))
+        close = [str(path) for path in near(fault, folder / "tests")]
+        for paths in [close] * bool(close) + [["tests"]]:
+            failed = first_failure(folder, paths, limit - (time.monotonic() - begin))
+            if failed:
+                break
+    return Outcome(fault, failed, time.monotonic() - begin)
+
+
+def first_failure(folder: Path, paths: list[str], limit: float) -> str:
+    """Return the first test that fails in a copy, or another reason; "" if all pass."""
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {
+        "PYTHONPATH": str(folder / ".site"),
+        "OMP_NUM_THREADS": "1",
+        "TMPDIR": str(folder),
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", *paths]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=max(1.0, limit))
+    except subprocess.TimeoutExpired:
+        return "a test that hangs"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    for line in output.splitlines():
+        if line.startswith(("FAILED ", "ERROR ")):
+            return line.split(" ")[1]
+    return "" if process.returncode == 0 else output[-300:]
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = documented_parser(__doc__ or "")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD")
+    parser.add_argument("--jobs", type=int, default=2, help="copies at a time")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds per fault")
+    parser.add_argument("--output", type=Path, default=Path("outputs/faults.json"))
+    args = parser.parse_args()
+    try:
+        faults = read_faults(FAULTS, args.only)
+    except ValueError as error:
+        parser.error(str(error))
+    outcomes = []
+    with ThreadPoolExecutor(args.jobs) as pool:
+        tries = pool.map(lambda fault: try_fault(fault, args.limit), faults)
+        for number, outcome in enumerate(tries, 1):
+            outcomes.append(outcome)
+            fault, caught = outcome.fault, outcome.caught_by or "SURVIVES"
+            print(f"{number}/{len(faults)}  {fault.file}: {fault.name}", flush=True)
+            print(f"      {outcome.seconds:.0f} s  {caught}", flush=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
+    survivors = sum(not outcome.caught_by for outcome in outcomes)
+    print(f"{len(outcomes) - survivors} of {len(outcomes)} faults are caught")
+    sys.exit(survivors)
+
+
+if __name__ == "__main__":
+    main()

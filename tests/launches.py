@@ -1,0 +1,113 @@
+"""Launches of several processes: forked from one that has imported everything, or by torchrun."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch.distributed as dist
+from torchtitan.config import ConfigManager
+
+import parallel_worker
+from inject_faults import signal_tree
+from jobs import ROOT
+from torchtitan.experiments.tst.checkpoint.files import complete_steps
+
+
+class Launch(NamedTuple):
+    """What has become of a launch: whether a process failed, and what all of them wrote."""
+
+    failed: bool
+    output: str
+
+
+def fork(module: str, args: list[str], processes: int, folder: Path) -> Launch:
+    """Run a module in so many processes, as torchrun does, without the seconds of imports.
+
+    Args:
+        module: its name.
+        args: of the command line.
+        processes: how many.
+        folder: of their logs.
+    """
+    failure = parallel_worker.run_ranks(_run_module, processes, folder, module, args)
+    logs = (folder / parallel_worker.LOG.format(rank=rank) for rank in range(processes))
+    return Launch(failure is not None, "".join(log.read_text() for log in logs))
+
+
+def _run_module(module: str, args: list[str]) -> None:
+    os.chdir(ROOT)
+    time.sleep = lambda seconds: None  # upstream waits for others at the end
+    sys.argv = [module, *args]
+    ConfigManager.parse_args.__defaults__ = (args,)  # upstream's, of when it was imported
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def in_group(function: Callable[..., None], *args: object) -> None:
+    """Call a function in a process group."""
+    dist.init_process_group("gloo")
+    function(*args)
+    dist.destroy_process_group()
+
+
+def torchrun(command: list[str], processes: int) -> Launch:
+    """Run a command line, which begins with a module, under torchrun."""
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"),
+            *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", *command),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return Launch(result.returncode != 0, result.stdout + result.stderr)
+
+
+def succeeded(launch: Launch) -> Launch:
+    """Fails the test with the output of a launch that failed."""
+    if launch.failed:
+        pytest.fail(launch.output[-12_000:])
+    return launch
+
+
+def signal_every_process(rank: list[str], run: Path, number: int) -> tuple[int, str]:
+    """Start a job, and signal all its processes after its second checkpoint, as Slurm does.
+
+    Args:
+        rank: what the launcher starts, with its arguments.
+        run: the run folder.
+        number: of the signal.
+
+    Returns:
+        Exit code and output.
+    """
+    launcher = [sys.executable, "-m", "torchtitan.experiments.tst.launch", "--nproc_per_node=1"]
+    process = subprocess.Popen(
+        [*launcher, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", *rank],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    begin = time.monotonic()
+    while len(complete_steps(run / "checkpoint")) < 2 and process.poll() is None:
+        if time.monotonic() - begin > 150:
+            break
+        time.sleep(0.05)
+    signal_tree(process.pid, number)
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:  # it hangs
+            signal_tree(process.pid, signal.SIGKILL)
+    return process.returncode, output
