@@ -132,6 +132,7 @@ def test_demo(shell):
 
 def test_baseline(launched):
     run, _ = launched("CONFIG_FILE=train_configs/demo/baseline.toml ./run_train.sh", *SHORT)
+    assert (run / "loss.png").stat().st_size > 10_000
     assert not (run / "checkpoint" / "step-4").exists()
 
 
