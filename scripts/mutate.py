@@ -174,7 +174,7 @@ def first_failure(folder: Path, paths: list[str], limit: float) -> str:
             process.communicate()
     for line in output.splitlines():
         if line.startswith(("FAILED ", "ERROR ")):
-            return line.split(" ")[1]
+            return line.partition(" ")[2].partition(" - ")[0]
     return "" if process.returncode == 0 else output[-300:]
 
 
