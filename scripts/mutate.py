@@ -33,6 +33,7 @@ from pathlib import Path
 import tomli
 
 from command_line import documented_parser
+from inject_faults import signal_tree
 
 ROOT = Path(__file__).parent.parent
 FAULTS = ROOT / "tests" / "faults.toml"
@@ -139,7 +140,7 @@ def try_fault(fault: Fault, limit: float) -> Outcome:
         module = folder / PACKAGE / fault.file
         module.write_text(module.read_text().replace(fault.find, fault.replace))
         close = [str(path) for path in near(fault, folder / "tests")]
-        for paths in [close] * bool(close) + [["tests"]]:
+        for paths in filter(None, [close, ["tests"]]):
             failed = first_failure(folder, paths, limit - (time.monotonic() - begin))
             if failed:
                 break
@@ -162,7 +163,6 @@ def first_failure(folder: Path, paths: list[str], limit: float) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=max(1.0, limit))
@@ -170,7 +170,7 @@ def first_failure(folder: Path, paths: list[str], limit: float) -> str:
         return "a test that hangs"
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            signal_tree(process.pid, signal.SIGKILL)
             process.communicate()
     for line in output.splitlines():
         if line.startswith(("FAILED ", "ERROR ")):

@@ -10,7 +10,7 @@ from datatrove.pipeline.tokens.tokenizer import TokenizedFile
 from tokenize_corpus import LocalExecutor
 from torchtitan.experiments.tst.data.tokenization import Options, prepare
 
-# Records of public corpora but for their text, with the fields of the dataset cards
+# Records of public corpora without their text, with the fields of the dataset cards
 DCLM = {
     "bff_contained_ngram_count_before_dedupe": 0,
     "language_id_whole_page_fasttext": {"en": 0.9},

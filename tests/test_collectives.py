@@ -8,6 +8,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torchtitan.train import Trainer
 
 import parallel_worker
+from jobs import ON
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
@@ -48,8 +49,7 @@ def collectives(base_args, tmp_path):
 def test_a_step_has_one_small_reduction_more_than_torchtitans(collectives):
     """For what is not finite and requests to stop; in superposition one more, of the targets."""
     of_upstream = collectives(Trainer)[1]
-    phases = ("--superposition.bag_size=4", "--superposition.steps=3")
-    ours = collectives(SuperpositionTrainer, *phases)
+    ours = collectives(SuperpositionTrainer, *ON)
     reductions = [op for op in ours[1] if "reduce" in op and "scatter" not in op]
     for step, more in ((1, 2), (4, 1)):  # the second of superposition, of recovery
         assert sum(ours[step].values()) == sum(of_upstream.values()) + more

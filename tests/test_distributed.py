@@ -155,19 +155,11 @@ def test_goes_on_under_another_layout(runs, go_on, model, first, second, step):
 )
 def test_validation(runs, tmp_path, model, few, many):
     """Before, at and after the boundary."""
-    validation = [
-        "--validation.enable",
-        "--validation.dataset=jsonl",
-        "--validation.seq_len=32",
-        f"--validation.local_batch_size={GLOBAL_BATCH}",
-        f"--validation.dataset_path={runs.folder / 'corpus/validation.jsonl'}",
-        "--validation.steps=2",
-        "--validation.freq=3",
-    ]
+    more = [f"--validation.local_batch_size={GLOBAL_BATCH}", "--validation.freq=3"]
     found = []
     for layout in (few, many):
         folder = tmp_path / layout.name
-        arguments = (*MODELS[model], *layout.arguments, *validation)
+        arguments = (*MODELS[model], *layout.arguments, *validation(runs.folder / "corpus"), *more)
         log = runs.train(arguments, layout.processes, folder)
         assert log is None, log
         lines = read_metrics(folder)

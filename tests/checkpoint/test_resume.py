@@ -1,4 +1,4 @@
-"""From which checkpoint a job goes on, and which contradict its config."""
+"""Which checkpoint a job resumes from, and which configs contradict it."""
 
 import json
 import shutil
