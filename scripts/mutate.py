@@ -2,8 +2,8 @@
 
 For each fault of tests/faults.toml it copies the repository, changes the line in the copy and runs
 the quick tests there until one fails. Test files named after the module run first. It prints the
-test that caught each fault, writes a JSON file, and exits with the number of faults that survived.
-Write a test for each of those.
+test that caught each fault, writes a JSON file, and exits with the number of faults that were not
+caught. Write a test for each that survives.
 
     python scripts/mutate.py                          all faults, two at a time
     python scripts/mutate.py --only losses boundary   faults with such a word in module or name
@@ -82,13 +82,20 @@ class Outcome:
 
     Attributes:
         fault: the fault.
-        caught_by: the first test that failed; "" if all passed.
+        caught_by: the first test that failed; "" if none did.
         seconds: time until then.
+        out_of_time: whether the tests were still running when their time was over.
     """
 
     fault: Fault
     caught_by: str
     seconds: float
+    out_of_time: bool = False
+
+    def __str__(self) -> str:
+        if self.out_of_time:
+            return "NOT KNOWN: the tests did not end in time"
+        return self.caught_by or "SURVIVES"
 
 
 def read_faults(path: Path, words: Sequence[str] = ()) -> list[Fault]:
@@ -141,14 +148,21 @@ def try_fault(fault: Fault, limit: float) -> Outcome:
         module.write_text(module.read_text().replace(fault.find, fault.replace))
         close = [str(path) for path in near(fault, folder / "tests")]
         for paths in filter(None, [close, ["tests"]]):
-            failed = first_failure(folder, paths, limit - (time.monotonic() - begin))
+            try:
+                failed = first_failure(folder, paths, limit - (time.monotonic() - begin))
+            except subprocess.TimeoutExpired:
+                return Outcome(fault, "", time.monotonic() - begin, out_of_time=True)
             if failed:
                 break
     return Outcome(fault, failed, time.monotonic() - begin)
 
 
 def first_failure(folder: Path, paths: list[str], limit: float) -> str:
-    """Return the first test that fails in a copy, or another reason; "" if all pass."""
+    """Return the first test that fails in a copy, or another reason; "" if all pass.
+
+    Raises:
+        subprocess.TimeoutExpired: if they do not end in ``limit`` seconds.
+    """
     environment = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {
         "PYTHONPATH": str(folder / ".site"),
@@ -166,8 +180,6 @@ def first_failure(folder: Path, paths: list[str], limit: float) -> str:
     )
     try:
         output, _ = process.communicate(timeout=max(1.0, limit))
-    except subprocess.TimeoutExpired:
-        return "a test that hangs"
     finally:
         if process.poll() is None:
             signal_tree(process.pid, signal.SIGKILL)
@@ -195,14 +207,13 @@ def main() -> None:
         tries = pool.map(lambda fault: try_fault(fault, args.limit), faults)
         for number, outcome in enumerate(tries, 1):
             outcomes.append(outcome)
-            fault, caught = outcome.fault, outcome.caught_by or "SURVIVES"
-            print(f"{number}/{len(faults)}  {fault.file}: {fault.name}", flush=True)
-            print(f"      {outcome.seconds:.0f} s  {caught}", flush=True)
+            print(f"{number}/{len(faults)}  {outcome.fault.file}: {outcome.fault.name}", flush=True)
+            print(f"      {outcome.seconds:.0f} s  {outcome}", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
-    survivors = sum(not outcome.caught_by for outcome in outcomes)
-    print(f"{len(outcomes) - survivors} of {len(outcomes)} faults are caught")
-    sys.exit(survivors)
+    caught = sum(bool(outcome.caught_by) for outcome in outcomes)
+    print(f"{caught} of {len(outcomes)} faults are caught")
+    sys.exit(len(outcomes) - caught)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +159,9 @@ def run_ranks(
         folder: of the logs.
         args: of the function.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _start_fork_server()
     port = free_port()
     ranks = [
-        multiprocessing.get_context("forkserver").Process(
-            target=_rank, args=(rank, processes, port, folder, function, *args)
-        )
-        for rank in range(processes)
+        process_of_rank(rank, processes, port, folder, function, *args) for rank in range(processes)
     ]
     for process in ranks:
         process.start()
@@ -189,12 +185,23 @@ def run_ranks(
     return f"rank {failed} ended with {ranks[failed].exitcode}\n{log}"
 
 
+def process_of_rank(
+    rank: int, processes: int, port: int, folder: Path, function: Callable[..., None], *args: Any
+) -> ForkServerProcess:
+    """Return one process of :func:`run_ranks`, to be started; ``port`` is that of all of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _start_fork_server()
+    arguments = (rank, processes, port, folder, function, *args)
+    return ForkServerProcess(target=_rank, args=arguments)
+
+
 def _start_fork_server() -> None:
     """It finds this module by the environment: before Python 3.13 it is not told sys.path."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), before or ""])
     try:
-        multiprocessing.get_context("forkserver").set_forkserver_preload([Path(__file__).stem])
+        preload = [Path(__file__).stem, "scipy.io"]  # which datasets imports to read a file
+        multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
         multiprocessing.forkserver.ensure_running()
     finally:
         if before is None:

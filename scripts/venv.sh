@@ -17,8 +17,19 @@ _is_installed() {
     done
     return 1
 }
-if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] ||
-    ! (cd / && python -c "import torchtitan.experiments.tst") 2>/dev/null; then
+# Look for TorchTitan and for our package inside it, without the seconds that their imports take.
+_has_package() {
+    (cd / && python -) <<'END' 2>/dev/null
+import sys
+from importlib.util import find_spec
+
+upstream = find_spec("torchtitan")
+folders = [f"{folder}/experiments" for folder in upstream.submodule_search_locations]
+found = [finder.find_spec("torchtitan.experiments.tst", folders) for finder in sys.meta_path]
+sys.exit(not (upstream.origin and any(found)))
+END
+}
+if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] || ! _has_package; then
     if ! _is_installed; then
         mkdir -p .venv
         exec 9>.venv/.lock # one at a time, where several jobs start
@@ -38,4 +49,4 @@ if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] ||
     PATH=$PWD/.venv/bin:$PATH
 fi
 unset _extra _stamps
-unset -f _is_installed
+unset -f _is_installed _has_package

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,22 +32,35 @@ def fork(module: str, args: list[str], processes: int, folder: Path) -> Launch:
     """Run a module in so many processes, as torchrun does, without the seconds of imports.
 
     Args:
-        module: its name.
+        module: its name, or the path of a script in the repository.
         args: of the command line.
         processes: how many.
         folder: of their logs.
     """
-    failure = parallel_worker.run_ranks(_run_module, processes, folder, module, args)
+    failure = parallel_worker.run_ranks(run_module, processes, folder, module, args)
     logs = (folder / parallel_worker.LOG.format(rank=rank) for rank in range(processes))
     return Launch(failure is not None, "".join(log.read_text() for log in logs))
 
 
-def _run_module(module: str, args: list[str]) -> None:
+def start(module: str, args: list[str], folder: Path) -> ForkServerProcess:
+    """Start a module as :func:`fork` does, in one process that goes on beside the test."""
+    port = parallel_worker.free_port()
+    process = parallel_worker.process_of_rank(0, 1, port, folder, run_module, module, args)
+    process.start()
+    return process
+
+
+def run_module(module: str, args: list[str]) -> None:
+    """Run a module in this process, one that was forked for it."""
     os.chdir(ROOT)
     time.sleep = lambda seconds: None  # upstream waits for others at the end
     sys.argv = [module, *args]
     ConfigManager.parse_args.__defaults__ = (args,)  # upstream's, of when it was imported
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if module.endswith(".py"):
+        sys.path.insert(0, str(Path(module).parent))
+        runpy.run_path(module, run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def in_group(function: Callable[..., None], *args: object) -> None:

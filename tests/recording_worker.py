@@ -1,21 +1,29 @@
-"""A job that writes down what every rank reads; ``--poison=N,M`` spoils rank 1's loss
-in steps N and M.
+"""A job that writes down what every rank reads, launched by test_elastic.py.
 
-Run under torchrun by test_elastic.py with the arguments of a job.
+Beside the arguments of a job it takes two for rank 1: ``--poison=N,M`` spoils its loss in steps N
+and M, and with ``--signal=STEP,NUMBER`` it sends itself a signal in a step.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from torchtitan.experiments.tst import train
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
-poison = [argument for argument in sys.argv if argument.startswith("--poison=")]
-for argument in poison:
-    sys.argv.remove(argument)
-POISONED_STEPS = [int(step) for step in poison[0].partition("=")[2].split(",")] if poison else []
+
+def numbers(option):
+    """Take an option out of the arguments; gives its numbers, none if it is not there."""
+    found = [argument for argument in sys.argv if argument.startswith(f"{option}=")]
+    for argument in found:
+        sys.argv.remove(argument)
+    return [int(number) for argument in found for number in argument.partition("=")[2].split(",")]
+
+
+POISONED_STEPS = numbers("--poison")
+SIGNAL = numbers("--signal")
 
 
 class RecordingTrainer(SuperpositionTrainer):
@@ -33,6 +41,10 @@ class RecordingTrainer(SuperpositionTrainer):
                 yield input_dict, labels
 
     def forward_backward_step(self, **kwargs):
+        if SIGNAL and self.step == SIGNAL[0] and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), SIGNAL[1])
+            while not self.stop_request.signal:  # another thread receives it
+                time.sleep(0.001)
         if self.step in POISONED_STEPS and os.environ["RANK"] == "1":
             hook = self.model_parts[0].register_forward_hook(lambda m, i, logits: logits * 1e38**2)
             try:

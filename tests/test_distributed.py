@@ -8,7 +8,7 @@ import torch
 
 import parallel_worker
 from check_parallelism import BOUNDARY, STEPS, Runs
-from jobs import ON, SAVE, TST, load_full, validation
+from jobs import ON, SAVE, TST, column, load_full, validation
 from parallel_layouts import GLOBAL_BATCH, LAYOUTS, MODELS, TOLERANCE, Layout
 from torchtitan.experiments.tst import parallelize
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
@@ -24,16 +24,12 @@ IN_CI = {
     ("qwen3 MoE", "TP 2, without loss parallel"),
     ("llama3", "CP 2, headtail"),
     ("qwen3", "CP 2, no load balancer"),
-    ("llama3", "CP 2, flex, documents, ptrr"),
     ("llama3", "PP 2, 1F1B"),
     ("llama3", "PP 2, Interleaved1F1B"),
     ("llama3", "PP 2, s times the sequences"),
     ("qwen3 MoE", "FSDP 2 + EP 2"),
     ("qwen3 MoE", "TP 2 + EP 2"),
     ("qwen3 MoE", "FSDP 2 + TP 2 + EP 2 + ETP 2"),
-    ("llama3", "FSDP 2 + TP 2"),
-    ("qwen3", "TP 2 + CP 2"),
-    ("llama3", "TP 2 + PP 2"),
     ("llama3", "FSDP 2, flex, documents"),
     ("qwen3", "FSDP 2, checkpointing selective"),
     ("qwen3 MoE", "TP 2, checkpointing full"),
@@ -89,44 +85,57 @@ def train_with_upstreams_ddp(args):
     parallel_worker.train(args)
 
 
-@pytest.fixture
-def go_on(runs, tmp_path):
-    """Train a job under one layout, and go on under another from one of its checkpoints."""
+@pytest.fixture(scope="module")
+def train_under(runs, tmp_path_factory):
+    """The folder of a run of a model under a layout, trained when it is first asked for."""
+    folders = {}
 
-    def run(model, first, second, step, *args):
-        job = [*runs.job, *MODELS[model], *args]
-        job += ["--checkpoint.interval=3", "--checkpoint.no-last-save-model-only"]
-        steps = []
-        shutil.copytree(runs.seed(MODELS[model]), tmp_path / "first/checkpoint")
-        for layout in (first, second):
-            folder = tmp_path / ("second" if steps else "first")
-            if steps:
-                checkpoint = f"checkpoint/step-{step}"
-                shutil.copytree(tmp_path / "first" / checkpoint, folder / checkpoint)
-            log = parallel_worker.run([*job, *layout.arguments], layout.processes, folder)
+    def run(model, layout, *args):
+        arguments = (*MODELS[model], *layout.arguments, *args)
+        if arguments not in folders:
+            folder = folders[arguments] = tmp_path_factory.mktemp("run") / "run"
+            log = runs.train(arguments, layout.processes, folder)
             assert log is None, log
-            steps.append({line["step"]: line for line in read_metrics(folder)})
-        return steps
+        return folders[arguments]
 
     return run
 
 
-@pytest.mark.parametrize("step", [3, BOUNDARY], ids=["in superposition", "at the boundary"])
+@pytest.fixture
+def go_on(runs, train_under, tmp_path):
+    """Train a job under one layout, and go on under another from one of its checkpoints."""
+    saving = ("--checkpoint.interval=3", "--checkpoint.no-last-save-model-only")
+
+    def run(model, first, second, step):
+        before, after = train_under(model, first, *saving), tmp_path / "run"
+        checkpoint = f"checkpoint/step-{step}"
+        shutil.copytree(before / checkpoint, after / checkpoint)
+        job = [*runs.job, *MODELS[model], *saving, *second.arguments]
+        log = parallel_worker.run(job, second.processes, after)
+        assert log is None, log
+        return ({line["step"]: line for line in read_metrics(run)} for run in (before, after))
+
+    return run
+
+
+CHANGES = {  # model, layouts, and in which of the two phases CI goes on
+    ("llama3", "FSDP 2", "TP 2 + PP 2"): BOUNDARY,
+    ("llama3", "TP 2 + PP 2", "FSDP 2 + CP 2"): None,
+    ("qwen3", "TP 2 + CP 2", "DDP 2"): 3,
+    ("qwen3 MoE", "TP 2 + EP 2", "FSDP 2 + CP 2 + EP 4"): BOUNDARY,
+    ("qwen3 MoE", "FSDP 4 + EP 4", "FSDP 2 + TP 2 + EP 2 + ETP 2"): None,
+}
+
+
 @pytest.mark.parametrize(
-    ("model", "first", "second"),
+    ("model", "first", "second", "step"),
     [
-        ("llama3", named("FSDP 2"), named("TP 2 + PP 2")),
         pytest.param(
-            "llama3", named("TP 2 + PP 2"), named("FSDP 2 + CP 2"), marks=pytest.mark.slow
-        ),
-        ("qwen3", named("TP 2 + CP 2"), named("DDP 2")),
-        ("qwen3 MoE", named("TP 2 + EP 2"), named("FSDP 2 + CP 2 + EP 4")),
-        pytest.param(
-            "qwen3 MoE",
-            named("FSDP 4 + EP 4"),
-            named("FSDP 2 + TP 2 + EP 2 + ETP 2"),
-            marks=pytest.mark.slow,
-        ),
+            *(model, named(first), named(second), step),
+            marks=() if step == in_ci else pytest.mark.slow,
+        )
+        for (model, first, second), in_ci in CHANGES.items()
+        for step in (3, BOUNDARY)
     ],
     ids=identity,
 )
@@ -147,38 +156,32 @@ def test_goes_on_under_another_layout(runs, go_on, model, first, second, step):
         ("llama3", ONE, named("CP 2, headtail")),
         ("llama3", ONE, named("CP 2, LM head in chunks")),
         ("qwen3", ONE, named("CP 2, headtail")),
-        ("llama3", ONE, named("TP 2 + PP 2")),
-        ("llama3", named("FSDP 2"), named("FSDP 2 + CP 2")),
+        ("llama3", ONE, named("PP 2, 1F1B")),
+        pytest.param("llama3", ONE, named("TP 2 + PP 2"), marks=pytest.mark.slow),
+        pytest.param("llama3", named("FSDP 2"), named("FSDP 2 + CP 2"), marks=pytest.mark.slow),
         pytest.param("llama3", ONE, named("TP 2 + CP 2 + PP 2"), marks=pytest.mark.slow),
     ],
     ids=identity,
 )
-def test_validation(runs, tmp_path, model, few, many):
+def test_validation(runs, train_under, model, few, many):
     """Before, at and after the boundary."""
-    more = [f"--validation.local_batch_size={GLOBAL_BATCH}", "--validation.freq=3"]
-    found = []
-    for layout in (few, many):
-        folder = tmp_path / layout.name
-        arguments = (*MODELS[model], *layout.arguments, *validation(runs.folder / "corpus"), *more)
-        log = runs.train(arguments, layout.processes, folder)
-        assert log is None, log
-        lines = read_metrics(folder)
-        found.append([line[VALIDATION_LOSS] for line in lines if VALIDATION_LOSS in line])
-    of_few, of_many = found
+    args = (*validation(runs.folder / "corpus"), "--validation.freq=3")
+    args += (f"--validation.local_batch_size={GLOBAL_BATCH}",)
+    of_few, of_many = (
+        column(read_metrics(train_under(model, layout, *args)), VALIDATION_LOSS)
+        for layout in (few, many)
+    )
     assert len(of_few) > 3
     assert of_many == pytest.approx(of_few, rel=TOLERANCE)
 
 
-def test_chunked_head_in_bfloat16(runs, tmp_path):
+def test_chunked_head_in_bfloat16(train_under):
     """As the paper's runs have it: FSDP with bfloat16 parameters, whose gradients add up so too."""
-    on_two, found = named("FSDP 2"), []
-    for chunks in (1, 3):
-        folder = tmp_path / str(chunks)
-        arguments = (*MODELS["llama3"], *on_two.arguments, f"--lm_head.chunks={chunks}")
-        arguments += ("--training.mixed_precision_param=bfloat16",)
-        log = runs.train(arguments, on_two.processes, folder)
-        assert log is None, log
-        found.append(read_metrics(folder))
+    bfloat16 = "--training.mixed_precision_param=bfloat16"
+    found = [
+        read_metrics(train_under("llama3", named("FSDP 2"), bfloat16, f"--lm_head.chunks={chunks}"))
+        for chunks in (1, 3)
+    ]
     for whole, chunked in zip(*found, strict=True):
         assert chunked[TRAINING_LOSS] == pytest.approx(whole[TRAINING_LOSS], rel=1e-3)
         assert chunked["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-2)

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import close_session, constants
 
 from jobs import ROOT
 
@@ -63,24 +64,26 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(corpus, tmp_path):
-    """Run the script against the hub."""
+def hub(corpus, tmp_path, run_script, monkeypatch):
+    """Run the script against the hub, in this process."""
     files = {path.name: path.read_bytes() for path in (corpus / "tokenizer").iterdir()}
     files |= {"config.json": b"{}", "model.safetensors": b"weights", "README.md": b"read me"}
     handler = type("OneHub", (Hub,), {"files": files, "asked": []})
     server = ThreadingHTTPServer(("localhost", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def run(*args: str, endpoint: str = f"http://localhost:{server.server_port}"):
-        environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")}
-        environment |= {"HF_HUB_DISABLE_XET": "1", "no_proxy": "localhost"}
-        return subprocess.run(
-            [sys.executable, "scripts/download_hf_assets.py", "--local_dir", str(tmp_path), *args],
-            cwd=ROOT,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-        )
+    def run(*args: str):
+        return run_script("download_hf_assets", "--local_dir", tmp_path, *args)
+
+    # as HF_ENDPOINT and others had it when this was imported
+    endpoint = f"http://localhost:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    url = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("no_proxy", "localhost")
+    close_session()  # which remembers proxies
 
     run.asked = handler.asked
     yield run
@@ -90,7 +93,7 @@ def hub(corpus, tmp_path):
 
 def test_tokenizer_and_config(hub, tmp_path, corpus):
     result = hub("--repo_id", "owner/model")
-    assert result.returncode == 0, result.stderr
+    assert result.code == 0, result.stderr
     assert f"model.hf_assets_path = {tmp_path / 'model'}" in result.stdout
     assert "tokenizer with 1,024 entries" in result.stdout
     wanted = {path.name for path in (corpus / "tokenizer").iterdir()} | {"config.json"}
@@ -98,30 +101,37 @@ def test_tokenizer_and_config(hub, tmp_path, corpus):
     for path in (corpus / "tokenizer").iterdir():
         assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
     assert sorted(hub.asked) == sorted(wanted)
-    assert hub("--repo_id", "owner/model").returncode == 0
+    assert hub("--repo_id", "owner/model").code == 0
     assert len(hub.asked) == len(wanted), "fetched once"
 
 
 def test_other_assets(hub, tmp_path):
     result = hub("--repo_id", "owner/model", "--assets", "safetensors")
-    assert result.returncode == 0, result.stderr
+    assert result.code == 0, result.stderr
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"weights"
     assert hub.asked == ["model.safetensors"]
 
 
 def test_errors_say_what_is_wrong(hub, tmp_path):
     result = hub("--repo_id", "owner/model", "--assets", "index")
-    assert result.returncode == 1
+    assert result.code == 1
     assert "owner/model has no index (model.safetensors.index.json)" in result.stderr
     result = hub("--repo_id", "owner/secret")
-    assert result.returncode == 1
+    assert result.code == 1
     assert "error: owner/secret: " in result.stderr and "401" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (Path(tmp_path) / "secret" / "tokenizer.json").exists()
 
 
 @pytest.mark.slow
-def test_no_hub(hub):
-    result = hub("--repo_id", "owner/model", endpoint="http://localhost:9")
+def test_no_hub(tmp_path):
+    command = [sys.executable, "scripts/download_hf_assets.py", "--repo_id", "owner/model"]
+    result = subprocess.run(
+        [*command, "--local_dir", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"HF_ENDPOINT": "http://localhost:9", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("error: owner/model: ")

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
 
-from jobs import TST, load_full, saving, superposition
+from jobs import TST, load_full, losses, saving, superposition
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.metrics import read_metrics
+from torchtitan.experiments.tst.stop import STOPPED_EXIT_CODE
 
 JOB = (
     *superposition(4, steps=4),
@@ -121,6 +123,30 @@ def test_a_damage_that_one_rank_finds_stops_all(two_ranks, launch, tmp_path):
         assert f"step-6/__{rank}_0.distcp: not the content that was written" in result.output
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_one_rank_is_killed_or_asked_to_stop(two_ranks, launch, tmp_path, number):
+    """And launched again, the run is the undisturbed one, bit for bit."""
+    job = (*JOB, f"--job.dump_folder={tmp_path}")
+    signalled = f"--signal=5,{int(number)}"
+    result = launch("recording_worker", *job, signalled, processes=2, check=False)
+    assert result.failed
+    last = files.complete_steps(tmp_path / "checkpoint")[-1]
+    if number == signal.SIGKILL:
+        assert last == 4
+    else:
+        assert last in (5, 6)
+        assert f"Stopped after step {last}," in result.output
+        for rank in (0, 1):
+            assert f"rank {rank} ended with {STOPPED_EXIT_CODE}" in result.output
+    launch("recording_worker", *job, processes=2)
+    found, expected = (losses(read_metrics(run)) for run in (tmp_path, two_ranks))
+    assert found == expected
+    found, expected = (load_full(run / "checkpoint/step-8") for run in (tmp_path, two_ranks))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@pytest.mark.slow
 def test_short_fault_injection(corpus, tmp_path, capsys):
     """A kill and a stop; ``scripts/inject_faults.py`` does as many as are wanted."""
     import inject_faults

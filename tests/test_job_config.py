@@ -1,10 +1,12 @@
 import dataclasses
-import subprocess
-import sys
+import os
 
 import pytest
 import tomli_w
 
+import launches
+import parallel_worker
+from jobs import TST
 from torchtitan.experiments.tst.core import LOSSES, MODES, SCALES, WEIGHTINGS, Schedule
 from torchtitan.experiments.tst.job_checks import check_job
 from torchtitan.experiments.tst.job_config import (
@@ -280,22 +282,19 @@ def test_tokenizer_larger_than_the_model(make_config, monkeypatch):
         check_job(make_config("--model.flavor=small"))
 
 
-def test_stops_before_any_device_or_process_group(base_args):
+def test_stops_before_any_device_or_process_group(base_args, tmp_path):
     """A launch without torchrun's environment: anything past the checks would ask for it."""
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torchtitan.experiments.tst.train",
-            *base_args,
-            *section(bag_size=0),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("config error: superposition.bag_size = 0")
-    assert "Traceback" not in result.stderr
+    args = [*base_args, *section(bag_size=0)]
+    log = parallel_worker.run_ranks(without_torchrun, 1, tmp_path, args)
+    assert log.splitlines()[0] == "rank 0 ended with 1"
+    assert log.splitlines()[-1].startswith("config error: superposition.bag_size = 0")
+    assert "Traceback" not in log
+
+
+def without_torchrun(args):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        del os.environ[name]
+    launches.run_module(TST, args)
 
 
 @pytest.mark.parametrize("path", ["None", "allenai/c4", "mirror/c4", "imdb"])

@@ -15,12 +15,13 @@ MODELS = {
     "qwen3 MoE": ("--model.name=qwen3", "--model.flavor=debugmodel_moe_tiny"),
 }
 LOG = ("--metrics.enable_tensorboard",)
+STEPS = 8
 
 
 def same_scalars(a, b, first_step=1):
     a, b = tensorboard_scalars(a), tensorboard_scalars(b)
     for key in KEYS:
-        assert len(b[key]) == 20
+        assert len(b[key]) == STEPS
         assert a[key][first_step - 1 :] == b[key]
 
 
@@ -39,25 +40,30 @@ def by_torchrun(base_args):
 
 
 @pytest.mark.parametrize(
-    ("model", "processes", "start"),
+    ("model", "processes", "start_upstream", "start_ours"),
     [
-        ("llama3", 2, "by_torchrun"),
-        ("llama3", 1, "launch"),
-        ("qwen3 tied", 1, "launch"),
-        ("qwen3 MoE", 2, "launch"),
-        pytest.param("llama3", 1, "by_torchrun", marks=pytest.mark.slow),
-        pytest.param("llama3", 2, "launch", marks=pytest.mark.slow),
-        pytest.param("qwen3", 1, "launch", marks=pytest.mark.slow),
-        pytest.param("qwen3", 2, "launch", marks=pytest.mark.slow),
-        pytest.param("qwen3 MoE", 1, "launch", marks=pytest.mark.slow),
+        ("llama3", 2, "by_torchrun", "launch"),
+        ("llama3", 1, "launch", "launch"),
+        ("qwen3 tied", 1, "launch", "launch"),
+        ("qwen3 MoE", 2, "launch", "launch"),
+        pytest.param("llama3", 1, "by_torchrun", "by_torchrun", marks=pytest.mark.slow),
+        pytest.param("llama3", 2, "by_torchrun", "by_torchrun", marks=pytest.mark.slow),
+        pytest.param("qwen3", 1, "launch", "launch", marks=pytest.mark.slow),
+        pytest.param("qwen3", 2, "launch", "launch", marks=pytest.mark.slow),
+        pytest.param("qwen3 MoE", 1, "launch", "launch", marks=pytest.mark.slow),
     ],
 )
-def test_switched_off_is_upstreams_run(request, tmp_path, model, processes, start):
-    launch = request.getfixturevalue(start)
-    args = (*MODELS[model], *LOG, "--training.steps=20")
-    launch(UPSTREAM, *args, f"--job.dump_folder={tmp_path / 'upstream'}", processes=processes)
+def test_switched_off_is_upstreams_run(
+    request, tmp_path, model, processes, start_upstream, start_ours
+):
     section = ["--superposition.bag_size=1"] if processes == 2 else []
-    launch(TST, *args, *section, f"--job.dump_folder={tmp_path / 'tst'}", processes=processes)
+    for module, start, name in (
+        (UPSTREAM, start_upstream, "upstream"),
+        (TST, start_ours, "tst"),
+    ):
+        args = (*MODELS[model], *LOG, f"--training.steps={STEPS}")
+        args += (f"--job.dump_folder={tmp_path / name}", *(section if module == TST else ()))
+        request.getfixturevalue(start)(module, *args, processes=processes)
     same_scalars(tmp_path / "tst", tmp_path / "upstream")
 
 
@@ -71,7 +77,7 @@ def test_switched_off_is_upstreams_run(request, tmp_path, model, processes, star
 )
 def test_upstream_recovers_from_the_boundary_checkpoint(launch, tmp_path, model, processes):
     """Upstream's own trainer, no superposition section: the model is an ordinary one."""
-    args = (*MODELS[model], *LOG, "--training.steps=25", *saving(100))
+    args = (*MODELS[model], *LOG, f"--training.steps={5 + STEPS}", *saving(100))
     folder = f"--job.dump_folder={tmp_path / 'tst'}"
     launch(TST, *args, *superposition(4, steps=5), folder, processes=processes)
     shutil.copytree(tmp_path / "tst/checkpoint/step-5", tmp_path / "upstream/checkpoint/step-5")

@@ -24,6 +24,7 @@ TRAIN = "scripts/slurm/train.sbatch"
 DEMO = "train_configs/demo/tst.toml"
 SHORT = ["--training.steps=200", "--validation.freq=100", "--metrics.log_freq=1"]
 BOUNDARY = 60
+SHORTER = ["--training.steps=40", "--validation.freq=20", "--metrics.log_freq=1"]
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +105,15 @@ def assert_same_run(folder: Path, undisturbed: Path, steps: int = 200) -> None:
 
 
 def test_two_nodes_train_and_a_signal_queues_the_job_again(cluster, submit):
-    job, folder = submit("signalled")
-    wait_for_step(cluster, job, folder, BOUNDARY // 4)
+    job, folder = submit("signalled", args=SHORTER)
+    wait_for_step(cluster, job, folder, 3)
     cluster.run("scancel", "--signal=USR1", job)
     ends_well(cluster, job, folder)
     log = output(folder)
     assert "on n[1-2], 1 processes each" in log and "dp_shard=2" in log
     assert "queueing again" in log and f"Job {job}, start 2:" in log
-    assert log.count("step: 200 ") == 2, "training and validation, of the first node alone"
-    assert steps_done(folder) == list(range(1, 201))
+    assert log.count("step: 40 ") == 2, "training and validation, of the first node alone"
+    assert steps_done(folder) == list(range(1, 41))
 
 
 @pytest.mark.slow

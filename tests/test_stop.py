@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import launches
 from corpora import write_shards
 from jobs import ON, ROOT, SAVE, SAVE_LAST, load_full, losses, poisoned_at
 from launches import signal_every_process
@@ -42,11 +44,19 @@ def stopping_at(step, number=signal.SIGTERM):
     return Trainer
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-@pytest.mark.parametrize(("step", "stops"), [(2, 3), (3, 3), (4, 5)])
-@pytest.mark.parametrize("mode", ["disabled", "async"])
+@pytest.mark.parametrize(
+    ("step", "stops", "mode", "number"),
+    [
+        (2, 3, "disabled", signal.SIGTERM),
+        (3, 3, "disabled", signal.SIGUSR1),
+        (4, 5, "disabled", signal.SIGUSR1),
+        (2, 3, "async", signal.SIGUSR1),
+        (3, 3, "async", signal.SIGTERM),
+        (4, 5, "async", signal.SIGTERM),
+    ],
+)
 def test_stops_within_two_steps_with_a_checkpoint(
-    whole, train, tmp_path, number, step, stops, mode
+    whole, train, tmp_path, step, stops, mode, number
 ):
     """After the step if it is saved anyway; else after the next, when the host reads of it."""
     mode = f"--checkpoint.async_mode={mode}"
@@ -198,36 +208,39 @@ def test_values_of_other_ranks_that_are_played_mean_nothing(train, monkeypatch):
     assert len(lines) == 6
 
 
-def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path):
-    """Both, sent to the launcher; torchrun itself would kill the rank, and end with 1."""
+LAUNCH = "torchtitan.experiments.tst.launch"
+ON_THIS_NODE = ("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
+
+
+def wait_until(happened, seconds=60):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path, number):
+    """Sent to the launcher; torchrun itself would kill the rank, and end with 1."""
     rank = tmp_path / "rank.py"
     rank.write_text(
-        "import os, signal, sys, time\n"
+        "import os, pathlib, signal, sys, time\n"
+        "me = pathlib.Path(__file__).with_name(os.environ['RANK'])\n"
         "def stop(number, frame):\n"
-        "    time.sleep(1)\n"
-        "    sys.stdout.write('got %d\\n' % number)\n"
+        "    time.sleep(0.5)\n"  # as for a checkpoint
+        "    me.write_text(str(number))\n"
         f"    sys.exit({STOPPED_EXIT_CODE})\n"
         "signal.signal(int(sys.argv[1]), stop)\n"
-        "os.write(1, b'ready\\n')\n"
+        "me.touch()\n"
         "time.sleep(60)\n"
     )
-    for number in STOP_SIGNALS:
-        launcher = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "torchtitan.experiments.tst.launch"),
-                *("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
-                *(str(rank), str(int(number))),
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
-        launcher.send_signal(number)
-        output, _ = launcher.communicate(timeout=60)
-        assert launcher.returncode == STOPPED_EXIT_CODE
-        assert f"got {int(number)}" in output
+    args = ["--nproc_per_node=2", *ON_THIS_NODE, str(rank), str(int(number))]
+    launcher = launches.start(LAUNCH, args, tmp_path / "launcher")
+    wait_until(lambda: all((tmp_path / name).exists() for name in "01"))
+    os.kill(launcher.pid, number)
+    launcher.join(60)
+    assert launcher.exitcode == STOPPED_EXIT_CODE
+    assert [(tmp_path / name).read_text() for name in "01"] == [str(int(number))] * 2
 
 
 def handles(pid, number):
@@ -238,40 +251,36 @@ def handles(pid, number):
 @pytest.mark.parametrize("moment", ["rendezvous", "imports"])
 def test_launch_that_is_stopped_before_it_trains(tmp_path, moment):
     """Nothing is lost, and the batch script knows that it may queue the job again."""
-    rank = tmp_path / "rank.py"
+    rank, port = tmp_path / "rank.py", free_port()
     rank.write_text(f"open('{tmp_path / 'started'}', 'w'); import time; time.sleep(60)")
-    nodes = "--nnodes=2" if moment == "rendezvous" else "--nnodes=1"
-    launcher = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torchtitan.experiments.tst.launch", nodes),
-            *("--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", str(rank)),
-        ],
-        cwd=ROOT,
-    )
+    args = ["--nnodes=2" if moment == "rendezvous" else "--nnodes=1", "--rdzv_backend=c10d"]
+    args += [f"--rdzv_endpoint=localhost:{port}", str(rank)]
+    launcher = launches.start(LAUNCH, args, tmp_path / "launcher")
     if moment == "imports":
-        while not (tmp_path / "started").exists():
-            time.sleep(0.1)
-    else:
-        while not handles(launcher.pid, signal.SIGUSR1):
-            time.sleep(0.1)
-        time.sleep(2)  # it waits for another node
-    launcher.send_signal(signal.SIGUSR1)
-    assert launcher.wait(timeout=60) == STOPPED_EXIT_CODE
+        wait_until((tmp_path / "started").exists)
+    else:  # it waits for another node
+        wait_until(lambda: listens(port) and handles(launcher.pid, signal.SIGUSR1))
+    os.kill(launcher.pid, signal.SIGUSR1)
+    launcher.join(60)
+    assert launcher.exitcode == STOPPED_EXIT_CODE
 
 
-def test_launch_does_not_start_again():
-    command = ["-m", "torchtitan.experiments.tst.launch", "--max-restarts=1", "rank.py"]
-    result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "--max-restarts" in result.stderr
+def listens(port):
+    with socket.socket() as s:
+        return s.connect_ex(("localhost", port)) == 0
+
+
+def test_launch_does_not_start_again(tmp_path):
+    result = launches.fork(LAUNCH, ["--max-restarts=1", "rank.py"], 1, tmp_path)
+    assert result.failed
+    assert "--max-restarts" in result.output
 
 
 def test_launch_gives_other_failures_as_torchrun_does(tmp_path):
     (tmp_path / "rank.py").write_text("raise SystemExit(3)")
-    command = ["-m", "torchtitan.experiments.tst.launch", str(tmp_path / "rank.py")]
-    result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "exitcode  : 3" in result.stderr
+    result = launches.fork(LAUNCH, [*ON_THIS_NODE, str(tmp_path / "rank.py")], 1, tmp_path)
+    assert result.failed
+    assert "exitcode  : 3" in result.output
 
 
 def test_manifest_is_plain_json(whole):

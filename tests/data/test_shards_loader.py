@@ -106,7 +106,7 @@ SHAPES = [  # bag size, scale, mode
 ]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(SHAPES),
     st.integers(0, STEPS - 1),
