@@ -44,6 +44,7 @@ from torchtitan.experiments.tst.trainer import SuperpositionTrainer  # noqa: E40
 # further than 1e-5 from the norm of its parts.
 for name in ("tiny", "moe_tiny"):
     qwen3_args[name] = dataclasses.replace(qwen3_args[f"debugmodel_{name}"], vocab_size=VOCAB_SIZE)
+qwen3_args["tiny_tied"] = dataclasses.replace(qwen3_args["tiny"], enable_weight_tying=True)
 for attention in ("flex", "varlen"):
     llama3_args[f"demo_{attention}"] = dataclasses.replace(
         llama3_args["demo"], attn_type=attention, attn_mask_type="block_causal"

@@ -13,9 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
 
 # These run first: each test takes a moment, so a mistake shows in seconds.
-CHEAP = ("core", "test_job_config.py", "test_train_configs.py", "test_selection.py")
-# And then these, which wait most of the time, so that others run beside them.
-WAITING = ("test_slurm.py",)
+CHEAP = {"core", "test_job_config.py", "test_train_configs.py", "test_selection.py"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,12 +24,4 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=_order)
-
-
-def _order(item: pytest.Item) -> int:
-    names = (item.path.parent.name, item.path.name)
-    for position, group in enumerate((CHEAP, WAITING)):
-        if any(name in group for name in names):
-            return position
-    return 2
+    items.sort(key=lambda item: not {item.path.parent.name, item.path.name} & CHEAP)

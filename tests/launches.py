@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Launch(NamedTuple):
     output: str
 
 
-def fork(module: str, args: list[str], processes: int, folder: Path) -> Launch:
+def fork(module: str, args: list[str], processes: int, folder: Path, **environment: str) -> Launch:
     """Run a module in so many processes, as torchrun does, without the seconds of imports.
 
     Args:
@@ -36,8 +36,9 @@ def fork(module: str, args: list[str], processes: int, folder: Path) -> Launch:
         args: of the command line.
         processes: how many.
         folder: of their logs.
+        environment: variables that they have in addition.
     """
-    failure = parallel_worker.run_ranks(run_module, processes, folder, module, args)
+    failure = parallel_worker.run_ranks(run_module, processes, folder, module, args, environment)
     logs = (folder / parallel_worker.LOG.format(rank=rank) for rank in range(processes))
     return Launch(failure is not None, "".join(log.read_text() for log in logs))
 
@@ -50,8 +51,9 @@ def start(module: str, args: list[str], folder: Path) -> ForkServerProcess:
     return process
 
 
-def run_module(module: str, args: list[str]) -> None:
+def run_module(module: str, args: list[str], environment: Mapping[str, str] = {}) -> None:
     """Run a module in this process, one that was forked for it."""
+    os.environ |= environment
     os.chdir(ROOT)
     time.sleep = lambda seconds: None  # upstream waits for others at the end
     sys.argv = [module, *args]

@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 
 import pytest
 import torch
 import torchtitan.protocols.train_spec as train_spec_module
+from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.models.moe import MoE
@@ -90,7 +92,7 @@ def test_rope_is_scaled_as_upstreams(run, tmp_path):
 
 
 def test_tied_weights(train, tmp_path):
-    train("--model.name=qwen3", "--model.flavor=debugmodel", *SAVE, "--training.steps=1")
+    train("--model.name=qwen3", "--model.flavor=tiny_tied", *SAVE, "--training.steps=1")
     checkpoint = export_run(tmp_path / "run", tmp_path / "hf")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -247,8 +249,16 @@ def test_scores_are_length_normalised_where_the_harness_has_it():
     assert set(evaluate_model.METRICS) == set(paper.runs()["3B-20k-tst"].scores)
 
 
+@pytest.mark.slow
+def test_the_harness_knows_the_papers_tasks():
+    assert set(TaskManager().all_tasks) >= set(evaluate_model.METRICS)
+
+
 def test_harness_offline(run, tmp_path, run_script, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # to look through the thousands of tasks that come with it takes 13 seconds
+    own_tasks = functools.partial(TaskManager, include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", own_tasks)
     output, tasks = tmp_path / "hf", tmp_path / "tasks"
     export_run(run, output)
     model = AutoModelForCausalLM.from_pretrained(output)

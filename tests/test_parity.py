@@ -11,7 +11,7 @@ KEYS = ("loss_metrics/global_avg_loss", "loss_metrics/global_max_loss", "grad_no
 MODELS = {
     "llama3": ("--model.name=llama3", "--model.flavor=debugmodel"),
     "qwen3": ("--model.name=qwen3", "--model.flavor=debugmodel_tiny"),
-    "qwen3 tied": ("--model.name=qwen3", "--model.flavor=debugmodel"),
+    "qwen3 tied": ("--model.name=qwen3", "--model.flavor=tiny_tied"),
     "qwen3 MoE": ("--model.name=qwen3", "--model.flavor=debugmodel_moe_tiny"),
 }
 LOG = ("--metrics.enable_tensorboard",)
@@ -42,8 +42,8 @@ def by_torchrun(base_args):
 @pytest.mark.parametrize(
     ("model", "processes", "start_upstream", "start_ours"),
     [
-        ("llama3", 2, "by_torchrun", "launch"),
-        ("llama3", 1, "launch", "launch"),
+        ("llama3", 1, "by_torchrun", "launch"),
+        ("llama3", 2, "launch", "launch"),
         ("qwen3 tied", 1, "launch", "launch"),
         ("qwen3 MoE", 2, "launch", "launch"),
         pytest.param("llama3", 1, "by_torchrun", "by_torchrun", marks=pytest.mark.slow),

@@ -48,8 +48,8 @@ def commands() -> list[str]:
 
 PYTHON = f"""#!/usr/bin/env bash
 # Stands for python: writes down launches and what follows them, and does the rest.
-if [[ $2 == torchtitan.experiments.tst.launch || $1 == scripts/compare_runs.py ]]; then
-    printf '%s\\t' "$@" >> "$RECORD"
+if [[ $2 == torchtitan.experiments.tst.* || $1 == scripts/compare_runs.py ]]; then
+    printf '%s\\t' "${{WORLD_SIZE:-}}" "$@" >> "$RECORD"
     echo >> "$RECORD"
 else
     exec {sys.executable} "$@"
@@ -93,11 +93,15 @@ def launched(shell, run_script, tmp_path):
         path = f"{python.parent}:{os.environ['PATH']}"
         folder, output = shell(line, *args, PATH=path, RECORD=str(record)), ""
         for words in record.read_text().splitlines():
-            first, *rest = words.rstrip("\t").split("\t")
+            played_ranks, first, *rest = words.rstrip("\t").split("\t")
             if first == "-m":
-                (processes,) = re.findall(r"--nproc_per_node=(\d+)", words)
-                module, *arguments = rest[rest.index("-m") + 1 :]
-                forked = launches.fork(module, arguments, int(processes), tmp_path / "logs")
+                processes = re.findall(r"--nproc_per_node=(\d+)", words) or [1]
+                module, *arguments = rest[rest.index("-m") + 1 :] if "-m" in rest else rest
+                environment = {"NGPU": played_ranks, "WORLD_SIZE": played_ranks}
+                forked = launches.fork(
+                    *(module, arguments, int(processes[0]), tmp_path / "logs"),
+                    **(environment if played_ranks else {}),
+                )
                 output += launches.succeeded(forked).output
             else:
                 result = run_script(Path(first).stem, *rest)
@@ -148,10 +152,11 @@ def test_help(launched):
     assert "--superposition.bag-size" in launched("NGPU=1 ./run_train.sh --help")[1]
 
 
-def test_dry_run(shell):
-    run = shell(
+def test_dry_run(launched):
+    run, output = launched(
         "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml ./run_train.sh"
     )
+    assert "dp_shard=64" in output
     assert not run.exists()  # leaves the run's folder alone
 
 
@@ -240,7 +245,7 @@ TRIED = {
     "python scripts/tokenize_corpus.py SOURCE FOLDER "
     "--tokenizer assets/hf/Llama-3.1-8B": "data/test_tokenization.py",
     "CONFIG_FILE=train_configs/paper/3B-20k-tst.toml sbatch --nodes=8 --gpus-per-node=8 "
-    "--exclusive scripts/slurm/train.sbatch": "test_slurm.py",
+    "--exclusive scripts/slurm/train.sbatch": "test_batch_scripts.py",
     "python scripts/export_model.py outputs/demo/tst outputs/demo/hf": "test_export.py",
     "python scripts/evaluate_model.py outputs/demo/hf": "test_export.py",
     'python scripts/sample_model.py outputs/demo/tst --prompt "def main("': "test_export.py",
@@ -248,7 +253,7 @@ TRIED = {
     "python scripts/check_parallelism.py": "test_check_parallelism.py",
     "python scripts/mutate.py": "test_mutate.py",
     "scripts/check_gpu.sh": "test_check_gpu.py",
-    "scripts/slurm/try.sh": ".ci/run",
+    "scripts/slurm/try.sh": "the command itself",
     "scripts/lint.sh": ".ci/run",
     "scripts/test.sh -m slow": "the command itself",
     "scripts/test.sh -m gpu": "the command itself",

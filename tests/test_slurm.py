@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,9 +15,10 @@ from jobs import ROOT, load_full
 from torchtitan.experiments.tst.data.shards import TokenShards
 from torchtitan.experiments.tst.metrics import read_metrics
 
-pytestmark = pytest.mark.skipif(
-    bool(slurm_cluster.missing()), reason=f"Slurm {slurm_cluster.missing()}"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(slurm_cluster.missing()), reason=f"Slurm {slurm_cluster.missing()}"),
+]
 
 TRAIN = "scripts/slurm/train.sbatch"
 DEMO = "train_configs/demo/tst.toml"
@@ -116,7 +116,6 @@ def test_two_nodes_train_and_a_signal_queues_the_job_again(cluster, submit):
     assert steps_done(folder) == list(range(1, 41))
 
 
-@pytest.mark.slow
 def test_a_signalled_job_is_the_undisturbed_one(cluster, submit, undisturbed):
     job, folder = submit("like-undisturbed")
     wait_for_step(cluster, job, folder, BOUNDARY // 2)
@@ -125,7 +124,6 @@ def test_a_signalled_job_is_the_undisturbed_one(cluster, submit, undisturbed):
     assert_same_run(folder, undisturbed)
 
 
-@pytest.mark.slow
 def test_recovery_is_a_second_job(cluster, outputs, undisturbed):
     """And the first one is queued again once: the second goes on waiting."""
     folder = outputs / "chain"
@@ -145,7 +143,6 @@ def test_recovery_is_a_second_job(cluster, outputs, undisturbed):
     assert_same_run(folder, undisturbed)
 
 
-@pytest.mark.slow
 def test_the_second_job_of_a_chain_goes_with_the_first(cluster, outputs):
     folder = outputs / "failing"
     jobs = cluster.run(
@@ -158,7 +155,6 @@ def test_the_second_job_of_a_chain_goes_with_the_first(cluster, outputs):
     assert cluster.wait_for(jobs[1], "CANCELLED", "FAILED", "COMPLETED") == "CANCELLED"
 
 
-@pytest.mark.slow
 def test_a_time_limit_queues_the_job_again(cluster, submit, undisturbed):
     # Slurm looks at limits every half minute or so, and sends the signal up to a minute early
     job, folder = submit("limited", "--time=1", "--signal=USR1@10")
@@ -168,7 +164,6 @@ def test_a_time_limit_queues_the_job_again(cluster, submit, undisturbed):
     assert_same_run(folder, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_preempted_job_goes_on(cluster, submit, undisturbed):
     job, folder = submit("preempted")
     wait_for_step(cluster, job, folder, BOUNDARY // 2)
@@ -178,7 +173,6 @@ def test_a_preempted_job_goes_on(cluster, submit, undisturbed):
     assert_same_run(folder, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_cancelled_job_stays_cancelled(cluster, submit):
     job, folder = submit("cancelled")
     wait_for_step(cluster, job, folder, 5)
@@ -188,7 +182,6 @@ def test_a_cancelled_job_stays_cancelled(cluster, submit):
     assert "start 2" not in output(folder)
 
 
-@pytest.mark.slow
 def test_a_sweep_as_an_array_fills_its_table(cluster, outputs):
     folder = outputs / "sweep"
     steps = ["--training.steps=20", "--validation.freq=10", "--metrics.log_freq=5"]
@@ -210,7 +203,6 @@ def test_a_sweep_as_an_array_fills_its_table(cluster, outputs):
     assert (folder / "losses.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 def test_a_task_of_an_array_is_queued_again_alone(cluster, outputs):
     """Also the last one, whose job has the number of the whole array."""
     folder = outputs / "array"
@@ -228,7 +220,6 @@ def test_a_task_of_an_array_is_queued_again_alone(cluster, outputs):
     assert read_metrics(run)[-1]["step"] == 200
 
 
-@pytest.mark.slow
 def test_a_chain_is_submitted_whole_or_not_at_all(cluster, outputs):
     before = cluster.run("squeue", "--noheader", "--format=%i")
     with pytest.raises(AssertionError, match="nowhere"):
@@ -241,7 +232,6 @@ def test_a_chain_is_submitted_whole_or_not_at_all(cluster, outputs):
     assert cluster.run("squeue", "--noheader", "--format=%i") == before
 
 
-@pytest.mark.slow
 def test_tokenization_goes_on_after_a_time_limit(cluster, outputs, corpus):
     folder = outputs / "tokens"
     job = cluster.run(
@@ -256,9 +246,3 @@ def test_tokenization_goes_on_after_a_time_limit(cluster, outputs, corpus):
     assert "queueing again" in output(folder)
     assert TokenShards(str(folder), None).tokens > 400_000
     assert "is complete" in output(folder)
-
-
-def test_a_job_needs_its_config():
-    result = subprocess.run(["bash", TRAIN], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "CONFIG_FILE is not set" in result.stderr

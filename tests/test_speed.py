@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jobs import ROOT
 
 # the paper's vocabulary; with 32,000 both losses take about the same time
-POSITIONS, VOCABULARY, WIDTH, BAG_SIZE = 96, 128_256, 16, 16
+POSITIONS, VOCABULARY, WIDTH, BAG_SIZE = 48, 128_256, 16, 16
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def test_tied_weights_train_and_reinitialise_together(train):
     lines = train(
         *ON,
         "--model.name=qwen3",
-        "--model.flavor=debugmodel",
+        "--model.flavor=tiny_tied",
         "--superposition.reinit_at_recovery=tok_embeddings",
     )
     assert len(lines) == STEPS
@@ -131,7 +131,7 @@ def test_composes_with_upstreams(whole, train, args):
     ("args", "tolerance"),
     [
         ((), 1e-5),
-        (("--model.name=qwen3", "--model.flavor=debugmodel", "--superposition.loss=bce"), 1e-5),
+        (("--model.name=qwen3", "--model.flavor=tiny_tied", "--superposition.loss=bce"), 1e-5),
         (("--compile.enable", "--compile.backend=aot_eager"), 1e-5),
         (("--training.mixed_precision_param=bfloat16",), 1e-3),
     ],

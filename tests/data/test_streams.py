@@ -136,8 +136,6 @@ def test_each_stream_is_what_upstreams_rank_reads(loaders, key):
     [
         [(2, 2), (4, 4), (1, 6)],
         [(2, 3), (4, 6)],
-        [(4, 1), (2, 3), (4, 6)],
-        [(1, 2), (4, 4), (3, 6)],
         [(3, 2), (2, 3), (12, 6)],
     ],
     ids=lambda launches: " -> ".join(f"{ranks} until {last}" for ranks, last in launches),

@@ -1,5 +1,6 @@
 """The configs of train_configs/paper and the planner, held to the paper's tables."""
 
+import functools
 import math
 import re
 
@@ -45,6 +46,7 @@ OURS = {
 OF_THE_MACHINE = {"local_batch_size", "mode", "data_parallel_shard_degree", "enable"}
 
 
+@functools.cache  # a config that nobody changes
 def load(path):
     return SuperpositionConfigManager().parse_args([f"--job.config_file={path}"])
 
