@@ -127,7 +127,7 @@ class Runs:
         shutil.rmtree(folder, ignore_errors=True)
         self.folder = folder
         corpus = folder / "corpus"
-        make_corpus(corpus, list(read_sources())[:300])
+        make_corpus(corpus, list(read_sources())[:60])
         self.job = (
             *JOB,
             f"--model.hf_assets_path={corpus / 'tokenizer'}",

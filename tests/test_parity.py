@@ -43,7 +43,6 @@ def by_torchrun(base_args):
     ("model", "processes", "start_upstream", "start_ours"),
     [
         ("llama3", 1, "by_torchrun", "launch"),
-        ("llama3", 2, "launch", "launch"),
         ("qwen3 tied", 1, "launch", "launch"),
         ("qwen3 MoE", 2, "launch", "launch"),
         pytest.param("llama3", 1, "by_torchrun", "by_torchrun", marks=pytest.mark.slow),

@@ -1,5 +1,7 @@
 """The data tokens of every step: at a boundary, and on other machines than the run began on."""
 
+import copy
+import functools
 import itertools
 import json
 import pickle
@@ -47,9 +49,12 @@ def streaming(request):
 
 @pytest.fixture
 def dataset(documents, monkeypatch, streaming):
-    def load(path):
-        files = [str(p) for p in documents]
-        return load_dataset("json", data_files=files, split="train", streaming=streaming)
+    files = [str(p) for p in documents]
+    loaded = functools.cache(load_dataset)
+
+    def load(path):  # each time another object of the same files
+        dataset = loaded("json", data_files=tuple(files), split="train", streaming=streaming)
+        return copy.deepcopy(dataset) if streaming else copy.copy(dataset)
 
     monkeypatch.setitem(DATASETS, "numbered", DatasetConfig("", load, lambda s: s["text"]))
 

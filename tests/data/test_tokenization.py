@@ -224,7 +224,7 @@ def test_killed_in_a_task_and_again_gives_the_same_shards(texts, corpus, tmp_pat
     assert log.startswith(f"rank 0 ended with {-signal.SIGKILL}")
     with pytest.raises(ShardError, match="its tokenization was not finished"):
         TokenShards(folder)
-    tokenize_corpus.main(str(source), folder, options, tokenize_corpus.Machine(workers=2))
+    tokenize_corpus.main(str(source), folder, options, tokenize_corpus.Machine(workers=1))
     assert files(folder) == files(tmp_path / "whole")
     content, shown = json.loads((folder / "corpus.json").read_text()), capsys.readouterr()
     assert f"{content['documents']:,} documents, {content['tokens']:,} tokens" in shown.out
