@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
 
 # These run first: each test takes a moment, so a mistake shows in seconds.
 CHEAP = {"core", "test_job_config.py", "test_train_configs.py", "test_selection.py"}
+# Then these, so that no long test is left at the end, when others have nothing to do.
+LONG = {"test_readme.py", "test_elastic.py", "test_parity.py"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,4 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not {item.path.parent.name, item.path.name} & CHEAP)
+    def place(item: pytest.Item) -> int:
+        names = {item.path.parent.name, item.path.name}
+        return 0 if names & CHEAP else 1 if names & LONG else 2
+
+    items.sort(key=place)

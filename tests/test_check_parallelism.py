@@ -6,8 +6,8 @@ import math
 import pytest
 
 import check_parallelism
-from check_parallelism import Deviation, Step, obstacle
-from parallel_layouts import LAYOUTS
+from check_parallelism import STEPS, Deviation, Runs, Step, obstacle
+from parallel_layouts import LAYOUTS, Layout
 
 
 def test_table_progress_and_json(run_script, tmp_path):
@@ -26,14 +26,16 @@ def test_table_progress_and_json(run_script, tmp_path):
 
 
 def test_what_does_not_agree_or_fails_is_told(run_script, tmp_path, monkeypatch):
-    monkeypatch.setattr(check_parallelism, "_relative", lambda value, reference: 2e-5)
-    broken = "--superposition.bag_size=-1"
-    monkeypatch.setattr(
-        check_parallelism,
-        "LAYOUTS",
-        [layout for layout in LAYOUTS if layout.name == "TP 2"]
-        + [type(LAYOUTS[0])({"TP": 2}, options=(broken,), models=("llama3",), note="broken")],
-    )
+    layouts = [Layout({"TP": 2}, models=("llama3",), note=note) for note in ("far", "broken")]
+    monkeypatch.setattr(check_parallelism, "LAYOUTS", layouts)
+
+    def run(self, arguments, processes, folder):
+        if "broken" in folder.name:
+            return [], "superposition.bag_size = -1"
+        far = 1 + 2e-5 * (processes > 1)
+        return [Step(far, far, {"weight": [far]})] * STEPS, ""
+
+    monkeypatch.setattr(Runs, "_run", run)
     arguments = ("--models", "llama3", "--output", tmp_path)
     result = run_script("check_parallelism", *arguments)
     assert result.code == 1

@@ -21,7 +21,7 @@ IN_CI = {
     ("llama3", "DDP 2, 2 micro-batches"),
     ("llama3", "HSDP 2x2"),
     ("qwen3", "TP 2"),
-    ("qwen3 MoE", "TP 2, without loss parallel"),
+    ("llama3", "TP 2, without loss parallel"),
     ("llama3", "CP 2, headtail"),
     ("qwen3", "CP 2, no load balancer"),
     ("llama3", "PP 2, 1F1B"),

@@ -1,9 +1,11 @@
 """Ours is installed beside upstream's package and found inside it."""
 
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,43 @@ def test_the_wheel_holds_our_modules_and_nothing_of_upstreams(tmp_path):
     assert {f"{PACKAGE}/planning/paper/{name}" for name in FIGURES} <= content
     # with these, ours would hide the installed upstream package
     assert not names & {"torchtitan/__init__.py", "torchtitan/experiments/__init__.py"}
+
+
+@pytest.mark.parametrize(
+    ("files", "used"),
+    [
+        (["__init__.py", "experiments/__init__.py", "experiments/tst/__init__.py"], True),
+        (["__init__.py", "experiments/__init__.py"], False),
+        (["experiments/tst/__init__.py"], False),
+    ],
+    ids=["both", "TorchTitan alone", "a checkout of ours alone"],
+)
+def test_an_active_environment_is_used_if_it_has_the_package(tmp_path, files, used):
+    for name in files:
+        path = tmp_path / "site" / "torchtitan" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    python = tmp_path / "active" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without site-packages
+    python.chmod(0o755)
+    stamp = tmp_path / "checkout" / ".venv" / ".installed-dev"  # nothing is installed here
+    stamp.parent.mkdir(parents=True)
+    stamp.touch()
+    pyproject = tmp_path / "checkout" / "pyproject.toml"
+    pyproject.touch()
+    os.utime(pyproject, (0, 0))
+    variables = {"VIRTUAL_ENV": "active", "PYTHONPATH": str(tmp_path / "site")}
+    result = subprocess.run(
+        ["bash", "-euc", f'. {ROOT}/scripts/venv.sh demo; echo "$PATH"'],
+        cwd=tmp_path / "checkout",
+        env=os.environ | variables | {"PATH": f"{python.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first = Path(result.stdout.split(":")[0])
+    assert first == (python.parent if used else tmp_path / "checkout" / ".venv" / "bin")
 
 
 @pytest.mark.slow

@@ -192,9 +192,9 @@ def test_benchmark_of_the_loss(script, tmp_path):
     assert "bag loss, compiled, 2 chunks" in (tmp_path / "loss.txt").read_text()
 
 
-def test_benchmark_of_data(tmp_path):
+def test_benchmark_of_data(corpus, tmp_path):
     """In a process of its own, which it binds to one core."""
-    options = ["--rounds", "1", "--seconds", "0.1", "--tokens", "300000"]
+    options = ["--rounds=1", "--seconds=0.1", "--tokens=300000", f"--corpus={corpus}"]
     shown = launches.succeeded(launches.fork("scripts/benchmark/data.py", options, 1, tmp_path))
     assert "tokens/s" in shown.output
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jobs import ROOT
 
 # the paper's vocabulary; with 32,000 both losses take about the same time
-POSITIONS, VOCABULARY, WIDTH, BAG_SIZE = 48, 128_256, 16, 16
+POSITIONS, VOCABULARY, WIDTH, BAG_SIZE = 96, 128_256, 16, 16
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,24 @@ def labels():
     return torch.randint(VOCABULARY, (1, POSITIONS, BAG_SIZE))
 
 
-def test_time_and_memory_of_the_loss(suite, labels):
+def test_memory_of_the_loss(suite, labels):
     loss, _ = suite
     logits = torch.randn(1, POSITIONS, VOCABULARY, dtype=torch.bfloat16)
-    results = loss.loss_alone(logits, labels, rounds=3, compiled=False)
+    results = loss.loss_alone(logits, labels, rounds=1, compiled=False)
     ordinary, bag = results[loss.ORDINARY], results[loss.BAG]
-    # the fastest round of each, as others may be at work on the cores; 0.2 to 0.4
-    assert min(bag.seconds) / min(ordinary.seconds) < 0.75
     assert bag.peak_bytes < ordinary.peak_bytes / 4
-    assert min(results[loss.PAPER].seconds) / min(bag.seconds) > 10
+
+
+@pytest.mark.slow  # it needs the cores for itself
+def test_time_of_the_loss(suite, labels):
+    loss, _ = suite
+    logits = torch.randn(1, POSITIONS, VOCABULARY, dtype=torch.bfloat16)
+    results = loss.loss_alone(logits, labels, rounds=5, compiled=False)
+    ordinary, bag, paper = (
+        min(results[name].seconds) for name in (loss.ORDINARY, loss.BAG, loss.PAPER)
+    )
+    assert bag / ordinary < 0.75  # 0.2 to 0.4
+    assert paper / bag > 10
 
 
 @pytest.mark.parametrize("name", ["cross-entropy", "bag loss"])

@@ -113,17 +113,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2, help="of a round, for each way")
     parser.add_argument("--tokens", type=int, default=500_000_000, help="in the shards")
+    parser.add_argument(
+        "--corpus", type=Path, help="made by make_demo_corpus.py (default: made for this)"
+    )
     args = parser.parse_args()
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     torch.set_num_threads(1)
     measuring.be_the_only_process()
     with tempfile.TemporaryDirectory() as folder:
-        corpus, shards = Path(folder, "corpus"), Path(folder, "shards")
-        make_corpus(corpus, list(read_sources()))
+        corpus, shards = args.corpus or Path(folder, "corpus"), Path(folder, "shards")
+        if not args.corpus:
+            make_corpus(corpus, list(read_sources()))
         tokenizer = HuggingFaceTokenizer(str(corpus / "tokenizer"))
         text = (corpus / "train.jsonl").read_text()[:4_000_000]
         document = np.array(tokenizer.encode(text))
-        documents = [document] * (args.tokens // len(document))
+        documents = [document[: args.tokens]] * max(1, args.tokens // len(document))
         measuring.write_shard(shards, documents, tokenizer_identity.label("demo", tokenizer))
         print(f"{'':24}" + "".join(f"{'s = ' + str(s):>12}" for s in (1, 6, 16)))
         results = [compare(s, corpus, shards, args.rounds, args.seconds) for s in (1, 6, 16)]
