@@ -1,9 +1,9 @@
 """Check the quick tests: put faults into the package, one at a time, and see which are caught.
 
 For each fault of tests/faults.toml it copies the repository, changes the line in the copy and runs
-the quick tests there until one fails. Test files named after the module run first. It prints the
-test that caught each fault, writes a JSON file, and exits with the number of faults that were not
-caught. Write a test for each that survives.
+the quick tests there until one fails. Those that are likely to fail run before the others. It
+prints the test that caught each fault, writes a JSON file, and exits with the number of faults that
+were not caught. Write a test for each that survives.
 
     python scripts/mutate.py                          all faults, two at a time
     python scripts/mutate.py --only losses boundary   faults with such a word in module or name
@@ -15,6 +15,10 @@ To add a fault, add an entry to tests/faults.toml:
     file = "core/embedding.py"
     find = 'mean = F.embedding_bag(bags, self.weight, mode="mean")'
     replace = 'mean = F.embedding_bag(bags, self.weight, mode="sum")'
+    first = ["tests/core/test_embedding.py", "-k", "mean"]
+
+`first` has arguments of pytest for the tests that run first; by default they are the test files
+named after the module.
 """
 
 import json
@@ -30,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
 import tomli
 
 from command_line import documented_parser
@@ -68,12 +73,14 @@ class Fault:
         file: the module, relative to the package.
         find: a text that the module has exactly once.
         replace: the text that takes its place.
+        first: arguments of pytest for the tests that are likely to see it.
     """
 
     name: str
     file: str
     find: str
     replace: str
+    first: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -84,17 +91,17 @@ class Outcome:
         fault: the fault.
         caught_by: the first test that failed; "" if none did.
         seconds: time until then.
-        out_of_time: whether the tests were still running when their time was over.
+        not_known: why it is not known whether a test fails.
     """
 
     fault: Fault
     caught_by: str
     seconds: float
-    out_of_time: bool = False
+    not_known: str = ""
 
     def __str__(self) -> str:
-        if self.out_of_time:
-            return "NOT KNOWN: the tests did not end in time"
+        if self.not_known:
+            return f"NOT KNOWN: {self.not_known}"
         return self.caught_by or "SURVIVES"
 
 
@@ -132,10 +139,11 @@ def copy_repository(folder: Path) -> None:
     site.write_text(SITE)
 
 
-def near(fault: Fault, tests: Path) -> list[Path]:
-    """Return the test files named after the fault's module."""
+def first_tests(fault: Fault, tests: Path) -> list[str]:
+    """Return the arguments of pytest for the tests that run before all others."""
     stem = Path(fault.file).stem
-    return sorted(path for path in tests.rglob("test_*.py") if stem in path.stem)
+    named = [str(path) for path in tests.rglob("test_*.py") if stem in path.stem]
+    return [*fault.first] or sorted(named)
 
 
 def try_fault(fault: Fault, limit: float) -> Outcome:
@@ -146,22 +154,24 @@ def try_fault(fault: Fault, limit: float) -> Outcome:
         copy_repository(folder)
         module = folder / PACKAGE / fault.file
         module.write_text(module.read_text().replace(fault.find, fault.replace))
-        close = [str(path) for path in near(fault, folder / "tests")]
-        for paths in filter(None, [close, ["tests"]]):
+        for selection in filter(None, [first_tests(fault, folder / "tests"), ["tests"]]):
             try:
-                failed = first_failure(folder, paths, limit - (time.monotonic() - begin))
-            except subprocess.TimeoutExpired:
-                return Outcome(fault, "", time.monotonic() - begin, out_of_time=True)
+                failed = first_failure(folder, selection, limit - (time.monotonic() - begin))
+            except (subprocess.TimeoutExpired, ValueError) as error:
+                out_of_time = isinstance(error, subprocess.TimeoutExpired)
+                why = "the tests did not end in time" if out_of_time else str(error)
+                return Outcome(fault, "", time.monotonic() - begin, why)
             if failed:
                 break
     return Outcome(fault, failed, time.monotonic() - begin)
 
 
-def first_failure(folder: Path, paths: list[str], limit: float) -> str:
+def first_failure(folder: Path, selection: list[str], limit: float) -> str:
     """Return the first test that fails in a copy, or another reason; "" if all pass.
 
     Raises:
         subprocess.TimeoutExpired: if they do not end in ``limit`` seconds.
+        ValueError: if pytest cannot select tests so.
     """
     environment = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {
@@ -169,7 +179,7 @@ def first_failure(folder: Path, paths: list[str], limit: float) -> str:
         "OMP_NUM_THREADS": "1",
         "TMPDIR": str(folder),
     }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", *paths]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", *selection]
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -184,6 +194,8 @@ def first_failure(folder: Path, paths: list[str], limit: float) -> str:
         if process.poll() is None:
             signal_tree(process.pid, signal.SIGKILL)
             process.communicate()
+    if process.returncode in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise ValueError(f"{selection} selects no tests: {output[-300:].strip()}")
     for line in output.splitlines():
         if line.startswith(("FAILED ", "ERROR ")):
             return line.partition(" ")[2].partition(" - ")[0]

@@ -96,6 +96,14 @@ def succeeded(launch: Launch) -> Launch:
     return launch
 
 
+def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for an event; fails the test if it does not happen in so many seconds."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"not in {seconds:.0f} s"
+        time.sleep(0.02)
+
+
 def signal_every_process(rank: list[str], run: Path, number: int) -> tuple[int, str]:
     """Start a job, and signal all its processes after its second checkpoint, as Slurm does.
 

@@ -8,6 +8,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL
+
+from launches import wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 
@@ -121,28 +124,32 @@ def cluster(folder: Path, directory: Path) -> Iterator[Cluster]:
     environment = os.environ | {"SLURM_CONF": str(config), "PATH": _path()}
     munge = [f"--{name}={folder}/munge.{name}" for name in ("socket", "pid-file", "log-file")]
     munge += [f"--key-file={folder}/munge.key", f"--seed-file={folder}/munge.seed", "--foreground"]
+    running = Cluster(environment, directory)
+
+    def answers() -> bool:
+        command = ["scontrol", "ping"]
+        return (
+            "UP" in subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+        )
+
+    def idle() -> bool:
+        nodes = running.run("sinfo", "-h", "-N", "-o", "%T", "-p", "ordinary")
+        return nodes.split() == ["idle"] * 2
+
     daemons = [
-        ["munged", "--force", *munge],
-        ["slurmctld", "-D"],
-        *(["slurmd", "-D", "-N", node] for node in ("n1", "n2")),
+        (["munged", "--force", *munge], (folder / "munge.socket").exists),
+        (["slurmctld", "-D"], answers),
+        (["slurmd", "-D", "-N", "n1"], answers),
+        (["slurmd", "-D", "-N", "n2"], idle),
     ]
     with contextlib.ExitStack() as stack:
-        for daemon in daemons:
-            process = subprocess.Popen(
-                daemon, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+        for daemon, is_up in daemons:
+            process = subprocess.Popen(daemon, env=environment, stdout=DEVNULL, stderr=DEVNULL)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-            time.sleep(1)
-        running = Cluster(environment, directory)
-        end = time.monotonic() + 60
-        while (
-            running.run("sinfo", "-h", "-N", "-o", "%T", "-p", "ordinary").split() != ["idle"] * 2
-        ):
-            assert time.monotonic() < end, (folder / "slurmctld.log").read_text()
-            time.sleep(0.5)
+            wait_until(is_up)
         try:
             yield running
         finally:
             subprocess.run(["scancel", "--user=root"], env=environment)
-            time.sleep(2)
+            wait_until(lambda: not running.run("squeue", "--noheader"))

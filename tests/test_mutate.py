@@ -14,7 +14,7 @@ def test_every_fault_fits_the_package():
     assert len(faults) >= 40
     assert len({fault.name for fault in faults}) == len(faults)
     (fault,) = mutate.read_faults(mutate.FAULTS, ["boundary is the first"])
-    assert mutate.near(fault, ROOT / "tests") == [ROOT / "tests/core/test_schedule.py"]
+    assert mutate.first_tests(fault, ROOT / "tests") == [str(ROOT / "tests/core/test_schedule.py")]
 
 
 @pytest.fixture
@@ -92,7 +92,14 @@ def test_a_hang_is_not_taken_for_a_failure(faults, run_script, tmp_path):
     assert result.code == 1
     assert "NOT KNOWN: the tests did not end in time\n0 of 1 faults are caught" in result.stdout
     (outcome,) = json.loads((tmp_path / "faults.json").read_text())
-    assert outcome["out_of_time"]
+    assert outcome["not_known"] and not outcome["caught_by"]
+
+
+def test_tests_that_are_not_there(faults, run_script):
+    faults.write_text(faults.read_text() + 'first = ["tests/test_none.py"]\n')
+    result = run_script("mutate", "--only", "hang")
+    assert result.code == 1
+    assert "NOT KNOWN: ['tests/test_none.py'] selects no tests: " in result.stdout
 
 
 def test_a_fault_that_does_not_fit(faults, run_script):

@@ -12,6 +12,7 @@ import torch
 
 import slurm_cluster
 from jobs import ROOT, load_full
+from launches import wait_until
 from torchtitan.experiments.tst.data.shards import TokenShards
 from torchtitan.experiments.tst.metrics import read_metrics
 
@@ -177,8 +178,7 @@ def test_a_cancelled_job_stays_cancelled(cluster, submit):
     job, folder = submit("cancelled")
     wait_for_step(cluster, job, folder, 5)
     cluster.run("scancel", job)
-    time.sleep(15)
-    assert cluster.state(job) == "CANCELLED"
+    assert cluster.wait_for(job, "CANCELLED", "COMPLETED", "FAILED") == "CANCELLED"
     assert "start 2" not in output(folder)
 
 
@@ -239,8 +239,7 @@ def test_tokenization_goes_on_after_a_time_limit(cluster, outputs, corpus):
         *("scripts/slurm/tokenize.sbatch", str(corpus / "train.jsonl"), str(folder)),
         f"--tokenizer={corpus / 'tokenizer'}",
     )
-    cluster.wait_for(job, "RUNNING")
-    time.sleep(5)
+    wait_until(folder.exists)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     ends_well(cluster, job, folder)
     assert "queueing again" in output(folder)

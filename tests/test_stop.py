@@ -88,9 +88,10 @@ def test_a_second_signal_ends_at_once():
 
         def send():
             os.kill(os.getpid(), signal.SIGUSR1)
-            time.sleep(0.5)
+            while not request.signal:
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)  # the same, from another sender
-            time.sleep(0.5)
+            time.sleep(0.5)  # nothing tells that it was left out
             print(request.signal == signal.SIGUSR1, flush=True)
             stop.REPEAT_SECONDS = 0.0
             os.kill(os.getpid(), signal.SIGTERM)
@@ -218,13 +219,6 @@ LAUNCH = "torchtitan.experiments.tst.launch"
 ON_THIS_NODE = ("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
 
 
-def wait_until(happened, seconds=60):
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path, number):
     """Sent to the launcher; torchrun itself would kill the rank, and end with 1."""
@@ -242,7 +236,7 @@ def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path, number):
     )
     args = ["--nproc_per_node=2", *ON_THIS_NODE, str(rank), str(int(number))]
     launcher = launches.start(LAUNCH, args, tmp_path / "launcher")
-    wait_until(lambda: all((tmp_path / name).exists() for name in "01"))
+    launches.wait_until(lambda: all((tmp_path / name).exists() for name in "01"))
     os.kill(launcher.pid, number)
     launcher.join(60)
     assert launcher.exitcode == STOPPED_EXIT_CODE
@@ -263,9 +257,9 @@ def test_launch_that_is_stopped_before_it_trains(tmp_path, moment):
     args += [f"--rdzv_endpoint=localhost:{port}", str(rank)]
     launcher = launches.start(LAUNCH, args, tmp_path / "launcher")
     if moment == "imports":
-        wait_until((tmp_path / "started").exists)
+        launches.wait_until((tmp_path / "started").exists)
     else:  # it waits for another node
-        wait_until(lambda: listens(port) and handles(launcher.pid, signal.SIGUSR1))
+        launches.wait_until(lambda: listens(port) and handles(launcher.pid, signal.SIGUSR1))
     os.kill(launcher.pid, signal.SIGUSR1)
     launcher.join(60)
     assert launcher.exitcode == STOPPED_EXIT_CODE

@@ -108,6 +108,15 @@ def test_recovery_is_ordinary_training(finished, train):
     assert column(train("--superposition.bag_size=1")) == column(off)
 
 
+def test_no_graph_of_a_micro_batch_is_left_when_the_optimizer_steps(train):
+    class Trainer(SuperpositionTrainer):
+        def _before_optimizer_step(self, *args):
+            assert [loss.grad_fn for loss in self._losses] == [None, None]
+            super()._before_optimizer_step(*args)
+
+    train(*ON, f"--training.global_batch_size={2 * B}", trainer_class=Trainer)
+
+
 def test_gradient_accumulation_is_one_larger_batch(whole, train):
     parts = train(*ON, "--training.local_batch_size=2", f"--training.global_batch_size={B}")
     for key in ("loss_metrics/global_avg_loss", "grad_norm"):
