@@ -46,6 +46,13 @@ def test_the_newest_complete_one_and_what_was_skipped(whole, run_folder, train, 
     assert names == ["step-2", "step-4", "step-5", "step-6"]
 
 
+def test_a_job_is_checked_against_the_newest_that_can_be_gone_on_from(run_folder):
+    folder = run_folder(1, 4, 5)
+    assert files.newest_resumable(folder) == folder / "step-5"
+    (folder / "step-5" / "manifest.json").write_text("{")
+    assert files.newest_resumable(folder) == folder / "step-4"
+
+
 def test_a_save_that_lacked_its_name_only(whole, run_folder, train):
     folder = run_folder(2, BOUNDARY)
     (folder / f"step-{BOUNDARY}").rename(folder / f"saving-{BOUNDARY}")
