@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from jobs import TST, load_full, losses, saving, superposition
+from jobs import load_full, losses, saving, superposition
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.metrics import read_metrics
 from torchtitan.experiments.tst.stop import STOPPED_EXIT_CODE
@@ -112,15 +112,16 @@ def test_a_rank_whose_loss_is_not_finite_holds_all_back(launch, tmp_path):
 def test_a_damage_that_one_rank_finds_stops_all(two_ranks, launch, tmp_path):
     source = two_ranks / "checkpoint"
     shutil.copytree(source / "step-6", tmp_path / "checkpoint/step-6")
-    for path in (tmp_path / "checkpoint/step-6").glob("*.distcp"):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 4
-        path.write_bytes(content)
-    folder = f"--job.dump_folder={tmp_path}"
-    result = launch(TST, *JOB, folder, processes=2, check=False)
+    path = tmp_path / "checkpoint/step-6/__1_0.distcp"  # only one rank looks at it
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    job = (*JOB, f"--job.dump_folder={tmp_path}")
+    result = launch("recording_worker", *job, processes=2, check=False)
     assert result.failed
     for rank in (0, 1):
-        assert f"step-6/__{rank}_0.distcp: not the content that was written" in result.output
+        _, _, message = result.output.partition(f"rank {rank} ended with checkpoint error: ")
+        assert "step-6/__1_0.distcp: not the content that was written" in message[:500]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
