@@ -148,7 +148,8 @@ def test_tokenizer_and_type(run, tmp_path, corpus):
     ours = HuggingFaceTokenizer(str(corpus / "tokenizer"))
     text = "def main():\n    return  'naïve' # 你好"
     assert tokenizer(text).input_ids == ours.encode(text, add_bos=False, add_eos=False)
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (ours.bos_id, ours.eos_id)
+    for written in (tokenizer, model.config, model.generation_config):
+        assert (written.bos_token_id, written.eos_token_id) == (ours.bos_id, ours.eos_id)
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
