@@ -44,7 +44,7 @@ def fork(module: str, args: list[str], processes: int, folder: Path, **environme
 
 
 def start(module: str, args: list[str], folder: Path) -> ForkServerProcess:
-    """Start a module as :func:`fork` does, in one process that goes on beside the test."""
+    """Start a module as :func:`fork` does, in one process, and do not wait for its end."""
     port = parallel_worker.free_port()
     process = parallel_worker.process_of_rank(0, 1, port, folder, run_module, module, args)
     process.start()

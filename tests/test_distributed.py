@@ -117,7 +117,7 @@ def go_on(runs, train_under, tmp_path):
     return run
 
 
-CHANGES = {  # model, layouts, and in which of the two phases CI goes on
+CHANGES = {  # model, layouts, and the step after which the quick test resumes, None for no test
     ("llama3", "FSDP 2", "TP 2 + PP 2"): BOUNDARY,
     ("llama3", "TP 2 + PP 2", "FSDP 2 + CP 2"): None,
     ("qwen3", "TP 2 + CP 2", "DDP 2"): 3,

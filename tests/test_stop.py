@@ -91,7 +91,7 @@ def test_a_second_signal_ends_at_once():
             while not request.signal:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)  # the same, from another sender
-            time.sleep(0.5)  # nothing tells that it was left out
+            time.sleep(0.5)  # no event shows that it was ignored
             print(request.signal == signal.SIGUSR1, flush=True)
             stop.REPEAT_SECONDS = 0.0
             os.kill(os.getpid(), signal.SIGTERM)
