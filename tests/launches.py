@@ -55,7 +55,8 @@ def run_module(module: str, args: list[str], environment: Mapping[str, str] = {}
     """Run a module in this process, one that was forked for it."""
     os.environ |= environment
     os.chdir(ROOT)
-    time.sleep = lambda seconds: None  # upstream waits for others at the end
+    sleep = time.sleep  # upstream waits 2 seconds for others at the end; torchrun polls by it
+    time.sleep = lambda seconds: sleep(min(seconds, 0.1))
     sys.argv = [module, *args]
     ConfigManager.parse_args.__defaults__ = (args,)  # upstream's, of when it was imported
     if module.endswith(".py"):
