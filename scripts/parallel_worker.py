@@ -56,6 +56,12 @@ GRADIENTS = "gradient-norms-{rank}.jsonl"
 LOG_END = 6000  # characters, to look at when a process fails
 PATIENCE = 5.0  # seconds to wait for the other processes after one has failed
 
+# what the processes have imported; datasets imports the second to read a file
+PRELOAD = [Path(__file__).stem, "scipy.io"]
+
+# The first time, tyro imports modules; they are to be there before processes are forked.
+SuperpositionConfigManager().parse_args(["--model.hf_assets_path=."])
+
 
 class SyntheticTrainer(SuperpositionTrainer):
     """Each step's global batch depends on the step alone; a rank takes its rows of it.
@@ -160,9 +166,11 @@ def run_ranks(
         folder: of the logs.
         args: of the function.
     """
-    port = free_port()
+    # as torchrun does, so that no rank waits because it is there before the one with the store
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     ranks = [
-        process_of_rank(rank, processes, port, folder, function, *args) for rank in range(processes)
+        process_of_rank(rank, processes, store, folder, function, *args)
+        for rank in range(processes)
     ]
     for process in ranks:
         process.start()
@@ -187,22 +195,26 @@ def run_ranks(
 
 
 def process_of_rank(
-    rank: int, processes: int, port: int, folder: Path, function: Callable[..., None], *args: Any
+    rank: int,
+    processes: int,
+    store: dist.TCPStore,
+    folder: Path,
+    function: Callable[..., None],
+    *args: Any,
 ) -> ForkServerProcess:
-    """Return one process of :func:`run_ranks`, to be started; ``port`` is that of all of them."""
+    """Return one process of :func:`run_ranks`, to be started; ``store`` is that of all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     _start_fork_server()
-    arguments = (rank, processes, port, folder, function, *args)
+    arguments = (rank, processes, store.port, folder, function, *args)
     return ForkServerProcess(target=_rank, args=arguments)
 
 
 def _start_fork_server() -> None:
-    """It finds this module by the environment: before Python 3.13 it is not told sys.path."""
+    """It finds modules by the environment: before Python 3.13 it is not told sys.path."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), before or ""])
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     try:
-        preload = [Path(__file__).stem, "scipy.io"]  # which datasets imports to read a file
-        multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
         multiprocessing.forkserver.ensure_running()
     finally:
         if before is None:
@@ -220,6 +232,7 @@ def _rank(
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         # Compiled code has the names of process groups in it, which differ from run to run.
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
     }

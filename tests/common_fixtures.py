@@ -1,12 +1,14 @@
 """Fixtures: a small corpus, trainers in this process, launches of several processes."""
 
 import contextlib
+import functools
 import importlib
 import itertools
 import logging
 import os
 import sys
 import sysconfig
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,8 @@ from unittest import mock
 
 import pytest
 import torch.distributed as dist
+import tyro._docstrings
+import tyro._unsafe_cache
 
 from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
@@ -35,6 +39,12 @@ from torchtitan.experiments.tst.job_config import (  # noqa: E402
 )
 from torchtitan.experiments.tst.metrics import read_metrics  # noqa: E402
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer  # noqa: E402
+
+# A job's command line takes tyro 0.05 s, and not two to seven times as long, if it does not check
+# its caches, as it does where it sees pytest, and does not read the sources of configs each time.
+mock.patch.object(tyro._unsafe_cache, "sys", types.SimpleNamespace(modules={})).start()
+Source = tyro._docstrings._ClassTokenization
+mock.patch.object(Source, "make", functools.cache(Source.make)).start()
 
 
 @pytest.fixture(scope="session")

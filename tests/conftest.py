@@ -9,6 +9,7 @@ from selection import selects_gpu_tests
 
 if not selects_gpu_tests(sys.argv[1:]):  # the other tests are of the CPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # datasets would ask the hub's server each time
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -45,9 +45,10 @@ def fork(module: str, args: list[str], processes: int, folder: Path, **environme
 
 def start(module: str, args: list[str], folder: Path) -> ForkServerProcess:
     """Start a module as :func:`fork` does, in one process, and do not wait for its end."""
-    port = parallel_worker.free_port()
-    process = parallel_worker.process_of_rank(0, 1, port, folder, run_module, module, args)
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    process = parallel_worker.process_of_rank(0, 1, store, folder, run_module, module, args)
     process.start()
+    process.store = store
     return process
 
 

@@ -4,6 +4,7 @@ What a value may be by itself is checked here; what must fit together, in ``job_
 """
 
 import difflib
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torchtitan.config import ConfigManager
 from torchtitan.config import JobConfig as UpstreamJobConfig
 from typing_extensions import override
+from tyro.constructors import ConstructorRegistry
 
 from .core import Schedule
 
@@ -160,6 +162,13 @@ class SuperpositionConfigManager(ConfigManager):
 
     def __init__(self) -> None:
         super().__init__(JobConfig)
+
+    @override
+    @staticmethod
+    @functools.cache
+    def register_tyro_rules(registry: ConstructorRegistry) -> None:
+        """Once for all managers: each registration slows down all later parsing."""
+        ConfigManager.register_tyro_rules(registry)
 
     @override
     def parse_args(self, args: list[str] | None = None) -> JobConfig:
