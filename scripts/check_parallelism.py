@@ -32,10 +32,8 @@ from make_demo_corpus import make_corpus, read_sources
 from parallel_layouts import GLOBAL_BATCH, LAYOUTS, MODELS, TOLERANCE, Layout
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, read_metrics
 
-STEPS, BOUNDARY = 10, 5
+STEPS = 10
 JOB = (
-    f"--training.steps={STEPS}",
-    f"--superposition.steps={BOUNDARY}",
     "--superposition.bag_size=4",
     "--training.dataset=jsonl",
     "--training.seq_len=32",
@@ -118,18 +116,22 @@ class Runs:
 
     Args:
         folder: of the runs, emptied first.
+        steps: of each; the first half is in superposition.
 
     Attributes:
         job: arguments of all of them.
+        boundary: the last superposition step.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, steps: int = STEPS):
         shutil.rmtree(folder, ignore_errors=True)
-        self.folder = folder
+        self.folder, self.steps, self.boundary = folder, steps, steps // 2
         corpus = folder / "corpus"
         make_corpus(corpus, list(read_sources())[:60])
         self.job = (
             *JOB,
+            f"--training.steps={steps}",
+            f"--superposition.steps={self.boundary}",
             f"--model.hf_assets_path={corpus / 'tokenizer'}",
             f"--training.dataset_path={corpus / 'train.jsonl'}",
         )
@@ -146,7 +148,7 @@ class Runs:
         folder = self.folder / re.sub(r"\W+", "-", f"{model} {layout.name}")
         arguments = (*MODELS[model], *layout.arguments)
         of_many, error = self._run(arguments, layout.processes, folder)
-        phases = (slice(BOUNDARY), slice(BOUNDARY, STEPS))
+        phases = (slice(self.boundary), slice(self.boundary, self.steps))
         deviations = [None if error else _deviation(of_many[p], of_one[p]) for p in phases]
         seconds = time.monotonic() - begun
         return Result(
@@ -190,7 +192,7 @@ class Runs:
         if error := self.train(arguments, processes, folder):
             return [], error
         lines, gradients = read_metrics(folder), parallel_worker.gradient_norms(folder)
-        assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+        assert [line["step"] for line in lines] == list(range(1, self.steps + 1))
         return [
             Step(line[TRAINING_LOSS], line["grad_norm"], norms)
             for line, norms in zip(lines, gradients, strict=True)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 import check_parallelism
-from check_parallelism import STEPS, Deviation, Runs, Step, obstacle
+from check_parallelism import Deviation, Runs, Step, obstacle
 from parallel_layouts import LAYOUTS, Layout
 
 
@@ -33,7 +33,7 @@ def test_what_does_not_agree_or_fails_is_told(run_script, tmp_path, monkeypatch)
         if "broken" in folder.name:
             return [], "superposition.bag_size = -1"
         far = 1 + 2e-5 * (processes > 1)
-        return [Step(far, far, {"weight": [far]})] * STEPS, ""
+        return [Step(far, far, {"weight": [far]})] * self.steps, ""
 
     monkeypatch.setattr(Runs, "_run", run)
     arguments = ("--models", "llama3", "--output", tmp_path)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import parallel_worker
-from check_parallelism import BOUNDARY, STEPS, Runs
-from jobs import ON, SAVE, TST, column, load_full, validation
+from check_parallelism import Runs
+from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, validation
 from parallel_layouts import GLOBAL_BATCH, LAYOUTS, MODELS, TOLERANCE, Layout
 from torchtitan.experiments.tst import parallelize
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
@@ -52,7 +52,7 @@ def identity(value):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("runs"))
+    return Runs(tmp_path_factory.mktemp("runs"), STEPS)
 
 
 def cells():
@@ -103,7 +103,7 @@ def train_under(runs, tmp_path_factory):
 @pytest.fixture
 def go_on(runs, train_under, tmp_path):
     """Train a job under one layout, and go on under another from one of its checkpoints."""
-    saving = ("--checkpoint.interval=3", "--checkpoint.no-last-save-model-only")
+    saving = ("--checkpoint.interval=2", "--checkpoint.no-last-save-model-only")
 
     def run(model, first, second, step):
         before, after = train_under(model, first, *saving), tmp_path / "run"
@@ -120,7 +120,7 @@ def go_on(runs, train_under, tmp_path):
 CHANGES = {  # model, layouts, and the step after which the quick test resumes, None for no test
     ("llama3", "FSDP 2", "TP 2 + PP 2"): BOUNDARY,
     ("llama3", "TP 2 + PP 2", "FSDP 2 + CP 2"): None,
-    ("qwen3", "TP 2 + CP 2", "DDP 2"): 3,
+    ("qwen3", "TP 2 + CP 2", "DDP 2"): 2,
     ("qwen3 MoE", "TP 2 + EP 2", "FSDP 2 + EP 2"): BOUNDARY,
     ("qwen3 MoE", "TP 2 + EP 2", "FSDP 2 + CP 2 + EP 4"): None,
     ("qwen3 MoE", "FSDP 4 + EP 4", "FSDP 2 + TP 2 + EP 2 + ETP 2"): None,
@@ -135,7 +135,7 @@ CHANGES = {  # model, layouts, and the step after which the quick test resumes, 
             marks=() if step == in_ci else pytest.mark.slow,
         )
         for (model, first, second), in_ci in CHANGES.items()
-        for step in (3, BOUNDARY)
+        for step in (2, BOUNDARY)
     ],
     ids=identity,
 )
@@ -166,7 +166,7 @@ def test_goes_on_under_another_layout(runs, go_on, model, first, second, step):
 )
 def test_validation(runs, train_under, model, few, many):
     """Before, at and after the boundary."""
-    args = (*validation(runs.folder / "corpus"), "--validation.freq=3")
+    args = (*validation(runs.folder / "corpus"), "--validation.freq=2")
     args += (f"--validation.local_batch_size={GLOBAL_BATCH}",)
     of_few, of_many = (
         column(read_metrics(train_under(model, layout, *args)), VALIDATION_LOSS)

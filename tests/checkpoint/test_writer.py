@@ -14,7 +14,9 @@ STATE = {"weights": torch.arange(10_000.0), "step": 7, "bytes": b"\0\1"}
 
 
 @pytest.mark.parametrize("how", ["save", "async thread", "async process"])
-def test_what_is_written(tmp_path, one_process, how):
+def test_what_is_written(tmp_path, one_process, monkeypatch, how):
+    # else DCP's process listens at a port that was free seconds before
+    monkeypatch.setenv("DCP_USE_PREFIX_STORE", "1")
     writer = CheckpointWriter(tmp_path, 7, MANIFEST)
     if how == "save":
         dcp.save(STATE, storage_writer=writer)
