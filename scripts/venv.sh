@@ -40,7 +40,8 @@ if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] || ! _has_package; then
         fi
         if ! _is_installed; then
             echo "Installing torchtitan-tst[$_extra] into .venv (torch comes with it: some minutes)"
-            .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+            # without compiling thousands of modules that nobody imports
+            .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
                 --editable ".[$_extra]"
             touch ".venv/.installed-$_extra"
         fi

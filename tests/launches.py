@@ -48,7 +48,7 @@ def start(module: str, args: list[str], folder: Path) -> ForkServerProcess:
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     process = parallel_worker.process_of_rank(0, 1, store, folder, run_module, module, args)
     process.start()
-    process.store = store
+    process.store = store  # as long as there is the process
     return process
 
 

@@ -3,6 +3,7 @@ import os
 
 import pytest
 import tomli_w
+from torchtitan.config.manager import custom_registry
 
 import launches
 import parallel_worker
@@ -346,6 +347,16 @@ def test_choices_are_those_of_the_core():
     assert choices["loss"] == LOSSES
     assert choices["weighting"] == WEIGHTINGS
     assert choices["scale"] == SCALES
+
+
+def test_each_manager_parses_as_fast_as_the_first():
+    """Upstream's adds a rule to tyro's, which is asked for each option."""
+
+    def rules():
+        SuperpositionConfigManager()
+        return len(custom_registry._primitive_rules)
+
+    assert rules() == rules()
 
 
 def test_help_explains_every_key(capsys):
