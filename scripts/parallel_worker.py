@@ -56,9 +56,6 @@ GRADIENTS = "gradient-norms-{rank}.jsonl"
 LOG_END = 6000  # characters, to look at when a process fails
 PATIENCE = 5.0  # seconds to wait for the other processes after one has failed
 
-# what the processes have imported; datasets imports the second to read a file
-PRELOAD = [Path(__file__).stem, "scipy.io"]
-
 # The first time, tyro imports modules; they are to be there before processes are forked.
 SuperpositionConfigManager().parse_args(["--model.hf_assets_path=."])
 
@@ -210,11 +207,12 @@ def process_of_rank(
 
 
 def _start_fork_server() -> None:
-    """It finds modules by the environment: before Python 3.13 it is not told sys.path."""
+    """It finds this module by the environment: before Python 3.13 it is not told sys.path."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), before or ""])
     try:
-        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+        preload = [Path(__file__).stem, "scipy.io"]  # which datasets imports to read a file
+        multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
         multiprocessing.forkserver.ensure_running()
     finally:
         if before is None:

@@ -40,9 +40,10 @@ if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] || ! _has_package; then
         fi
         if ! _is_installed; then
             echo "Installing torchtitan-tst[$_extra] into .venv (torch comes with it: some minutes)"
-            # without compiling thousands of modules that nobody imports
             .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
                 --editable ".[$_extra]"
+            # as pip would, but on all cores; some packages have files that do not compile
+            .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
             touch ".venv/.installed-$_extra"
         fi
         exec 9>&-
