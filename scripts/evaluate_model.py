@@ -16,7 +16,8 @@ from typing import Any
 from command_line import aligned, documented_parser
 from export_model import exported, start_logging
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
-from torchtitan.experiments.tst.export import ExportError, find_checkpoint
+from torchtitan.experiments.tst.checkpoint.inventory import find_checkpoint
+from torchtitan.experiments.tst.export import ExportError
 from torchtitan.experiments.tst.planning import paper
 
 # The columns of Table 3, and the metric of each. The paper does not say which metrics it took:

@@ -19,7 +19,8 @@ from torchtitan.tools.logging import init_logger
 
 from command_line import documented_parser
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
-from torchtitan.experiments.tst.export import ExportError, export, find_checkpoint, read_job
+from torchtitan.experiments.tst.checkpoint.inventory import find_checkpoint
+from torchtitan.experiments.tst.export import ExportError, export, read_job
 
 
 def start_logging() -> None:

@@ -195,7 +195,7 @@ def stop(
     process: subprocess.Popen, folder: Path, chance: random.Random, options: argparse.Namespace
 ) -> str | None:
     """Wait for a random step and send a signal; checks what is left behind."""
-    from torchtitan.experiments.tst.checkpoint import files
+    from torchtitan.experiments.tst.checkpoint import files, inventory
     from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
     step = min(last_step(folder) + chance.randint(1, 5), options.steps - 4)
@@ -213,7 +213,7 @@ def stop(
     reports = re.findall(r"Stopped after step (\d+)", output)
     if process.returncode != STOPPED_EXIT_CODE or not reports:
         sys.exit(f"{number.name}: exit code {process.returncode}, output:\n{output[-5000:]}")
-    checkpoint = files.step_folder(folder / "checkpoint", int(reports[-1]))
+    checkpoint = inventory.step_folder(folder / "checkpoint", int(reports[-1]))
     manifest = files.read_manifest(checkpoint)
     if manifest is None:
         sys.exit(f"{number.name}: {checkpoint} is not there")
@@ -267,9 +267,9 @@ def saving(folder: Path, since: float = 0.0) -> list[str]:
 
 
 def complete_steps(folder: Path) -> list[int]:
-    from torchtitan.experiments.tst.checkpoint import files
+    from torchtitan.experiments.tst.checkpoint import inventory
 
-    return files.complete_steps(folder / "checkpoint")
+    return inventory.complete_steps(folder / "checkpoint")
 
 
 def last_step(folder: Path) -> int:

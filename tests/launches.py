@@ -18,7 +18,7 @@ from torchtitan.config import ConfigManager
 import parallel_worker
 from inject_faults import signal_tree
 from jobs import ROOT
-from torchtitan.experiments.tst.checkpoint.files import complete_steps
+from torchtitan.experiments.tst.checkpoint.inventory import complete_steps
 
 
 class Launch(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jobs import load_full, losses, saving, superposition
-from torchtitan.experiments.tst.checkpoint import files
+from torchtitan.experiments.tst.checkpoint import inventory
 from torchtitan.experiments.tst.metrics import read_metrics
 from torchtitan.experiments.tst.stop import STOPPED_EXIT_CODE
 
@@ -24,7 +24,7 @@ JOB = (
 
 def last_steps(checkpoints, *steps):
     """Leave these checkpoints only, as if the run had been killed after the last of them."""
-    for step in files.complete_steps(checkpoints):
+    for step in inventory.complete_steps(checkpoints):
         if step not in steps:
             shutil.rmtree(checkpoints / f"step-{step}")
 
@@ -104,7 +104,7 @@ def test_a_rank_whose_loss_is_not_finite_holds_all_back(launch, tmp_path):
         )
     assert "loss not finite on ranks [1]" in result.output
     folder = tmp_path / "checkpoint"
-    assert files.complete_steps(folder) == [1, 2, 3, 4]
+    assert inventory.complete_steps(folder) == [1, 2, 3, 4]
     two, three, four = (load_full(folder / f"step-{step}") for step in (2, 3, 4))
     assert all(torch.equal(two[key], three[key]) for key in two)
     assert not any(torch.equal(three[key], four[key]) for key in three)
@@ -132,7 +132,7 @@ def test_one_rank_is_killed_or_asked_to_stop(two_ranks, launch, tmp_path, number
     signalled = f"--signal=5,{int(number)}"
     result = launch("recording_worker", *job, signalled, processes=2, check=False)
     assert result.failed
-    last = files.complete_steps(tmp_path / "checkpoint")[-1]
+    last = inventory.complete_steps(tmp_path / "checkpoint")[-1]
     if number == signal.SIGKILL:
         assert last == 4
     else:

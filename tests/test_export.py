@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate_model
 from jobs import load_full, saving, superposition
-from torchtitan.experiments.tst.export import ExportError, export, find_checkpoint, read_job
+from torchtitan.experiments.tst.checkpoint.inventory import find_checkpoint
+from torchtitan.experiments.tst.export import ExportError, export, read_job
 from torchtitan.experiments.tst.planning import paper
 
 ON = superposition(steps=1)
@@ -162,7 +163,7 @@ def test_command_and_bad_input(run, tmp_path, run_script):
         assert result.code == 1
         assert message in result.stderr
 
-    refuses("nowhere: no checkpoint", tmp_path / "nowhere", output)
+    refuses("nowhere is not there. Give a checkpoint", tmp_path / "nowhere", output)
     refuses("is not one of this model", run, output, "--model.flavor=demo_small")
     refuses("model.name = 'llama4': export knows", run, output, "--model.name=llama4")
     refuses("model.flavor = 'none': llama3 has", run, output, "--model.flavor=none")

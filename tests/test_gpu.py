@@ -19,7 +19,7 @@ from torchtitan.train import Trainer
 
 from jobs import ROOT, TST, poisoned_at, tensorboard_scalars
 from launches import signal_every_process
-from torchtitan.experiments.tst.checkpoint import files
+from torchtitan.experiments.tst.checkpoint import files, inventory
 from torchtitan.experiments.tst.core import LOSSES, BagEmbedding, BagLoss, LossHead, losses
 from torchtitan.experiments.tst.core.head import chunked_loss
 from torchtitan.experiments.tst.data.shards_loader import ShardsDataloader
@@ -358,7 +358,7 @@ def test_a_signal_to_every_process_ends_with_a_checkpoint(base_args, tmp_path, m
     job += ["--training.steps=20000", "--training.dataloader.num_workers=1"]
     code, output = signal_every_process(["-m", TST, *job], run, signal.SIGUSR1)
     assert code == STOPPED_EXIT_CODE, output
-    last = files.step_folder(run / "checkpoint", files.complete_steps(run / "checkpoint")[-1])
+    last = inventory.newest_resumable(run / "checkpoint")
     assert f"Stopped after step {last.name.removeprefix('step-')}," in output
     assert files.damages(last, files.read_manifest(last)["files"]) == []
 

@@ -18,7 +18,7 @@ from corpora import write_shards
 from jobs import ON, ROOT, SAVE, SAVE_LAST, load_full, losses, poisoned_at
 from launches import signal_every_process
 from parallel_worker import free_port
-from torchtitan.experiments.tst.checkpoint import files
+from torchtitan.experiments.tst.checkpoint import files, inventory
 from torchtitan.experiments.tst.step_check import NonFiniteError
 from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE, Stopped
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
@@ -64,7 +64,7 @@ def test_stops_within_two_steps_with_a_checkpoint(
         train(*ON, *SAVE_LAST, mode, trainer_class=stopping_at(step, number))
     assert stopped.value.code == STOPPED_EXIT_CODE == 75
     folder = tmp_path / "run" / "checkpoint"
-    assert files.complete_steps(folder)[-1] == stops
+    assert inventory.complete_steps(folder)[-1] == stops
     manifest = files.read_manifest(folder / f"step-{stops}")
     assert files.damages(folder / f"step-{stops}", manifest["files"]) == []
     assert losses(train(*ON, *SAVE_LAST)) == whole.losses
@@ -143,7 +143,7 @@ def test_a_signal_to_every_process_of_a_job(base_args, tmp_path, number):
     rank = [str(ROOT / "tests" / "checkpoint_process.py"), *job]
     code, output = signal_every_process(rank, run, number)
     assert code == STOPPED_EXIT_CODE, output
-    last = files.step_folder(run / "checkpoint", files.complete_steps(run / "checkpoint")[-1])
+    last = inventory.newest_resumable(run / "checkpoint")
     assert f"Stopped after step {last.name.removeprefix('step-')}," in output
     assert files.damages(last, files.read_manifest(last)["files"]) == []
 
@@ -171,7 +171,7 @@ def test_a_step_that_is_not_finite_stops_the_run(
     assert f"step {step} ({phase} phase)" in message
     assert ("not finite on ranks [0]" if what == "loss" else "gradient norm inf") in message
     assert "optimizer.lr" in message
-    assert files.complete_steps(tmp_path / "run" / "checkpoint")[-1] == step - 1
+    assert inventory.complete_steps(tmp_path / "run" / "checkpoint")[-1] == step - 1
 
 
 @pytest.mark.parametrize("step", [2, 6])

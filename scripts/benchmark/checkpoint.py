@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
-from torchtitan.experiments.tst.checkpoint import files
+from torchtitan.experiments.tst.checkpoint import files, inventory
 from torchtitan.experiments.tst.checkpoint.reader import SafeLoadPlanner, SafeReader
 from torchtitan.experiments.tst.checkpoint.writer import CheckpointWriter
 
@@ -36,7 +36,7 @@ def main() -> None:
     state = {f"layer.{i}": torch.randn(numbers) for i in range(tensors)}
     loaded = {name: torch.empty_like(value) for name, value in state.items()}
     manifest = {"step": 1, "boundary": False}
-    ours, theirs = files.step_folder(folder, 1), folder / "dcp"
+    ours, theirs = inventory.step_folder(folder, 1), folder / "dcp"
 
     def check() -> None:
         assert not files.damages(ours, files.read_manifest(ours)["files"])

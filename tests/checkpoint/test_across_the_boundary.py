@@ -8,7 +8,7 @@ import torch.distributed.checkpoint as dcp
 
 from jobs import BOUNDARY, ON, SAVE, SAVE_LAST, column, load_full, losses
 from torchtitan.experiments.tst.checkpoint import files
-from torchtitan.experiments.tst.checkpoint.files import complete_steps
+from torchtitan.experiments.tst.checkpoint.inventory import complete_steps
 
 
 def test_boundary_checkpoint_has_a_name_and_is_full(whole):
@@ -43,7 +43,7 @@ def test_section_removed_in_the_run_folder(whole, run_folder, train):
     folder = run_folder(BOUNDARY)
     lines = train(*SAVE, "--checkpoint.keep_latest_k=2")
     assert losses(lines) == {step: whole.losses[step] for step in (4, 5, 6)}
-    assert files.complete_steps(folder) == [BOUNDARY, 4, 5, 6]
+    assert complete_steps(folder) == [BOUNDARY, 4, 5, 6]
 
 
 def test_only_the_model_of_a_boundary_checkpoint(whole, train, warnings):

@@ -21,8 +21,9 @@ from jobs import (
     load_full,
     losses,
 )
-from torchtitan.experiments.tst.checkpoint import files
+from torchtitan.experiments.tst.checkpoint import files, inventory
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
+from torchtitan.experiments.tst.checkpoint.inventory import complete_steps
 from torchtitan.experiments.tst.job_checks import check_job
 from torchtitan.experiments.tst.job_config import ConfigError
 
@@ -40,7 +41,7 @@ def test_the_newest_complete_one_and_what_was_skipped(whole, run_folder, train, 
     (folder / "saving-6" / "__0_0.distcp").write_bytes(b"half")
     (folder / "deleting-1").mkdir()
     assert losses(train(*ON, *SAVE)) == {step: whole.losses[step] for step in (5, 6)}
-    assert "step-5: its save was cut short" in warnings()
+    assert "step-5: it is an incomplete checkpoint, cut short in its save" in warnings()
     assert "saving-6: its save was cut short" in warnings()
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["step-2", "step-4", "step-5", "step-6"]
@@ -48,9 +49,9 @@ def test_the_newest_complete_one_and_what_was_skipped(whole, run_folder, train, 
 
 def test_a_job_is_checked_against_the_newest_that_can_be_gone_on_from(run_folder):
     folder = run_folder(1, 4, 5)
-    assert files.newest_resumable(folder) == folder / "step-5"
+    assert inventory.newest_resumable(folder) == folder / "step-5"
     (folder / "step-5" / "manifest.json").write_text("{")
-    assert files.newest_resumable(folder) == folder / "step-4"
+    assert inventory.newest_resumable(folder) == folder / "step-4"
 
 
 def test_a_save_that_lacked_its_name_only(whole, run_folder, train):
@@ -65,11 +66,14 @@ def test_a_checkpoint_of_the_model_only(whole, run_folder, train, warnings):
     """The default at the end of a run, which upstream cannot go on from."""
     folder = run_folder(5)
     train(*ON, "--checkpoint.enable", "--checkpoint.interval=100")  # writes step-6
-    lines = train(*ON, *SAVE)
-    assert losses(lines) == {6: whole.losses[6]}
-    assert "step-6: it holds the model only" in warnings()
-    shutil.rmtree(folder / "step-6")
-    shutil.rmtree(folder / "step-5")
+    before = (folder / "step-6" / "manifest.json").read_bytes()
+    lines = train(*ON, *SAVE, "--training.steps=8")
+    assert losses(lines).keys() == {6, 7, 8}
+    assert losses(lines)[6] == whole.losses[6]
+    assert "step-6: it is a checkpoint of the model only" in warnings()
+    assert (folder / "replaced-6" / "manifest.json").read_bytes() == before
+    assert complete_steps(folder) == [5, 6, 7, 8]
+    shutil.rmtree(folder)
     train(*ON, "--checkpoint.enable", "--checkpoint.interval=100", "--training.steps=4")
     shutil.rmtree(folder / f"step-{BOUNDARY}")
     with pytest.raises(CheckpointError, match="none of the checkpoints"):
@@ -255,7 +259,7 @@ def test_a_full_disk(train, tmp_path, monkeypatch, mode):
         train(*ON, *SAVE, f"--checkpoint.async_mode={mode}")
     assert "No space left on device" in str(error.value)
     folder = tmp_path / "run" / "checkpoint"
-    newest = files.complete_steps(folder)[-1]
+    newest = complete_steps(folder)[-1]
     assert f"step-{newest} there is complete" in str(error.value)
     assert not list(folder.glob("saving-*"))
 
@@ -310,4 +314,4 @@ def test_data_that_vanish(train, corpus, monkeypatch, tmp_path):
 
     with pytest.raises(DataError, match=r"training\.dataset = 'vanishing'"):
         train(*ON, *SAVE, "--training.dataset=vanishing", trainer_class=Trainer)
-    assert files.complete_steps(tmp_path / "run" / "checkpoint")
+    assert complete_steps(tmp_path / "run" / "checkpoint")

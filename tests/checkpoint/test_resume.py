@@ -14,7 +14,7 @@ from jobs import (
     SAVE,
     losses,
 )
-from torchtitan.experiments.tst.checkpoint import files
+from torchtitan.experiments.tst.checkpoint import inventory
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
 from torchtitan.experiments.tst.job_checks import check_job
 
@@ -103,7 +103,7 @@ def test_the_flag_goes_on_with_the_configs_values(run_folder, train, warnings):
 def test_going_back_purges_nothing_of_its_own(run_folder, train):
     folder = run_folder(2, 4, 5)
     train(*ON, *SAVE, "--checkpoint.load_step=2", "--checkpoint.keep_latest_k=2")
-    assert files.complete_steps(folder) == [BOUNDARY, 4, 5, 6]
+    assert inventory.complete_steps(folder) == [BOUNDARY, 4, 5, 6]
 
 
 def test_newer_checkpoints_than_the_one_asked_for(whole, run_folder, train, warnings):

@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torchtitan.experiments.tst.checkpoint import files
 from torchtitan.experiments.tst.checkpoint.writer import CheckpointWriter
 
-MANIFEST = {"step": 7, "boundary": True}
+MANIFEST = {"step": 7, "boundary": True, "resumable": True}
 STATE = {"weights": torch.arange(10_000.0), "step": 7, "bytes": b"\0\1"}
 
 

@@ -14,7 +14,8 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from corpora import write_shards
 from jobs import losses, saving, superposition
-from torchtitan.experiments.tst.checkpoint.files import CheckpointError, complete_steps
+from torchtitan.experiments.tst.checkpoint.files import CheckpointError
+from torchtitan.experiments.tst.checkpoint.inventory import complete_steps
 from torchtitan.experiments.tst.data.build import build_dataloader, build_validation_dataloader
 from torchtitan.experiments.tst.data.loader import DataError
 from torchtitan.experiments.tst.data.shards_loader import ShardsDataloader, tokens_to_read

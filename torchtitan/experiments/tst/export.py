@@ -14,21 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tomli
 import torch
 import torch.distributed.checkpoint as dcp
 import torchtitan.protocols.train_spec as train_spec_module
 from huggingface_hub import save_torch_state_dict
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.models.llama3 import TransformerModelArgs
 from torchtitan.models.qwen3 import Qwen3ModelArgs
+from torchtitan.protocols import BaseStateDictAdapter
 from torchtitan.tools.logging import logger
 
 from . import models  # noqa: F401
-from .checkpoint import files
+from .checkpoint import files, inventory
 from .checkpoint.files import CheckpointError
 from .checkpoint.reader import SafeLoadPlanner, SafeReader, read_metadata
 from .job_checks import model_args_of
@@ -37,31 +38,6 @@ from .job_config import CONFIG_FILE, ConfigError, SuperpositionConfigManager
 
 class ExportError(RuntimeError):
     """A model that the folder could not hold as it is; the message says why."""
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that ``path`` names: itself, or the newest one of a run.
-
-    Args:
-        path: a checkpoint, such as RUN/checkpoint/boundary, its folder, or a run folder.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    path = path.absolute()  # and not resolved: the run's config is in a folder above it
-    if (path / files.METADATA).is_file():
-        return path.parent / path.readlink() if path.is_symlink() else path
-    folder = path
-    if (path / CONFIG_FILE).is_file():
-        folder = path / tomli.loads((path / CONFIG_FILE).read_text())["checkpoint"]["folder"]
-    elif (path / "checkpoint").is_dir():
-        folder = path / "checkpoint"
-    if steps := files.complete_steps(folder):
-        return files.step_folder(folder, steps[-1])
-    raise CheckpointError(
-        f"{folder}: no checkpoint. It must be one (RUN/checkpoint/step-N, "
-        "RUN/checkpoint/boundary), a folder of them, or a run folder"
-    )
 
 
 def read_job(checkpoint: Path, arguments: list[str]) -> JobConfig:
@@ -93,7 +69,8 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
     """Write a checkpoint's model as a Hugging Face folder, all of it or nothing.
 
     Args:
-        checkpoint: of either phase, DCP's format; see :func:`find_checkpoint`.
+        checkpoint: of either phase, in DCP's format or that of ``checkpoint.last_save_in_hf``; see
+            :func:`.checkpoint.inventory.find_checkpoint`.
         output: the folder to make.
         job_config: of the run: model, tokenizer, sequence length, and in
             ``checkpoint.export_dtype`` the type of the exported weights.
@@ -116,8 +93,7 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
     with torch.device("meta"):
         expected = spec.model_cls(model_args).state_dict()
     config = _CONFIGS[name](model_args, expected)
-    state = _load(checkpoint, expected)
-    weights = _convert(state, spec.state_dict_adapter(model_args, None))
+    weights = _load(checkpoint, expected, spec.state_dict_adapter(model_args, None))
     dtype = job_config.checkpoint.export_dtype
     # copies, as some are views of one tensor, which safetensors would take for shared weights
     weights = {
@@ -171,14 +147,47 @@ def _tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
         ) from error
 
 
-def _load(checkpoint: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The model's tensors from a checkpoint, checked against its manifest."""
+def _load(
+    checkpoint: Path, expected: dict[str, torch.Tensor], adapter: BaseStateDictAdapter
+) -> dict[str, torch.Tensor]:
+    """The model's tensors in transformers' names, checked against the checkpoint's manifest.
+
+    Args:
+        checkpoint: of any kind.
+        expected: the model's state dict.
+        adapter: of the model.
+    """
+    in_hf = inventory.identify(checkpoint) is inventory.Kind.HUGGING_FACE
     manifest = files.read_manifest(checkpoint)
     if manifest is None:
         logger.warning(f"{checkpoint} has no {files.MANIFEST}: it is not checked for damage")
     elif found := files.damages(checkpoint, manifest["files"]):
         raise CheckpointError("the checkpoint is damaged: " + "; ".join(found))
-    saved = read_metadata(checkpoint).state_dict_metadata
+    if in_hf:
+        inventory.check_weights(checkpoint)
+        expected = adapter.to_hf(expected)
+        reader: FileSystemReader = adapter.get_hf_storage_reader(str(checkpoint))
+        saved = reader.read_metadata().state_dict_metadata
+    else:
+        reader = SafeReader(checkpoint)
+        saved = read_metadata(checkpoint).state_dict_metadata
+    _check_same_model(checkpoint, saved, expected)
+    state: dict[str, Any] = {
+        key: torch.empty_like(tensor, device="cpu") for key, tensor in expected.items()
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(state, storage_reader=reader, planner=SafeLoadPlanner(), no_dist=True)
+    except (CheckpointException, ValueError) as error:
+        raise CheckpointError(f"could not load {checkpoint}: {error}") from error
+    return state if in_hf else _convert(state, adapter)
+
+
+def _check_same_model(
+    checkpoint: Path, saved: dict[str, Any], expected: dict[str, torch.Tensor]
+) -> None:
+    """Names and shapes in a checkpoint against those of the model."""
     for key, tensor in expected.items():
         entry = saved.get(key)
         shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
@@ -192,24 +201,11 @@ def _load(checkpoint: Path, expected: dict[str, torch.Tensor]) -> dict[str, torc
     for key in saved:
         if key.partition(".")[0] in modules and key not in expected:
             raise ExportError(f"{checkpoint}: {key} has no place in the exported model")
-    state: dict[str, Any] = {
-        key: torch.empty_like(tensor, device="cpu") for key, tensor in expected.items()
-    }
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(
-                state,
-                storage_reader=SafeReader(checkpoint),
-                planner=SafeLoadPlanner(),
-                no_dist=True,
-            )
-    except (CheckpointException, ValueError) as error:
-        raise CheckpointError(f"could not load {checkpoint}: {error}") from error
-    return state
 
 
-def _convert(state: dict[str, torch.Tensor], adapter: Any) -> dict[str, torch.Tensor]:
+def _convert(
+    state: dict[str, torch.Tensor], adapter: BaseStateDictAdapter
+) -> dict[str, torch.Tensor]:
     """Through upstream's adapter, a tensor at a time: it leaves out what it does not know."""
     weights: dict[str, torch.Tensor] = {}
     for key in list(state):
@@ -218,7 +214,7 @@ def _convert(state: dict[str, torch.Tensor], adapter: Any) -> dict[str, torch.Te
         weights |= converted
         # The router's bias that balances the load of experts: upstream's Qwen3 has it, always zero
         unused = key.endswith(".moe.expert_bias") and not tensor.any()
-        if not (converted or unused or _is_tied(key, adapter.model_args)):
+        if not (converted or unused or _is_tied(key, adapter.model_args)):  # type: ignore[attr-defined]
             raise ExportError(f"{key} has no place in the exported model, and it is not zero")
     return weights
 

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torchtitan.protocols.train_spec as train_spec_module
-from torchtitan.components.checkpoint import TRAIN_STATE, AsyncMode
+from torchtitan.components.checkpoint import AsyncMode
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig as UpstreamJobConfig
 from torchtitan.tools.utils import device_type
 
-from .checkpoint import files
-from .checkpoint.agreement import contradiction_error, contradictions, run_facts
-from .checkpoint.files import CheckpointError
+from .checkpoint.agreement import run_facts
+from .checkpoint.checks import check_agreement, check_last_save, check_loading
 from .core import Schedule
 from .data.checks import check_data
-from .data.mixture import Mixture
 from .data.tokenizer_identity import entries
 from .job_config import (
     ConfigError,
@@ -63,8 +61,9 @@ def check_job(job_config: UpstreamJobConfig) -> None:
     degree = dp_degree(job_config, ranks)
     mixture = check_data(job_config, schedule, tokenizer, degree)
     _check_folders(job_config)
-    if job_config.checkpoint.enable:
-        _check_agreement(job_config, schedule, tokenizer, mixture, degree)
+    if checkpoint := check_loading(job_config):
+        facts = run_facts(job_config, schedule, tokenizer, mixture, degree)
+        check_agreement(job_config, facts, checkpoint)
 
 
 def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:
@@ -101,6 +100,7 @@ def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:
         )
     _check_ranks(job_config, ranks)
     _check_batch(job_config, dp_degree(job_config, ranks))
+    check_last_save(job_config)
     skipped = resilience_section(job_config).max_skipped_steps
     if skipped and job_config.optimizer.early_step_in_backward:
         raise ConfigError(
@@ -325,40 +325,6 @@ def _check_folders(job_config: UpstreamJobConfig) -> None:
             raise ConfigError(
                 key, str(folder), f"cannot write to {existing}: {error.strerror}"
             ) from None
-
-
-def _check_agreement(
-    job_config: UpstreamJobConfig,
-    schedule: Schedule,
-    tokenizer: BaseTokenizer | None,
-    mixture: Mixture | None,
-    dp_degree: int,
-) -> None:
-    """Of config and checkpoint, as far as the checkpoint can be told yet."""
-    config = job_config.checkpoint
-    folder = Path(job_config.job.dump_folder, config.folder)
-    if config.load_step > 0:
-        checkpoint: Path | None = files.step_folder(folder, config.load_step)
-    else:
-        checkpoint = files.newest_resumable(folder)
-        if checkpoint is None and config.initial_load_path and not config.initial_load_model_only:
-            checkpoint = Path(config.initial_load_path)
-    if (
-        checkpoint is None
-        or config.load_step == 0
-        or TRAIN_STATE in config.exclude_from_loading
-        or resilience_section(job_config).allow_config_mismatch
-    ):
-        return
-    try:
-        manifest = files.read_manifest(checkpoint)
-    except CheckpointError:
-        return  # damaged: there may be another
-    if manifest is None:
-        return
-    facts = run_facts(job_config, schedule, tokenizer, mixture, dp_degree)
-    if found := contradictions(manifest, facts, config.exclude_from_loading):
-        raise CheckpointError(contradiction_error(checkpoint, found))
 
 
 def _ranks(job_config: UpstreamJobConfig) -> int:

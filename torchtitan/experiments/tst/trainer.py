@@ -108,6 +108,7 @@ class SuperpositionTrainer(Trainer):
             self.checkpointer,
             self,
             self.schedule.boundary,
+            job_config.training.steps,
             resilience.skip_damaged,
             resilience.allow_config_mismatch,
         )

@@ -1,29 +1,17 @@
-"""A run's checkpoints as folders: which are complete, which are damaged. No torch.
+"""The manifest of a checkpoint: which files it has, and whether they are as they were written.
 
-In the run's checkpoint folder (``checkpoint.folder``):
-
-- ``step-N``: a complete checkpoint. It has its name only once everything in it is on disk.
-- ``boundary``: link to the checkpoint of the last superposition step.
-- ``saving-N``: a save that is going on, or was cut short.
-- ``deleting-N``: a deletion that is going on, or was cut short.
-- ``damaged-N``: set aside by ``resilience.skip_damaged``.
-
-A checkpoint has ``manifest.json`` beside DCP's own files: size and checksum of each of them, and
-what the run was. Upstream's own trainer writes none and needs none.
+A checkpoint has ``manifest.json`` beside DCP's or safetensors files: size and checksum of each of
+them, and what the run was. Upstream's own trainer writes none and needs none. No torch.
 """
 
 import json
 import os
-import re
-import shutil
-from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-MANIFEST, METADATA, BOUNDARY = "manifest.json", ".metadata", "boundary"
+MANIFEST, METADATA = "manifest.json", ".metadata"  # the latter is DCP's
 _CHECKSUM = "xxh3_128"
 _CHUNK = 1 << 24  # bytes
 
@@ -90,6 +78,11 @@ def file_entry(size: int, checksum: str) -> dict[str, Any]:
     return {"bytes": size, _CHECKSUM: checksum}
 
 
+def entry_of(path: Path) -> dict[str, Any]:
+    """The manifest's entry of a file that is there."""
+    return file_entry(path.stat().st_size, file_checksum(path))
+
+
 def file_checksum(path: Path) -> str:
     """Checksum of the file's content."""
     checksum = new_checksum()
@@ -98,99 +91,3 @@ def file_checksum(path: Path) -> str:
         while size := file.readinto(buffer):
             checksum.update(buffer[:size])
     return checksum.hexdigest()
-
-
-def step_folder(folder: Path, step: int, kind: str = "step") -> Path:
-    """Where the checkpoint of ``step`` is, or is being made or unmade."""
-    return folder / f"{kind}-{step}"
-
-
-def complete_steps(folder: Path) -> list[int]:
-    """Steps with a complete checkpoint, ascending."""
-    return [step for step, path in _named(folder, "step") if (path / METADATA).is_file()]
-
-
-def newest_resumable(folder: Path) -> Path | None:
-    """The checkpoint that a launch would go on from, by what the manifests say of themselves."""
-    for step in reversed(complete_steps(folder)):
-        path = step_folder(folder, step)
-        with suppress(CheckpointError):
-            if (manifest := read_manifest(path)) and manifest["resumable"]:
-                return path
-    return None
-
-
-def incomplete(folder: Path) -> list[Path]:
-    """Folders that look like checkpoints and are none: upstream's trainer was cut short there."""
-    return [
-        path
-        for _, path in _named(folder, "step")
-        if not (path / METADATA).is_file() and not any(path.glob("*.safetensors"))
-    ]
-
-
-def _named(folder: Path, kind: str) -> list[tuple[int, Path]]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        (int(match[1]), path)
-        for path in folder.iterdir()
-        if (match := re.fullmatch(rf"{kind}-(\d+)", path.name))
-    )
-
-
-def publish(folder: Path, step: int, boundary: bool) -> None:
-    """Give a save that is complete its name, at once."""
-    saving, final = step_folder(folder, step, "saving"), step_folder(folder, step)
-    sync_folder(saving)
-    if boundary:
-        link = folder / f"{BOUNDARY}.new"
-        with suppress(OSError):  # of a file system without links
-            link.unlink(missing_ok=True)
-            link.symlink_to(final.name)
-            link.replace(folder / BOUNDARY)
-    if final.exists():
-        set_aside(folder, step, "deleting")
-    saving.rename(final)
-    sync_folder(folder)
-    shutil.rmtree(step_folder(folder, step, "deleting"), ignore_errors=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in it on disk before going on."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def set_aside(folder: Path, step: int, kind: str) -> Path:
-    """Rename ``step-N`` to ``kind-N``, which no resume looks at."""
-    path = step_folder(folder, step, kind)
-    shutil.rmtree(path, ignore_errors=True)
-    return step_folder(folder, step).rename(path)
-
-
-def tidy(folder: Path) -> Iterable[str]:
-    """Finish what a kill interrupted: gives what was found and done."""
-    for _, path in _named(folder, "deleting"):
-        shutil.rmtree(path, ignore_errors=True)
-    for step, path in _named(folder, "saving"):
-        manifest = None
-        with suppress(CheckpointError):
-            manifest = read_manifest(path)
-        if manifest:
-            publish(folder, step, manifest["boundary"])
-            yield f"{path} was complete but for its name: it is step-{step} now"
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-            yield f"Skipped and removed {path}: its save was cut short"
-
-
-def is_boundary(checkpoint: Path) -> bool:
-    """Whether the checkpoint is one of the last superposition step."""
-    with suppress(CheckpointError):
-        manifest = read_manifest(checkpoint)
-        return manifest is not None and manifest["boundary"]
-    return False

@@ -1,6 +1,5 @@
 """Saving and resuming: upstream's checkpoint manager, held to more."""
 
-import functools
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torchtitan.components.checkpoint import (
     DATALOADER,
+    LR_SCHEDULER,
     MODEL,
     TRAIN_STATE,
     AsyncMode,
@@ -25,9 +25,11 @@ from torchtitan.tools.utils import GarbageCollection
 from typing_extensions import override
 
 from ..data.streams import StreamsDataloader
-from . import files
+from . import files, inventory
 from .agreement import contradiction_error, contradictions
 from .files import CheckpointError
+from .inventory import Checkpoint, Kind
+from .learning_rates import schedule_of_config
 from .reader import SafeLoadPlanner, SafeReader, read_metadata
 from .writer import CheckpointWriter
 
@@ -55,14 +57,15 @@ class Run(Protocol):
 class ResilientCheckpointManager(CheckpointManager):
     """Upstream's manager whose checkpoints are complete or absent, checked, and safe to open.
 
-    Beside that, it saves after the last superposition step and when the run is asked to stop,
-    resumes on any number of data-parallel ranks, and refuses a config that contradicts the
-    checkpoint.
+    It also saves after the last superposition step and when the run is asked to stop, resumes on
+    any number of data-parallel ranks, refuses a config that contradicts the checkpoint, and leaves
+    a run that has ended as it is.
     """
 
     folder: str
     run: Run
     boundary: int
+    last_step: int
     skip_damaged: bool
     allow_config_mismatch: bool
     save_now: bool
@@ -74,6 +77,7 @@ class ResilientCheckpointManager(CheckpointManager):
         checkpointer: CheckpointManager,
         run: Run,
         boundary: int,
+        last_step: int,
         skip_damaged: bool,
         allow_config_mismatch: bool,
     ) -> "ResilientCheckpointManager":
@@ -83,12 +87,14 @@ class ResilientCheckpointManager(CheckpointManager):
             checkpointer: upstream's.
             run: the trainer.
             boundary: the last superposition step; 0 for none.
+            last_step: of the run.
             skip_damaged: resume from the checkpoint before a damaged one.
             allow_config_mismatch: resume though config and checkpoint contradict each other.
         """
         checkpointer.__class__ = cls
         assert isinstance(checkpointer, cls)
-        checkpointer.run, checkpointer.boundary = run, boundary
+        checkpointer.run = run
+        checkpointer.boundary, checkpointer.last_step = boundary, last_step
         checkpointer.skip_damaged = skip_damaged
         checkpointer.allow_config_mismatch = allow_config_mismatch
         checkpointer.save_now, checkpointer.checked = False, None
@@ -118,10 +124,6 @@ class ResilientCheckpointManager(CheckpointManager):
         enable_garbage_collection: bool = False,
         to_hf: bool = False,
     ) -> Future | AsyncSaveResponse | None:
-        if to_hf:
-            return super().dcp_save(
-                state_dict, checkpoint_id, async_mode, enable_garbage_collection, to_hf
-            )
         folder, step = Path(self.folder), int(Path(checkpoint_id).name.removeprefix("step-"))
         manifest = self.run.manifest() | {
             "step": step,
@@ -131,7 +133,9 @@ class ResilientCheckpointManager(CheckpointManager):
         writer = CheckpointWriter(folder, step, manifest)
         result: Future | AsyncSaveResponse | None = None
         with self._save_errors():
-            if async_mode is AsyncMode.DISABLED:
+            if to_hf:
+                self._save_in_hf(state_dict, step, manifest)
+            elif async_mode is AsyncMode.DISABLED:
                 dcp.save(state_dict, storage_writer=writer)
             elif async_mode is AsyncMode.ASYNC:
                 result = dcp.async_save(state_dict, storage_writer=writer, process_group=self.pg)
@@ -147,6 +151,42 @@ class ResilientCheckpointManager(CheckpointManager):
             GarbageCollection.collect("GC collection invoked by checkpointer.")
         return result
 
+    def _save_in_hf(self, state_dict: dict[str, Any], step: int, manifest: dict[str, Any]) -> None:
+        """Upstream's save in Hugging Face format, which is complete or absent, too."""
+        folder = Path(self.folder)
+        saving = inventory.step_folder(folder, step, "saving")
+        self._from_rank_0(lambda: shutil.rmtree(saving, ignore_errors=True))
+        mapping = self.sd_adapter.fqn_to_index_mapping
+        if mapping and mapping.keys() != self.sd_adapter.to_hf(state_dict).keys():
+            logger.warning(
+                f"model.hf_assets_path has a {inventory.WEIGHTS_INDEX} of another model: all "
+                "weights are saved in one file"
+            )
+            self.sd_adapter.fqn_to_index_mapping = None
+        super().dcp_save(state_dict, str(saving), AsyncMode.DISABLED, to_hf=True)
+
+        def list_files() -> list[str]:
+            shutil.rmtree(saving / inventory.SHARDED)  # parts of the files beside it
+            return sorted(path.name for path in saving.iterdir())
+
+        names = self._from_rank_0(list_files)
+        mine = names[dist.get_rank() :: dist.get_world_size()]
+        entries: dict[str, dict[str, Any]] = {}
+        for of_rank in self.run.share({name: files.entry_of(saving / name) for name in mine}):
+            entries |= of_rank
+
+        def finish() -> None:
+            files.write_manifest(saving, manifest, entries)
+            inventory.publish(folder, step, boundary=False)
+
+        self._from_rank_0(finish)
+
+    @override
+    def _save_last_step(self, curr_step: int) -> None:
+        if curr_step == 0:
+            self.last_save_in_hf: bool = False  # a seed checkpoint is to be loaded
+        super()._save_last_step(curr_step)
+
     @override
     def _async_wait(self) -> None:
         with self._save_errors():
@@ -157,7 +197,7 @@ class ResilientCheckpointManager(CheckpointManager):
         if not self.enable:
             return
         self.wait()
-        saved = self._from_rank_0(lambda: files.complete_steps(Path(self.folder)))
+        saved = self._from_rank_0(lambda: inventory.full_steps(Path(self.folder)))
         if step > 0 and step not in saved:
             self.save_now = True
             self.save(step)
@@ -182,7 +222,7 @@ class ResilientCheckpointManager(CheckpointManager):
             if dist.get_rank() == 0:
                 for path in folder.glob("saving-*"):  # on a full disk, room for the next one
                     shutil.rmtree(path, ignore_errors=True)
-            steps = files.complete_steps(folder)
+            steps = inventory.full_steps(folder)
             usable = f"step-{steps[-1]} there is complete" if steps else "There is no earlier one"
             raise CheckpointError(
                 f"could not write a checkpoint to {folder}: {_causes(error)}. {usable}"
@@ -193,11 +233,11 @@ class ResilientCheckpointManager(CheckpointManager):
         if self.keep_latest_k <= 0 or dist.get_rank() != 0:
             return
         folder = Path(self.folder)
-        # not those of a time before checkpoint.load_step went back
-        steps = [step for step in files.complete_steps(folder) if step <= self.run.step]
+        # not those of a time before checkpoint.load_step went back, and no finished model
+        steps = [step for step in inventory.full_steps(folder) if step <= self.run.step]
         for step in steps[: -self.keep_latest_k]:
-            if not files.is_boundary(files.step_folder(folder, step)):
-                self.purge_queue.put(str(files.set_aside(folder, step, "deleting")))
+            if not inventory.is_boundary(inventory.step_folder(folder, step)):
+                self.purge_queue.put(str(inventory.set_aside(folder, step, "deleting")))
 
     # Resuming
 
@@ -208,18 +248,33 @@ class ResilientCheckpointManager(CheckpointManager):
             return super().load(step)
         folder = Path(self.folder)
         if dist.get_rank() == 0 and not self.load_only:  # others may be at work there
-            for message in files.tidy(folder):
+            for message in inventory.tidy(folder):
                 logger.warning(message)
-        steps = self._from_rank_0(lambda: _newest_first(folder))
+        checkpoints = self._from_rank_0(lambda: inventory.list_checkpoints(folder))
         if step != -1:
-            newer = [n for n in steps if n > step]
+            inventory.check_load_step(folder, step, self.exclude_from_loading)
+            newer = [c.step for c in checkpoints if c.step > step and c.resumable]
             if newer:
                 logger.warning(
                     f"checkpoint.load_step = {step}: there are newer checkpoints ({newer}), which "
                     "a launch without it will go on from"
                 )
         else:
-            step = self._newest_usable(steps)
+            newest = self._newest_usable(checkpoints)
+            if newest and newest.kind.is_model and newest.step > 0:
+                self.run.step = newest.step
+                logger.info(
+                    f"The run has ended: {newest.path} is {newest.kind.value}, of step "
+                    f"{newest.step} of {self.last_step}. To train anew, choose another "
+                    "job.dump_folder or checkpoint.folder"
+                )
+                return False
+            step = newest.step if newest else -1
+        with schedule_of_config(self.states[LR_SCHEDULER]):
+            return self._load_step(step)
+
+    def _load_step(self, step: int) -> bool:
+        folder = Path(self.folder)
         if step == -1 and folder.exists():
             # As if the folder were not there: upstream takes an empty one, such as a kill during
             # the first save leaves, for the start of a run and ignores initial_load_path.
@@ -230,39 +285,37 @@ class ResilientCheckpointManager(CheckpointManager):
                 self.folder = str(folder)
         return super().load(step)
 
-    def _newest_usable(self, steps: list[int]) -> int:
+    def _newest_usable(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
+        """The checkpoint to resume from, or the model with which the run has ended."""
         folder = Path(self.folder)
-        for step in steps:
-            checkpoint = files.step_folder(folder, step)
-            reason = self._from_rank_0(functools.partial(_not_resumable, checkpoint))
-            if not reason and (damages := self._damages(checkpoint)):
+        for found in reversed(checkpoints):
+            checkpoint, reason = found.path, ""
+            if not (found.resumable or found.finishes(self.last_step)):
+                reason = f"it {inventory.describe(checkpoint)}"
+            elif damages := self._damages(checkpoint):
                 if not self.skip_damaged:
                     raise _damage_error(damages)
                 reason = "; ".join(damages)
                 if dist.get_rank() == 0 and not self.load_only:
-                    aside = files.set_aside(folder, step, "damaged")
+                    aside = inventory.set_aside(folder, found.step, "damaged")
                     logger.warning(f"{checkpoint} is now {aside}")
             if not reason:
                 self.checked = checkpoint
-                return step
+                return found
             logger.warning(f"Skipped {checkpoint}: {reason}")
-        if steps:
+        if any(found.kind is not Kind.INCOMPLETE for found in checkpoints):
             raise CheckpointError(
                 f"none of the checkpoints in {folder} can be resumed (see above). To start anew "
                 "choose another job.dump_folder or checkpoint.folder"
             )
-        return -1
+        return None
 
     def _damages(self, checkpoint: Path) -> list[str]:
         """What is damaged, on any rank; every rank reads its share of the files."""
         try:
             manifest = files.read_manifest(checkpoint)
             if manifest is None:
-                logger.warning(
-                    f"{checkpoint} has no {files.MANIFEST}, as with TorchTitan's own trainer: it "
-                    "is not checked for damage"
-                )
-                read_metadata(checkpoint)
+                self._check_readable(checkpoint)
             written = manifest["files"] if manifest else {}
             # largest first, so that the shares are of about the same size
             names = sorted(written, key=lambda name: (-written[name]["bytes"], name))
@@ -272,16 +325,32 @@ class ResilientCheckpointManager(CheckpointManager):
             found = [str(error)]
         return sorted({damage for of_rank in self.run.share(found) for damage in of_rank})
 
+    def _check_readable(self, checkpoint: Path) -> None:
+        """What can be told of a checkpoint without a manifest."""
+        if inventory.identify(checkpoint) is Kind.HUGGING_FACE:
+            inventory.check_weights(checkpoint)
+            return
+        logger.warning(
+            f"{checkpoint} has no {files.MANIFEST}, as with TorchTitan's own trainer: it is not "
+            "checked for damage"
+        )
+        read_metadata(checkpoint)
+
     @override
     def dcp_load(
         self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
     ) -> None:
-        if from_hf:
-            super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
-            return
         checkpoint = Path(checkpoint_id)
         if checkpoint != self.checked and (damages := self._damages(checkpoint)):
             raise _damage_error(damages)
+        if from_hf:
+            try:
+                super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
+            except (CheckpointException, ValueError, KeyError, AssertionError) as error:
+                raise CheckpointError(
+                    f"could not load {checkpoint} as the model of model.flavor: {_causes(error)}"
+                ) from error
+            return
         manifest = files.read_manifest(checkpoint)
         if TRAIN_STATE in state_dict and manifest:
             self._check_agreement(checkpoint, manifest)
@@ -331,26 +400,6 @@ class ResilientCheckpointManager(CheckpointManager):
     def _from_rank_0(self, function: Callable[[], Any]) -> Any:
         """The function's result on rank 0, there called alone."""
         return self.run.share(function() if dist.get_rank() == 0 else None)[0]
-
-
-def _newest_first(folder: Path) -> list[int]:
-    """Steps of a run's complete checkpoints; says what is not complete."""
-    for path in files.incomplete(folder):
-        logger.warning(f"Skipped {path}: its save was cut short (no {files.METADATA})")
-    return files.complete_steps(folder)[::-1]
-
-
-def _not_resumable(checkpoint: Path) -> str:
-    """Why a job cannot go on from it though it is complete; "" if it can, or is damaged."""
-    if checkpoint.name == "step-0":
-        return ""  # a seed checkpoint, which is of the model only
-    try:
-        keys = read_metadata(checkpoint).state_dict_metadata
-    except CheckpointError:
-        return ""  # damaged, which is looked into when its turn comes
-    if any(key.startswith(f"{TRAIN_STATE}.") for key in keys):
-        return ""
-    return "it holds the model only, as checkpoint.last_save_model_only has it"
 
 
 def _damage_error(damages: list[str]) -> CheckpointError:

@@ -14,7 +14,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 from typing_extensions import override
 
-from .files import METADATA, file_entry, new_checksum, publish, step_folder, write_manifest
+from .files import METADATA, file_entry, new_checksum, write_manifest
+from .inventory import publish, step_folder
 
 
 class CheckpointWriter(_FileSystemWriter):

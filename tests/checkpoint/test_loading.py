@@ -1,0 +1,202 @@
+"""What a job may be told to load, and what is said of anything else before a device is touched."""
+
+import shutil
+
+import pytest
+import torch
+
+from jobs import BOUNDARY, ON, SAVE, STEPS, column, load_full, losses, saving
+from torchtitan.experiments.tst.checkpoint import inventory
+from torchtitan.experiments.tst.checkpoint.files import CheckpointError
+from torchtitan.experiments.tst.export import export, read_job
+from torchtitan.experiments.tst.job_checks import check_job
+from torchtitan.experiments.tst.job_config import ConfigError
+
+MODEL_ONLY = ("--checkpoint.enable", "--checkpoint.interval=4")
+IN_HF = (*MODEL_ONLY, "--checkpoint.last_save_in_hf")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("last_save_in_hf", "no-last_save_model_only"), r"last_save_in_hf = True: needs .*only"),
+        (
+            ("export_dtype=bfloat16", "no-last_save_model_only"),
+            r"export_dtype = 'bfloat16': needs checkpoint\.last_save_model_only = true",
+        ),
+        (("load_step=-2",), r"load_step = -2: must be a step, or -1"),
+        (("initial_load_in_hf_quantized",), r"quantized = True: needs .*initial_load_in_hf"),
+        (
+            ("initial_load_in_hf", "no-initial_load_model_only"),
+            r"initial_load_in_hf = True: needs checkpoint\.initial_load_model_only = true",
+        ),
+        (
+            ("initial_load_in_hf",),
+            r"model\.hf_assets_path = '.*tokenizer': holds no checkpoint; .*safetensors weights",
+        ),
+        (("no-enable", "load_step=3"), r"load_step = 3: needs checkpoint\.enable = true"),
+        (("no-enable", "initial_load_path=x"), r"initial_load_path = 'x': needs .*enable = true"),
+    ],
+)
+def test_keys_that_contradict_each_other(make_config, args, message):
+    args = [f"--checkpoint.{argument}" for argument in ("enable", *args)]
+    with pytest.raises(ConfigError, match=message):
+        check_job(make_config(*args))
+
+
+def test_a_step_that_is_not_there(make_config, run_folder):
+    load = "--checkpoint.load_step=77"
+    with pytest.raises(CheckpointError, match=r"load_step = 77: .*step-77 is not there\..*: none"):
+        check_job(make_config(*ON, *SAVE, load))
+    run_folder(2, 4)
+    with pytest.raises(CheckpointError, match=r"step-77 is not there\. .* resumed: 2, 4\."):
+        check_job(make_config(*ON, *SAVE, load))
+
+
+def test_a_step_that_is_gone_when_it_is_loaded(train, run_folder, monkeypatch):
+    from torchtitan.experiments.tst import trainer
+
+    monkeypatch.setattr(trainer, "check_job", lambda config: None)
+    with pytest.raises(CheckpointError, match=r"load_step = 77: .*step-77 is not there"):
+        train(*ON, *SAVE, "--checkpoint.load_step=77")
+    run_folder(2)
+    with pytest.raises(CheckpointError, match=r"load_step = 77: .*step-77 is not there"):
+        train(*ON, *SAVE, "--checkpoint.load_step=77")
+
+
+@pytest.mark.parametrize(("args", "key"), [(MODEL_ONLY, ""), (IN_HF, r".*initial_load_in_hf")])
+def test_a_step_with_the_model_only(finished, make_config, tmp_path, args, key):
+    checkpoints = finished(*ON, *args).checkpoints
+    shutil.copytree(checkpoints, tmp_path / "run" / "checkpoint")
+    with pytest.raises(CheckpointError, match=f"resumed: 3, 4.*initial_load_path{key}"):
+        check_job(make_config(*ON, *SAVE, f"--checkpoint.load_step={STEPS}"))
+    if args == MODEL_ONLY:
+        alone = "--checkpoint.exclude_from_loading=optimizer,lr_scheduler,dataloader,train_state"
+        check_job(make_config(*ON, *SAVE, f"--checkpoint.load_step={STEPS}", alone))
+
+
+@pytest.fixture
+def folders(finished, tmp_path):
+    """Folders that people give as checkpoint.initial_load_path."""
+    model, in_hf = finished(*ON, *MODEL_ONLY), finished(*ON, *IN_HF)
+    last = model.checkpoints / f"step-{STEPS}"
+    exported = tmp_path / "exported"
+    export(last, exported, read_job(last, []))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pickles").mkdir()
+    (tmp_path / "pickles" / "pytorch_model.bin").touch()
+    return {
+        "run": model.folder,
+        "checkpoints": model.checkpoints,
+        "model": last,
+        "in_hf": in_hf.checkpoints / f"step-{STEPS}",
+        "exported": exported,
+        "full": model.checkpoints / "step-4",
+        "file": model.folder / "config.toml",
+        "nothing": tmp_path / "nothing",
+        "pickles": tmp_path / "pickles",
+    }
+
+
+HF, WHOLE = "--checkpoint.initial_load_in_hf", "--checkpoint.no-initial_load_model_only"
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("run", (), "is a run folder, not one of its checkpoints .*step-6"),
+        ("checkpoints", (), "is a folder of checkpoints, .*step-6"),
+        ("exported", (), "is a model in Hugging Face format: set .*initial_load_in_hf = true"),
+        ("in_hf", (WHOLE,), "is a model in Hugging Face format: set .*initial_load_in_hf = true"),
+        ("model", (WHOLE,), "is a checkpoint of the model only: set .*model_only = true"),
+        ("file", (), "is a file, not the folder of a checkpoint"),
+        ("nothing", (), "is not there"),
+        ("pickles", (), r"holds no checkpoint\. It must be a checkpoint"),
+        ("pickles", (HF,), r"holds no checkpoint; .* needs a folder with \*\.safetensors weights"),
+        ("full", (HF,), "is a full checkpoint; .* and this is TorchTitan's"),
+        ("run", (HF,), r"is a run folder, .* needs a folder with \*\.safetensors weights"),
+    ],
+)
+def test_a_path_to_begin_from_of_another_kind(folders, make_config, name, args, message):
+    path = f"--checkpoint.initial_load_path={folders[name]}"
+    with pytest.raises(ConfigError) as error:
+        check_job(make_config(*SAVE, path, *args))
+    assert str(error.value).startswith(f"checkpoint.initial_load_path = '{folders[name]}': ")
+    error.match(message)
+    assert "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("model", ()), ("in_hf", (HF,)), ("exported", (HF,)), ("full", ()), ("full", (WHOLE,))],
+)
+def test_a_path_to_begin_from(folders, train, tmp_path, name, args):
+    path = f"--checkpoint.initial_load_path={folders[name]}"
+    lines = train(*ON, *saving(1), path, *args, "--optimizer.lr=1e-30")
+    assert column(lines, "step")[0] == (5 if WHOLE in args else 1)
+    first = column(lines, "step")[0]
+    ours = load_full(tmp_path / "run" / "checkpoint" / f"step-{first}")
+    theirs = load_full(folders["full" if name == "full" else "model"])
+    for key in ("output.weight", "layers.0.attention.wq.weight"):
+        torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-6)
+
+
+def test_weights_of_another_model(folders, train):
+    path = f"--checkpoint.initial_load_path={folders['exported']}"
+    with pytest.raises(CheckpointError, match=r"exported as the model of model\.flavor: .*ismatch"):
+        train(*SAVE, path, HF, "--model.flavor=demo_small")
+
+
+def test_a_model_that_has_ended_and_is_damaged(finished, train, tmp_path):
+    folder = tmp_path / "run" / "checkpoint"
+    shutil.copytree(finished(*ON, *IN_HF).checkpoints, folder)
+    (weights,) = (folder / f"step-{STEPS}").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"step-6/.*safetensors: .* bytes, of"):
+        train(*ON, *IN_HF)
+    assert losses(train(*ON, *IN_HF, "--resilience.skip_damaged")).keys() == {5, 6}
+    assert (folder / f"damaged-{STEPS}").is_dir()
+
+
+def test_another_job_in_the_folder_of_one_that_has_ended(finished, make_config, tmp_path):
+    """It would do nothing, and nobody would know."""
+    ended = finished(*IN_HF, "--checkpoint.interval=100").checkpoints
+    shutil.copytree(ended, tmp_path / "run" / "checkpoint")
+    check_job(make_config(*IN_HF))
+    with pytest.raises(CheckpointError, match=r"training\.seq_len = 16, in the checkpoint 32"):
+        check_job(make_config(*IN_HF, "--training.seq_len=16"))
+    with pytest.raises(CheckpointError, match=r"superposition\.bag_size = 4"):
+        check_job(make_config(*ON, *IN_HF))
+
+
+def test_purging_spares_the_model_of_a_run_that_was_extended(train, tmp_path):
+    folder = tmp_path / "run" / "checkpoint"
+    args = (*ON, *IN_HF, "--checkpoint.interval=2", "--checkpoint.keep_latest_k=2")
+    train(*args, "--training.steps=5")
+    train(*args, "--training.steps=12")
+    assert inventory.complete_steps(folder) == [BOUNDARY, 5, 8, 10, 12]
+
+
+def test_a_seed_checkpoint_is_one_that_can_be_loaded(make_config, one_process, train):
+    from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+
+    trainer = SuperpositionTrainer(make_config(*IN_HF))
+    trainer.checkpointer.save(curr_step=0, last_step=True)
+    trainer.close()
+    torch.distributed.destroy_process_group()
+    assert column(train(*IN_HF, "--checkpoint.load_step=0"), "step")[0] == 1
+
+
+def test_an_index_of_another_model_does_not_lose_the_last_save(corpus, train, tmp_path):
+    """Upstream names the files by the index beside the tokenizer, and fails on other names."""
+    assets = shutil.copytree(corpus / "tokenizer", tmp_path / "assets")
+    index = '{"weight_map": {"transformer.wte.weight": "model-00001-of-00002.safetensors"}}'
+    (assets / "model.safetensors.index.json").write_text(index)
+    train(*IN_HF, f"--model.hf_assets_path={assets}")
+    last = tmp_path / "run" / "checkpoint" / f"step-{STEPS}"
+    assert inventory.identify(last) is inventory.Kind.HUGGING_FACE
+    assert sorted(path.name for path in last.iterdir()) == [
+        "manifest.json",
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+    ]

@@ -1,0 +1,314 @@
+"""What the folders of a run are. Everything that reads or replaces a checkpoint asks here.
+
+In the run's checkpoint folder (``checkpoint.folder``):
+
+- ``step-N``: a complete checkpoint. It has its name only once everything in it is on disk.
+- ``boundary``: link to the checkpoint of the last superposition step.
+- ``saving-N``: a save that is going on, or was cut short.
+- ``deleting-N``: a deletion that is going on, or was cut short.
+- ``damaged-N``: set aside by ``resilience.skip_damaged``.
+- ``replaced-N``: was ``step-N`` before step N was saved again: a finished model, or a folder of
+  unknown content.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import tomli
+from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME, _metadata_fn
+from torchtitan.components.checkpoint import DATALOADER, LR_SCHEDULER, OPTIMIZER, TRAIN_STATE
+from torchtitan.tools.logging import logger
+
+from ..job_config import CONFIG_FILE
+from .files import METADATA, CheckpointError, read_manifest
+from .reader import read_metadata
+
+BOUNDARY, WEIGHTS_INDEX, SHARDED = "boundary", _metadata_fn, SHARDED_DIR_NAME
+_BESIDE_THE_MODEL = {DATALOADER, LR_SCHEDULER, OPTIMIZER, TRAIN_STATE}
+
+
+class Kind(Enum):
+    """What a folder is; the value completes the sentence "it is ..."."""
+
+    FULL = "a full checkpoint"
+    MODEL = "a checkpoint of the model only"
+    HUGGING_FACE = "a model in Hugging Face format"
+    DAMAGED = "a damaged checkpoint"
+    INCOMPLETE = "an incomplete checkpoint"
+    FOREIGN = "no checkpoint"
+
+    @property
+    def is_model(self) -> bool:
+        """Whether a run can end with it and cannot resume from it."""
+        return self in (Kind.MODEL, Kind.HUGGING_FACE)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder ``step-N`` of a run."""
+
+    path: Path
+    step: int
+    kind: Kind
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a launch resumes from it, unless it turns out to be damaged.
+
+        A seed checkpoint, step 0, is of the model only.
+        """
+        is_seed = self.step == 0 and self.kind is Kind.MODEL
+        return is_seed or self.kind in (Kind.FULL, Kind.DAMAGED)
+
+    def finishes(self, total_steps: int) -> bool:
+        """Whether it is the model of a run of so many steps that has ended."""
+        return self.kind.is_model and self.step >= max(1, total_steps)
+
+
+def identify(path: Path) -> Kind:
+    """Tell what a folder is, by its files and not by its name."""
+    if (path / METADATA).is_file():
+        try:
+            if manifest := read_manifest(path):
+                return Kind.FULL if manifest["resumable"] else Kind.MODEL
+            keys = read_metadata(path).state_dict_metadata
+        except CheckpointError:
+            return Kind.DAMAGED
+        full = any(key.startswith(f"{TRAIN_STATE}.") for key in keys)
+        return Kind.FULL if full else Kind.MODEL
+    if any(path.glob("*.safetensors")):
+        return Kind.INCOMPLETE if missing_weights(path) else Kind.HUGGING_FACE
+    cut_short = (path / SHARDED).is_dir() or any(path.glob("*.distcp"))
+    is_empty = path.is_dir() and not any(path.iterdir())
+    return Kind.INCOMPLETE if cut_short or is_empty else Kind.FOREIGN
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """Name the files that a folder in Hugging Face format lacks.
+
+    A single file of weights needs no index, except where upstream was to write one.
+    """
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        return [WEIGHTS_INDEX] if (folder / SHARDED).is_dir() else []
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{WEIGHTS_INDEX} (unreadable)"]
+    return sorted(name for name in names if not (folder / name).is_file())
+
+
+def check_weights(folder: Path) -> None:
+    """Check that the files of a folder in Hugging Face format can be opened.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is no safetensors file: {error}") from None
+
+
+def check_load_step(folder: Path, step: int, not_loaded: list[str]) -> None:
+    """Check that the checkpoint that ``checkpoint.load_step`` names can be loaded.
+
+    Args:
+        folder: of the run's checkpoints.
+        step: as the config has it.
+        not_loaded: ``checkpoint.exclude_from_loading``.
+
+    Raises:
+        CheckpointError: saying what is there instead.
+    """
+    found = Checkpoint(path := step_folder(folder, step), step, identify(path))
+    model_alone = found.kind is Kind.MODEL and set(not_loaded) >= _BESIDE_THE_MODEL
+    if found.resumable or model_alone:
+        return
+    advice = "-1, the default, is the newest"
+    if found.kind.is_model:
+        in_hf = " and checkpoint.initial_load_in_hf" * (found.kind is Kind.HUGGING_FACE)
+        advice = f"A new run begins with it by checkpoint.initial_load_path{in_hf}"
+    steps = ", ".join(map(str, full_steps(folder))) or "none"
+    raise CheckpointError(
+        f"checkpoint.load_step = {step}: {path} {describe(path)}. Steps that can be resumed: "
+        f"{steps}. {advice}"
+    )
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The folders ``step-N`` of a run, of every kind, by ascending step."""
+    return [Checkpoint(path, step, identify(path)) for step, path in _named(folder, "step")]
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps with a complete checkpoint of any kind, ascending."""
+    complete = (Kind.FULL, Kind.MODEL, Kind.HUGGING_FACE)
+    return [found.step for found in list_checkpoints(folder) if found.kind in complete]
+
+
+def full_steps(folder: Path) -> list[int]:
+    """Steps with a complete checkpoint that a launch can resume from, ascending."""
+    return [found.step for found in list_checkpoints(folder) if found.kind is Kind.FULL]
+
+
+def newest_resumable(folder: Path) -> Path | None:
+    """The checkpoint that a launch resumes from, by what the manifests say of themselves."""
+    steps = full_steps(folder)
+    return step_folder(folder, steps[-1]) if steps else None
+
+
+def finished_model(folder: Path, total_steps: int) -> Checkpoint | None:
+    """The model of a run of so many steps that has ended; None if it has not, or is resumable."""
+    models = [found for found in list_checkpoints(folder) if found.finishes(total_steps)]
+    return models[-1] if models else None
+
+
+def is_boundary(checkpoint: Path) -> bool:
+    """Whether the checkpoint is one of the last superposition step."""
+    with suppress(CheckpointError):
+        manifest = read_manifest(checkpoint)
+        return manifest is not None and manifest["boundary"]
+    return False
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Find the checkpoint that ``path`` names: itself, or the newest one of a run.
+
+    Args:
+        path: a checkpoint, such as RUN/checkpoint/boundary, its folder, or a run folder.
+
+    Raises:
+        CheckpointError: if there is none; says what is there instead.
+    """
+    path = path.absolute()  # and not resolved: the run's config is in a folder above it
+    if path.is_dir() and identify(path) is not Kind.FOREIGN:
+        checkpoint = path.parent / path.readlink() if path.is_symlink() else path
+    elif found := [c for c in list_checkpoints(checkpoints_of(path)) if c.kind is not Kind.FOREIGN]:
+        complete = [c for c in found if c.kind is not Kind.INCOMPLETE]
+        for skipped in found[found.index(complete[-1]) + 1 :] if complete else ():
+            logger.warning(f"Skipped {skipped.path}: it is {skipped.kind.value}")
+        checkpoint = (complete or found)[-1].path
+    else:
+        raise CheckpointError(
+            f"{path} {describe(path)}. Give a checkpoint (RUN/checkpoint/step-N, "
+            "RUN/checkpoint/boundary), a folder of them, or a run folder"
+        )
+    if (path / "config.json").is_file() and identify(path) is Kind.HUGGING_FACE:
+        raise CheckpointError(f"{path} is exported already")
+    if identify(checkpoint) is Kind.INCOMPLETE:
+        raise CheckpointError(f"{checkpoint} {describe(checkpoint)}")
+    return checkpoint
+
+
+def checkpoints_of(path: Path) -> Path:
+    """The folder of a run's checkpoints, of the run folder or of itself."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return path / tomli.loads((path / CONFIG_FILE).read_text())["checkpoint"]["folder"]
+    return path / "checkpoint" if (path / "checkpoint").is_dir() else path
+
+
+def describe(path: Path) -> str:
+    """Say what is at a path at which a checkpoint was looked for: "is ...", for messages."""
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {path.readlink()}, which is not there"
+    if not path.exists():
+        return "is not there"
+    if not path.is_dir():
+        return "is a file, not the folder of a checkpoint"
+    kind = identify(path)
+    if kind is Kind.INCOMPLETE:
+        missing = missing_weights(path) or [METADATA]
+        return f"is {kind.value}, cut short in its save or download: no {', '.join(missing)}"
+    if kind is not Kind.FOREIGN:
+        return f"is {kind.value}"
+    folder = checkpoints_of(path)
+    if steps := complete_steps(folder):
+        what = "a folder of checkpoints" if folder == path else "a run folder"
+        names = ", ".join(str(step_folder(folder, step)) for step in steps[-3:])
+        return f"is {what}, not one of its checkpoints ({names})"
+    return "holds no checkpoint"
+
+
+def step_folder(folder: Path, step: int, kind: str = "step") -> Path:
+    """Where the checkpoint of ``step`` is, or is being made or unmade."""
+    return folder / f"{kind}-{step}"
+
+
+def _named(folder: Path, kind: str) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        (int(match[1]), path)
+        for path in folder.iterdir()
+        if (match := re.fullmatch(rf"{kind}-(\d+)", path.name))
+    )
+
+
+def publish(folder: Path, step: int, boundary: bool) -> None:
+    """Give a save that is complete its name, at once."""
+    saving, final = step_folder(folder, step, "saving"), step_folder(folder, step)
+    sync_folder(saving)
+    if boundary:
+        link = folder / f"{BOUNDARY}.new"
+        with suppress(OSError):  # of a file system without links
+            link.unlink(missing_ok=True)
+            link.symlink_to(final.name)
+            link.replace(folder / BOUNDARY)
+    if final.exists():
+        if identify(final) in (Kind.FULL, Kind.DAMAGED, Kind.INCOMPLETE):
+            set_aside(folder, step, "deleting")
+        else:
+            logger.warning(f"{final} is now {_keep_replaced(folder, step)}: step {step} is saved")
+    saving.rename(final)
+    sync_folder(folder)
+    shutil.rmtree(step_folder(folder, step, "deleting"), ignore_errors=True)
+
+
+def _keep_replaced(folder: Path, step: int) -> Path:
+    names = (f"replaced-{step}" + f"-{n}" * (n > 1) for n in itertools.count(1))
+    free = next(path for name in names if not (path := folder / name).exists())
+    return step_folder(folder, step).rename(free)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in it on disk before going on."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(folder: Path, step: int, kind: str) -> Path:
+    """Rename ``step-N`` to ``kind-N``, which no resume looks at."""
+    path = step_folder(folder, step, kind)
+    shutil.rmtree(path, ignore_errors=True)
+    return step_folder(folder, step).rename(path)
+
+
+def tidy(folder: Path) -> Iterable[str]:
+    """Finish what a kill interrupted: gives what was found and done."""
+    for _, path in _named(folder, "deleting"):
+        shutil.rmtree(path, ignore_errors=True)
+    for step, path in _named(folder, "saving"):
+        manifest = None
+        with suppress(CheckpointError):
+            manifest = read_manifest(path)
+        if manifest:
+            publish(folder, step, manifest["boundary"])
+            yield f"{path} was complete but for its name: it is step-{step} now"
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            yield f"Skipped and removed {path}: its save was cut short"
