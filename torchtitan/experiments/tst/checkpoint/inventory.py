@@ -11,6 +11,7 @@ In the run's checkpoint folder (``checkpoint.folder``):
   unknown content.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -58,7 +59,11 @@ class Checkpoint:
 
     path: Path
     step: int
-    kind: Kind
+
+    @functools.cached_property
+    def kind(self) -> Kind:
+        """What it is, read when it is first asked for: of upstream's it takes all metadata."""
+        return identify(self.path)
 
     @property
     def resumable(self) -> bool:
@@ -71,7 +76,7 @@ class Checkpoint:
 
     def finishes(self, total_steps: int) -> bool:
         """Whether it is the model of a run of so many steps that has ended."""
-        return self.kind.is_model and self.step >= max(1, total_steps)
+        return self.step >= max(1, total_steps) and self.kind.is_model
 
 
 def identify(path: Path) -> Kind:
@@ -132,7 +137,7 @@ def check_load_step(folder: Path, step: int, not_loaded: list[str]) -> None:
     Raises:
         CheckpointError: saying what is there instead.
     """
-    found = Checkpoint(path := step_folder(folder, step), step, identify(path))
+    found = Checkpoint(path := step_folder(folder, step), step)
     model_alone = found.kind is Kind.MODEL and set(not_loaded) >= _BESIDE_THE_MODEL
     if found.resumable or model_alone:
         return
@@ -149,7 +154,7 @@ def check_load_step(folder: Path, step: int, not_loaded: list[str]) -> None:
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """The folders ``step-N`` of a run, of every kind, by ascending step."""
-    return [Checkpoint(path, step, identify(path)) for step, path in _named(folder, "step")]
+    return [Checkpoint(path, step) for step, path in _named(folder, "step")]
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -165,14 +170,14 @@ def full_steps(folder: Path) -> list[int]:
 
 def newest_resumable(folder: Path) -> Path | None:
     """The checkpoint that a launch resumes from, by what the manifests say of themselves."""
-    steps = full_steps(folder)
-    return step_folder(folder, steps[-1]) if steps else None
+    newest_first = reversed(list_checkpoints(folder))
+    return next((found.path for found in newest_first if found.kind is Kind.FULL), None)
 
 
 def finished_model(folder: Path, total_steps: int) -> Checkpoint | None:
     """The model of a run of so many steps that has ended; None if it has not, or is resumable."""
-    models = [found for found in list_checkpoints(folder) if found.finishes(total_steps)]
-    return models[-1] if models else None
+    newest_first = reversed(list_checkpoints(folder))
+    return next((found for found in newest_first if found.finishes(total_steps)), None)
 
 
 def is_boundary(checkpoint: Path) -> bool:

@@ -264,9 +264,9 @@ class ResilientCheckpointManager(CheckpointManager):
             if newest and newest.kind.is_model and newest.step > 0:
                 self.run.step = newest.step
                 logger.info(
-                    f"The run has ended: {newest.path} is {newest.kind.value}, of step "
-                    f"{newest.step} of {self.last_step}. To train anew, choose another "
-                    "job.dump_folder or checkpoint.folder"
+                    f"The run has ended: {newest.path} is {newest.kind.value}, and training.steps "
+                    f"= {self.last_step}. To train anew, choose another job.dump_folder or "
+                    "checkpoint.folder"
                 )
                 return False
             step = newest.step if newest else -1
