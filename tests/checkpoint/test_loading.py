@@ -169,6 +169,15 @@ def test_another_job_in_the_folder_of_one_that_has_ended(finished, make_config, 
         check_job(make_config(*ON, *IN_HF))
 
 
+def test_a_run_that_is_to_be_longer_without_a_checkpoint_to_resume_from(
+    finished, make_config, tmp_path
+):
+    ended = finished(*IN_HF, "--checkpoint.interval=100").checkpoints
+    shutil.copytree(ended, tmp_path / "run" / "checkpoint")
+    with pytest.raises(CheckpointError, match=r"can be resumed:\n.*step-6 is a model in Hugging"):
+        check_job(make_config(*IN_HF, "--training.steps=12"))
+
+
 def test_purging_spares_the_model_of_a_run_that_was_extended(train, tmp_path):
     folder = tmp_path / "run" / "checkpoint"
     args = (*ON, *IN_HF, "--checkpoint.interval=2", "--checkpoint.keep_latest_k=2")

@@ -56,7 +56,8 @@ def check_loading(job_config: UpstreamJobConfig) -> Path | None:
 
     Raises:
         ConfigError: naming the key, its value, and what is there instead.
-        CheckpointError: for a ``checkpoint.load_step`` that cannot be loaded.
+        CheckpointError: for a ``checkpoint.load_step`` that cannot be loaded, or for checkpoints of
+            which none can be resumed.
     """
     config = job_config.checkpoint
     folder = Path(job_config.job.dump_folder, config.folder)
@@ -72,18 +73,22 @@ def check_loading(job_config: UpstreamJobConfig) -> Path | None:
         return inventory.step_folder(folder, config.load_step) if config.load_step else None
     if ended := inventory.finished_model(folder, job_config.training.steps):
         return ended.path
-    if found := inventory.list_checkpoints(folder):
-        resumable = inventory.newest_resumable(folder)
-        if resumable or any(checkpoint.kind is not Kind.INCOMPLETE for checkpoint in found):
-            return resumable
+    found = inventory.list_checkpoints(folder)
+    if any(checkpoint.resumable for checkpoint in reversed(found)):
+        return inventory.newest_resumable(folder)
+    inventory.check_may_start_anew(folder, found)
     _check_initial_load(job_config)
     path = config.initial_load_path
     return Path(path) if path and not config.initial_load_model_only else None
 
 
 def _check_nothing_to_load(config: Checkpoint) -> None:
-    for key in ("load_step", "initial_load_path", "initial_load_in_hf"):
-        if (value := getattr(config, key)) != getattr(Checkpoint(), key):
+    for key, off in (
+        ("load_step", (-1,)),
+        ("initial_load_path", (None, "")),
+        ("initial_load_in_hf", (False,)),
+    ):
+        if (value := getattr(config, key)) not in off:
             raise ConfigError(
                 f"checkpoint.{key}",
                 value,
@@ -108,9 +113,9 @@ def _check_initial_load(job_config: UpstreamJobConfig) -> None:
                 True,
                 "needs checkpoint.initial_load_model_only = true: the format has the model alone",
             )
-        if value is None:
+        if not value:
             key, value = "model.hf_assets_path", job_config.model.hf_assets_path
-    elif value is None:
+    elif not value:
         return
     _check_initial_folder(config, key, value)
 

@@ -152,6 +152,22 @@ def check_load_step(folder: Path, step: int, not_loaded: list[str]) -> None:
     )
 
 
+def check_may_start_anew(folder: Path, checkpoints: list[Checkpoint]) -> None:
+    """Check that a job that can resume from none of its checkpoints has none to lose.
+
+    Raises:
+        CheckpointError: saying what each of them is.
+    """
+    kept = [found for found in checkpoints if found.kind is not Kind.INCOMPLETE]
+    if kept:
+        listed = "".join(f"\n  {found.path} is {found.kind.value}" for found in kept)
+        raise CheckpointError(
+            f"none of the checkpoints in {folder} can be resumed:{listed}\nTo train anew, choose "
+            "another job.dump_folder or checkpoint.folder; checkpoint.initial_load_path lets a new "
+            "run begin with a model"
+        )
+
+
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """The folders ``step-N`` of a run, of every kind, by ascending step."""
     return [Checkpoint(path, step) for step, path in _named(folder, "step")]

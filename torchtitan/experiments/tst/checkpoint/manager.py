@@ -303,11 +303,7 @@ class ResilientCheckpointManager(CheckpointManager):
                 self.checked = checkpoint
                 return found
             logger.warning(f"Skipped {checkpoint}: {reason}")
-        if any(found.kind is not Kind.INCOMPLETE for found in checkpoints):
-            raise CheckpointError(
-                f"none of the checkpoints in {folder} can be resumed (see above). To start anew "
-                "choose another job.dump_folder or checkpoint.folder"
-            )
+        inventory.check_may_start_anew(folder, checkpoints)
         return None
 
     def _damages(self, checkpoint: Path) -> list[str]:
