@@ -99,8 +99,9 @@ def announce_tokenizer(tokenizer: BaseTokenizer | None) -> None:
 
 def _around_documents(tokenizer: HuggingFaceTokenizer) -> tuple[list[int], list[int]]:
     """Ids before and after the text of a document."""
-    whole = tokenizer.encode("a", add_bos=True, add_eos=True)
-    text = tokenizer.tokenizer.encode("a", add_special_tokens=False).ids
+    probe = "Some words, and 12 more."
+    whole = tokenizer.encode(probe, add_bos=True, add_eos=True)
+    text = tokenizer.tokenizer.encode(probe, add_special_tokens=False).ids
     for start in range(len(whole) - len(text) + 1):
         if text and whole[start : start + len(text)] == text:
             return whole[:start], whole[start + len(text) :]
