@@ -11,9 +11,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from command_line import documented_parser
+from torchtitan.experiments.tst.data.tokenizer import open_tokenizer
 from torchtitan.experiments.tst.data.tokenizer_identity import entries
 
 ASSETS = {
@@ -85,7 +85,7 @@ def main() -> None:
     try:
         folder = download(args.repo_id, args.assets, args.local_dir, args.hf_token, args.revision)
         if "tokenizer" in args.assets:
-            tokenizer = HuggingFaceTokenizer(str(folder))
+            tokenizer = open_tokenizer(folder)
             print(f"tokenizer with {entries(tokenizer):,} entries")
     except Exception as error:  # the hub's have no common class but this one
         sys.exit(f"error: {args.repo_id}: {error}")

@@ -8,6 +8,7 @@ Needs the extra "eval". Further arguments are the job's, as in scripts/export_mo
 """
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from command_line import aligned, documented_parser
 from export_model import exported, start_logging
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
 from torchtitan.experiments.tst.checkpoint.inventory import find_checkpoint
+from torchtitan.experiments.tst.data.tokenizer import open_tokenizer
 from torchtitan.experiments.tst.export import ExportError
 from torchtitan.experiments.tst.planning import paper
 
@@ -53,7 +55,7 @@ def evaluate(
         device: as torch names it.
 
     Raises:
-        ValueError: for tasks that the harness does not know.
+        ValueError: for tasks that the harness does not know, or that this model cannot do.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -65,14 +67,8 @@ def evaluate(
             f"--tasks {','.join(unknown)}: unknown to the harness; `lm_eval ls tasks` lists what "
             "it knows, --include-path FOLDER adds your own"
         )
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     return lm_eval.simple_evaluate(
-        model="hf",
-        model_args={
-            "pretrained": str(folder),
-            # documents begin so in training
-            "add_bos_token": tokenizer.get("bos_token") is not None,
-        },
+        model=_load_model(folder, batch_size, device),
         tasks=tasks,
         num_fewshot=0,
         batch_size=batch_size,
@@ -80,6 +76,40 @@ def evaluate(
         device=device,
         task_manager=manager,
         log_samples=False,
+    )
+
+
+def _load_model(folder: Path, batch_size: str, device: str) -> Any:
+    """The harness's model, also for a tokenizer without BOS or EOS.
+
+    The harness takes EOS for granted: as the end of what it lets a model write, and, without BOS,
+    as the context of what has none.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    class Model(HFLM):
+        def generate_until(self, *args: Any, **kwargs: Any) -> list[str]:
+            if self.tokenizer.eos_token_id is None:
+                raise ValueError(
+                    "--tasks: one lets the model write text, which ends with the EOS token, and "
+                    "the model's tokenizer has none; choose tasks of multiple choice"
+                )
+            return super().generate_until(*args, **kwargs)
+
+    tokenizer = open_tokenizer(folder)
+    options = {}
+    if tokenizer.bos_id is None and tokenizer.eos_id is None:
+        line_break = tokenizer.tokenizer.encode("\n", add_special_tokens=False).ids
+        options["prefix_token_id"] = (line_break or [0])[-1]
+        logging.warning(
+            "The tokenizer has neither BOS nor EOS: a line break is the context of what has none"
+        )
+    return Model(
+        pretrained=str(folder),
+        add_bos_token=tokenizer.bos_id is not None,  # documents begin so in training
+        batch_size=batch_size,
+        device=device,
+        **options,
     )
 
 

@@ -20,6 +20,7 @@ from torchtitan.tools.logging import init_logger
 from command_line import documented_parser
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
 from torchtitan.experiments.tst.checkpoint.inventory import find_checkpoint
+from torchtitan.experiments.tst.data.tokenizer import TokenizerError, open_tokenizer
 from torchtitan.experiments.tst.export import ExportError, export, read_job
 
 
@@ -35,6 +36,10 @@ def exported(model: Path, job_args: list[str]) -> Iterator[Path]:
     if (model / "config.json").is_file():
         if job_args:
             raise ValueError(f"{model} is exported already: {' '.join(job_args)} has no meaning")
+        try:
+            open_tokenizer(model)  # transformers names no file
+        except TokenizerError as error:
+            raise ValueError(f"{model}: {error}") from error
         yield model
         return
     checkpoint = find_checkpoint(model)

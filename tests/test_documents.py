@@ -1,11 +1,15 @@
 """Attention within documents (``attn_mask_type = "block_causal"``) over bags."""
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
 from torchtitan.models.llama3 import llama3_args
 
+from torchtitan.experiments.tst.job_checks import check_job
+from torchtitan.experiments.tst.job_config import ConfigError
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
@@ -51,6 +55,34 @@ def test_a_bag_belongs_to_the_document_of_its_first_token(logits, offset):
     assert sees(0) == [True, True, True, False, False, False, False, False]
     assert sees(2) == [False, False, True, False, False, False, False, False]
     assert sees(3) == [False, False, False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize("attention", ["flex", "varlen"])
+def test_documents_without_an_end_are_refused_at_the_start(
+    make_config, corpus, tmp_path, monkeypatch, attention
+):
+    folder = shutil.copytree(corpus / "tokenizer", tmp_path / "assets")
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<|begin_of_text|>"}')
+    tokenizer = f"--model.hf_assets_path={folder}"
+    for mask, refused in (("block_causal", True), ("causal", False)):
+        model = dataclasses.replace(llama3_args["demo"], attn_type=attention, attn_mask_type=mask)
+        monkeypatch.setitem(llama3_args, "other", model)
+        config = make_config(tokenizer, "--model.flavor=other")
+        if refused:
+            with pytest.raises(ConfigError, match=r"model.flavor = 'other': .*EOS") as error:
+                check_job(config)
+            assert f"model.hf_assets_path = {str(folder)!r} has none" in str(error.value)
+        else:
+            check_job(config)
+
+
+def test_documents_that_begin_with_their_end_train(train, flavor, corpus, tmp_path):
+    """BOS and EOS are one token, as in GPT-2's tokenizer."""
+    folder = shutil.copytree(corpus / "tokenizer", tmp_path / "assets")
+    both = {"bos_token": "<|end_of_text|>", "eos_token": "<|end_of_text|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(both))
+    lines = train(*ON, flavor, "--training.steps=4", f"--model.hf_assets_path={folder}")
+    assert len(lines) == 4
 
 
 def test_both_phases_train(train, flavor):

@@ -85,7 +85,7 @@ def hub(corpus, tmp_path, run_script, monkeypatch):
     monkeypatch.setenv("no_proxy", "localhost")
     close_session()  # which remembers proxies
 
-    run.asked = handler.asked
+    run.asked, run.files = handler.asked, files
     yield run
     server.shutdown()
     server.server_close()
@@ -121,6 +121,13 @@ def test_errors_say_what_is_wrong(hub, tmp_path):
     assert "error: owner/secret: " in result.stderr and "401" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (Path(tmp_path) / "secret" / "tokenizer.json").exists()
+
+
+def test_a_tokenizer_that_cannot_be_used_is_named(hub):
+    hub.files["tokenizer.json"] = b"<!DOCTYPE html>"
+    result = hub("--repo_id", "owner/model")
+    assert result.code == 1
+    assert "error: owner/model: tokenizer.json is a web page" in result.stderr
 
 
 @pytest.mark.slow

@@ -154,6 +154,25 @@ def test_tokenizer_and_type(run, tmp_path, corpus):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
+def with_special_tokens(corpus, folder, **tokens):
+    """A copy of the corpus's tokenizer with other special tokens."""
+    folder = shutil.copytree(corpus / "tokenizer", folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+    return folder
+
+
+def test_bos_that_is_eos(run, tmp_path, corpus):
+    """As in GPT-2's tokenizer: transformers knows where a text ends."""
+    end = "<|end_of_text|>"
+    assets = with_special_tokens(corpus, tmp_path / "assets", bos_token=end, eos_token=end)
+    export_run(run, tmp_path / "hf", f"--model.hf_assets_path={assets}")
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((tmp_path / "hf" / name).read_text())
+        assert (config["bos_token_id"], config["eos_token_id"]) == (1, 1)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 1)
+
+
 def test_command_and_bad_input(run, tmp_path, run_script):
     run = shutil.copytree(run, tmp_path / "run", symlinks=True)
     output, checkpoints = tmp_path / "hf", run / "checkpoint"
@@ -224,20 +243,46 @@ def test_sample(run, run_script):
 
 
 TASK = """\
-task: endings
+task: {name}
 dataset_path: json
 dataset_kwargs:
   data_files:
     test: {data}
 test_split: test
 target_delimiter: ""
-output_type: multiple_choice
+output_type: {kind}
 doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
+"""
+CHOICES = """\
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
 metric_list:
   - metric: acc
 """
+TEXT = """\
+doc_to_target: "{{answer}}"
+generation_kwargs:
+  max_gen_toks: 4
+metric_list:
+  - metric: exact_match
+"""
+
+
+def write_task(folder, name, data, kind="multiple_choice", rest=CHOICES):
+    """A task of the harness, and the records it asks about."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in data))
+    task = TASK.format(name=name, data=path, kind=kind) + rest
+    (folder / f"{name}.yaml").write_text(task)
+
+
+@pytest.fixture
+def offline_harness(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # to look through the thousands of tasks that come with it takes 13 seconds
+    own_tasks = functools.partial(TaskManager, include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", own_tasks)
 
 
 def test_scores_are_length_normalised_where_the_harness_has_it():
@@ -256,11 +301,7 @@ def test_the_harness_knows_the_papers_tasks():
     assert set(TaskManager().all_tasks) >= set(evaluate_model.METRICS)
 
 
-def test_harness_offline(run, tmp_path, run_script, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # to look through the thousands of tasks that come with it takes 13 seconds
-    own_tasks = functools.partial(TaskManager, include_defaults=False)
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", own_tasks)
+def test_harness_offline(run, tmp_path, run_script, offline_harness):
     output, tasks = tmp_path / "hf", tmp_path / "tasks"
     export_run(run, output)
     model = AutoModelForCausalLM.from_pretrained(output)
@@ -275,15 +316,8 @@ def test_harness_offline(run, tmp_path, run_script, monkeypatch):
         if tokenizer("def" + (word := tokenizer.decode(token))).input_ids == [*question, token]
     ]
     choices = [words[0], words[-1]]
-    data = tmp_path / "data.jsonl"
-    data.write_text(
-        "".join(
-            json.dumps({"question": "def", "choices": choices, "answer": answer}) + "\n"
-            for answer in (0, 0, 0, 1)
-        )
-    )
-    tasks.mkdir()
-    (tasks / "endings.yaml").write_text(TASK.format(data=data))
+    question = {"question": "def", "choices": choices}
+    write_task(tasks, "endings", [question | {"answer": answer} for answer in (0, 0, 0, 1)])
     args = ("--tasks", "endings", "--include-path", tasks, "--batch-size", 4)
     result = run_script("evaluate_model", output, *args)
     assert result.code == 0, result.stderr
@@ -302,3 +336,34 @@ def test_harness_offline(run, tmp_path, run_script, monkeypatch):
     assert "--tasks endings,arc_easey: unknown to the harness" in result.stderr
     result = run_script("evaluate_model", output, "--training.seq_len=64")
     assert "exported already: --training.seq_len=64 has no meaning" in result.stderr
+
+
+def test_a_tokenizer_without_bos_and_eos(run, tmp_path, run_script, offline_harness, corpus):
+    output, tasks = tmp_path / "hf", tmp_path / "tasks"
+    assets = with_special_tokens(corpus, tmp_path / "assets")
+    export_run(run, output, f"--model.hf_assets_path={assets}")
+    model = AutoModelForCausalLM.from_pretrained(output)
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    line_break = torch.tensor([tokenizer("\n").input_ids])
+    likeliest = tokenizer.decode(model(line_break).logits[0, -1].argmax())
+    question = {"question": "", "choices": ["~", likeliest], "answer": 1}
+    write_task(tasks, "endings", [question])
+    write_task(tasks, "texts", [question], kind="generate_until", rest=TEXT)
+    args = ("--include-path", tasks, "--batch-size", 1, "--tasks")
+    result = run_script("evaluate_model", output, *args, "endings")
+    assert result.code == 0, result.stderr
+    assert "endings: 100.0" in result.stdout, "a line break is the context of what has none"
+    result = run_script("evaluate_model", output, *args, "texts", "--output", tmp_path / "other")
+    assert result.code == 1
+    assert "error: --tasks: one lets the model write text, which ends with the EOS" in result.stderr
+
+    result = run_script("sample_model", output, "--prompt", "def ", "--tokens", 4)
+    assert result.code == 0, result.stderr
+    result = run_script("sample_model", output)
+    assert "error: --prompt: this tokenizer has no token that begins" in result.stderr
+
+    (output / "tokenizer.json").write_text("{")
+    (output / "evaluation.json").unlink()
+    for script, more in (("sample_model", ()), ("evaluate_model", (*args, "endings"))):
+        result = run_script(script, output, *more)
+        assert f"error: {output}: tokenizer.json is not JSON" in result.stderr

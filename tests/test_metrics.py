@@ -1,6 +1,7 @@
 """What a run logs, and what is read of it again."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import BOUNDARY, ON, SAVE, STEPS, B, L, S, column, tensorboard_scalars, validation
+from torchtitan.experiments.tst import wandb_run as wandb_module
 from torchtitan.experiments.tst.core import Phase, Schedule
 from torchtitan.experiments.tst.metrics import (
     TRAINING_LOSS,
@@ -109,6 +111,104 @@ def test_weights_and_biases_has_the_same_names(train, monkeypatch, corpus):
     for line in lines:
         del line["phase"]  # text; there it is the number "superposition"
     assert logged == lines
+
+
+@pytest.fixture
+def wandb_inits(monkeypatch):
+    """What W&B is told at each ``init``: id, and WANDB_RESUME in the environment."""
+    inits = []
+
+    def init(**kwargs):
+        inits.append((kwargs["id"], os.environ.get("WANDB_RESUME")))
+
+    wandb = SimpleNamespace(init=init, log=lambda *args, **kwargs: None, run=None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    yield inits
+    assert not [name for name in os.environ if name.startswith("WANDB_RUN")]
+
+
+def test_a_requeued_job_continues_its_wandb_run(train, wandb_inits):
+    job = (*ON, *SAVE, "--metrics.enable_wandb")
+    train(*job, "--superposition.stop_at_boundary")
+    train(*job, "--training.steps=6")
+    ((first, resume), (second, resume_of_second)) = wandb_inits
+    assert first == second
+    assert (resume, resume_of_second) == (None, "allow")
+
+
+@pytest.fixture
+def wandb_run(make_config, tmp_path, wandb_inits):
+    """W&B's ``init`` as a launch of the job makes it on a rank."""
+
+    def run(*args, rank=0, metrics_rank=0):
+        config = make_config("--metrics.enable_wandb", *args)
+        with wandb_module.wandb_run(config, rank, metrics_rank):
+            sys.modules["wandb"].init(id=os.environ.get("WANDB_RUN_ID"))
+        return wandb_inits[-1]
+
+    return run
+
+
+@pytest.fixture
+def checkpoints(whole, tmp_path):
+    """The job has run: its checkpoints are in its folder."""
+    run = tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    (run / "checkpoint").symlink_to(whole.checkpoints)
+
+
+def test_a_job_that_begins_anew_starts_a_wandb_run(wandb_run):
+    (first, _), (second, resume) = wandb_run(*SAVE), wandb_run(*SAVE)
+    assert first and second and first != second
+    assert resume is None
+
+
+@pytest.mark.parametrize(
+    ("args", "resumes"),
+    [
+        (SAVE, True),
+        ((*SAVE, f"--checkpoint.load_step={STEPS}"), True),
+        ((*SAVE, "--checkpoint.load_step=2"), False),  # W&B would ignore the steps after it
+        ((*SAVE, "--checkpoint.load_step=0"), False),
+        ((*SAVE, "--checkpoint.exclude_from_loading=train_state"), False),
+        ((), False),  # no checkpoints
+    ],
+)
+def test_only_the_newest_checkpoint_continues_a_wandb_run(wandb_run, checkpoints, args, resumes):
+    (first, _), (second, resume) = wandb_run(*SAVE), wandb_run(*args)
+    assert (first == second, resume) == (resumes, "allow" if resumes else None)
+
+
+def test_what_the_user_told_wandb_wins(wandb_run, checkpoints, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_RUN_ID", "mine")
+        assert wandb_run(*SAVE) == ("mine", "allow")
+        assert os.environ["WANDB_RUN_ID"] == "mine"
+        patch.setenv("WANDB_RESUME", "must")
+        assert wandb_run(*SAVE) == ("mine", "must")
+        assert os.environ["WANDB_RESUME"] == "must"
+    assert wandb_run(*SAVE) == ("mine", "allow"), "without the variable, the same run"
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_FORK_FROM", "other?_step=3")
+        assert wandb_run(*SAVE) == (None, None)
+
+
+def test_ranks_have_wandb_runs_of_their_own(wandb_run, checkpoints, monkeypatch, tmp_path):
+    every = (*SAVE, "--metrics.save_for_all_ranks")
+    ids = [wandb_run(*every, rank=rank, metrics_rank=2)[0] for rank in range(4)]
+    assert len(set(ids)) == 4
+    assert [wandb_run(*every, rank=rank, metrics_rank=2)[0] for rank in range(4)] == ids
+    assert wandb_run(*SAVE, rank=1, metrics_rank=1)[0] == ids[2], "in another layout"
+    written = {path.name: path.read_text() for path in (tmp_path / "run").glob("wandb_run_id*")}
+    assert wandb_run(*SAVE, rank=0, metrics_rank=1) == (None, None), "does not log"
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_RUN_ID", "mine")
+        mine = [wandb_run(*every, rank=rank, metrics_rank=2)[0] for rank in range(3)]
+    assert mine == ["mine-rank-0", "mine-rank-1", "mine"]
+    assert set(written) == {"wandb_run_id", *(f"wandb_run_id-rank-{n}" for n in (0, 1, 3))}
 
 
 def test_flops_are_those_of_the_latents(train, caplog):

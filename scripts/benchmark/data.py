@@ -28,6 +28,7 @@ from torchtitan.experiments.tst import models  # noqa: F401
 from torchtitan.experiments.tst.core import Phase
 from torchtitan.experiments.tst.data import tokenizer_identity
 from torchtitan.experiments.tst.data.build import build_dataloader
+from torchtitan.experiments.tst.data.tokenizer import open_tokenizer
 from torchtitan.experiments.tst.job_config import (
     JobConfig,
     SuperpositionConfigManager,
@@ -90,7 +91,7 @@ def compare(
     bag_size: int, corpus: Path, shards: Path, rounds: int, seconds: float
 ) -> dict[str, float]:
     """Medians of each way, for one bag size."""
-    tokenizer = HuggingFaceTokenizer(str(corpus / "tokenizer"))
+    tokenizer = open_tokenizer(corpus / "tokenizer")
     text = ("--training.dataset=jsonl", f"--training.dataset_path={corpus / 'train.jsonl'}")
     tokens = ("--training.dataset=token_shards", f"--training.dataset_path={shards}")
     ways = {
@@ -124,7 +125,7 @@ def main() -> None:
         corpus, shards = args.corpus or Path(folder, "corpus"), Path(folder, "shards")
         if not args.corpus:
             make_corpus(corpus, list(read_sources()))
-        tokenizer = HuggingFaceTokenizer(str(corpus / "tokenizer"))
+        tokenizer = open_tokenizer(corpus / "tokenizer")
         text = (corpus / "train.jsonl").read_text()[:4_000_000]
         document = np.array(tokenizer.encode(text))
         documents = [document[: args.tokens]] * max(1, args.tokens // len(document))

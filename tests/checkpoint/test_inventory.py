@@ -69,7 +69,10 @@ def test_a_pointer_in_the_place_of_weights_is_named(tmp_path):
     folder = weights(tmp_path / "a", "model.safetensors")
     inventory.check_weights(folder)
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(CheckpointError, match=r"a/model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"a/model\.safetensors is a Git LFS pointer"):
+        inventory.check_weights(folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"a/model\.safetensors is no safetensors file"):
         inventory.check_weights(folder)
 
 

@@ -104,5 +104,5 @@ def test_a_folder_that_holds_something_else(texts, corpus, tmp_path):
 
 
 def test_a_tokenizer_that_is_not_there(tmp_path):
-    with pytest.raises(TokenizationError, match=r"Tokenizer path '/none' does not exist"):
+    with pytest.raises(TokenizationError, match=r"tokenizer = '/none': no such folder"):
         tokenize(tmp_path, tmp_path / "out", Options("/none"))

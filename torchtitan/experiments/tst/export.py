@@ -21,7 +21,6 @@ from huggingface_hub import save_torch_state_dict
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.models.llama3 import TransformerModelArgs
 from torchtitan.models.qwen3 import Qwen3ModelArgs
@@ -32,8 +31,9 @@ from . import models  # noqa: F401
 from .checkpoint import files, inventory
 from .checkpoint.files import CheckpointError
 from .checkpoint.reader import SafeLoadPlanner, SafeReader, read_metadata
+from .data.tokenizer import build_tokenizer
 from .job_checks import model_args_of
-from .job_config import CONFIG_FILE, ConfigError, SuperpositionConfigManager
+from .job_config import CONFIG_FILE, SuperpositionConfigManager
 
 
 class ExportError(RuntimeError):
@@ -77,7 +77,7 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
 
     Raises:
         CheckpointError: if the checkpoint is damaged or is not one of this model.
-        ConfigError: if there is no tokenizer.
+        ConfigError: if there is no usable tokenizer.
         ExportError: if the model has what its class in transformers has not.
         FileExistsError: if ``output`` is there already.
     """
@@ -87,7 +87,7 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
     if name not in _CONFIGS:
         raise ExportError(f"model.name = {name!r}: export knows {', '.join(_CONFIGS)}")
     model_args = copy.deepcopy(model_args_of(job_config))
-    tokenizer = _tokenizer(job_config)
+    tokenizer = build_tokenizer(job_config)
     spec = train_spec_module.get_train_spec(name)
     model_args.update_from_config(job_config)
     with torch.device("meta"):
@@ -135,16 +135,6 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     logger.info(f"Exported {checkpoint} to {output}: {config['architectures'][0]}, {dtype}")
-
-
-def _tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
-    folder = job_config.model.hf_assets_path
-    try:
-        return HuggingFaceTokenizer(folder)
-    except Exception as error:  # whatever its files make the library say
-        raise ConfigError(
-            "model.hf_assets_path", folder, f"must be a folder with a tokenizer: {error}"
-        ) from error
 
 
 def _load(

@@ -20,6 +20,7 @@ from .checkpoint.agreement import run_facts
 from .checkpoint.checks import check_agreement, check_last_save, check_loading
 from .core import Schedule
 from .data.checks import check_data
+from .data.tokenizer import tokenizer_builder
 from .data.tokenizer_identity import entries
 from .job_config import (
     ConfigError,
@@ -288,13 +289,12 @@ def model_args_of(job_config: UpstreamJobConfig) -> Any:
 
 def _check_tokenizer(job_config: UpstreamJobConfig) -> BaseTokenizer | None:
     path, model_args = job_config.model.hf_assets_path, model_args_of(job_config)
-    if not Path(path).exists():
-        raise ConfigError("model.hf_assets_path", path, "no such folder (it holds the tokenizer)")
     spec = train_spec_module.get_train_spec(job_config.model.name)
-    if spec.build_tokenizer_fn is None:
+    build = tokenizer_builder(spec.build_tokenizer_fn)
+    if build is None:
         return None
     try:
-        tokenizer = spec.build_tokenizer_fn(job_config)
+        tokenizer = build(job_config)
     except FileNotFoundError as error:
         raise ConfigError("model.hf_assets_path", path, str(error)) from None
     if (count := entries(tokenizer)) > model_args.vocab_size:
@@ -305,7 +305,24 @@ def _check_tokenizer(job_config: UpstreamJobConfig) -> BaseTokenizer | None:
             f"entries, more than the {model_args.vocab_size:,} of model.flavor = "
             f"{job_config.model.flavor!r}",
         )
+    _check_documents_end(job_config, tokenizer)
     return tokenizer
+
+
+def _check_documents_end(job_config: UpstreamJobConfig, tokenizer: BaseTokenizer) -> None:
+    """Attention within documents finds them by their EOS token."""
+    model_args = model_args_of(job_config)
+    masks = getattr(model_args, "attn_type", "sdpa") in ("flex", "varlen")  # as upstream's trainer
+    within = masks and getattr(model_args, "attn_mask_type", "causal") == "block_causal"
+    if within and getattr(tokenizer, "eos_id", None) is None:
+        raise ConfigError(
+            "model.flavor",
+            job_config.model.flavor,
+            f'its attention ({model_args.attn_type}, attn_mask_type = "block_causal") finds the '
+            "ends of documents by the EOS token, and the tokenizer in model.hf_assets_path = "
+            f"{job_config.model.hf_assets_path!r} has none; set eos_token in its "
+            "tokenizer_config.json, or take a flavor without such attention",
+        )
 
 
 def _check_folders(job_config: UpstreamJobConfig) -> None:

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torchtitan.config import ConfigManager
@@ -181,6 +182,21 @@ class SuperpositionConfigManager(ConfigManager):
             for name in SECTIONS:
                 _check_toml_section(name, toml.get(name, {}))
         return toml
+
+    @override
+    def _validate_config(self) -> None:
+        model = self.config.model
+        path = model.tokenizer_path or model.hf_assets_path
+        if path.endswith("tokenizer.model") and Path(path).is_file():
+            # where upstream's own check raises a bare Exception
+            raise ConfigError(
+                "model.hf_assets_path",
+                path,
+                "is a file, and must be a folder with tokenizer.json. Convert the tokenizer with "
+                "transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER), or "
+                "fetch one with scripts/download_hf_assets.py",
+            )
+        super()._validate_config()
 
 
 def superposition_section(job_config: UpstreamJobConfig) -> Superposition:

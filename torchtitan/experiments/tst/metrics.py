@@ -37,6 +37,7 @@ from typing_extensions import override
 from .core import Phase, Schedule
 from .job_config import build_schedule, global_batch_size, resilience_section
 from .tensorboard import extend_tensorboard
+from .wandb_run import wandb_run
 
 METRICS_FILE = "metrics.jsonl"
 # upstream's keys of the two losses
@@ -79,7 +80,10 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
     logger: BaseLogger
 
     def __init__(self, job_config: JobConfig, parallel_dims: ParallelDims, tag: str | None = None):
-        super().__init__(job_config, parallel_dims, tag)
+        rank = torch.distributed.get_rank()
+        metrics_rank = _get_metrics_rank(parallel_dims, job_config)
+        with wandb_run(job_config, rank, metrics_rank):
+            super().__init__(job_config, parallel_dims, tag)
         self.schedule = build_schedule(job_config)
         self.latents_per_step = job_config.training.seq_len * global_batch_size(
             job_config, parallel_dims.dp_replicate * parallel_dims.dp_shard
@@ -91,7 +95,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         self.data_tokens_seen: Callable[[], int] = int
         self.data_metrics: Callable[[], dict[str, float]] = dict  # of the loader, too
         self.first_log: tuple[int, float] | None = None  # step, time (s)
-        if torch.distributed.get_rank() == _get_metrics_rank(parallel_dims, job_config):
+        if rank == metrics_rank:
             loggers = LoggerContainer()
             loggers.add_logger(extend_tensorboard(self.logger))
             path = Path(job_config.job.dump_folder, METRICS_FILE)

@@ -12,6 +12,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 
 from .core import BagEmbedding, LossHead
 from .data.build import build_dataloader
+from .data.tokenizer import tokenizer_builder
 from .job_config import lm_head_section
 from .metrics import build_metrics_processor
 from .parallelize import parallelize
@@ -26,6 +27,7 @@ def superposition_train_spec(spec: TrainSpec, job_config: JobConfig) -> TrainSpe
         spec,
         model_cls=functools.partial(_build_model, spec.model_cls, chunks),
         parallelize_fn=functools.partial(parallelize, spec.parallelize_fn),
+        build_tokenizer_fn=tokenizer_builder(spec.build_tokenizer_fn),
         build_dataloader_fn=(
             build_dataloader
             if spec.build_dataloader_fn is build_text_dataloader

@@ -30,6 +30,7 @@ from .checkpoint.manager import ResilientCheckpointManager
 from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, document_ids, fold
 from .data.loader import Batch, PhaseDataloader
 from .data.shards_loader import ShardsDataloader, announce_data
+from .data.tokenizer import announce_tokenizer
 from .job_checks import check_job
 from .job_config import (
     CONFIG_FILE,
@@ -114,6 +115,7 @@ class SuperpositionTrainer(Trainer):
         )
         if dist.get_rank() == 0:
             _write_config(job_config)
+            announce_tokenizer(self.tokenizer)
         if mixture:
             announce_data(job_config, mixture, self.dp_degree)
         if self.schedule.enabled:

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME, _metadata_f
 from torchtitan.components.checkpoint import DATALOADER, LR_SCHEDULER, OPTIMIZER, TRAIN_STATE
 from torchtitan.tools.logging import logger
 
+from ..file_checks import what_is_wrong
 from ..job_config import CONFIG_FILE
 from .files import METADATA, CheckpointError, read_manifest
 from .reader import read_metadata
@@ -119,6 +120,8 @@ def check_weights(folder: Path) -> None:
         CheckpointError: naming the file.
     """
     for path in sorted(folder.glob("*.safetensors")):
+        if wrong := what_is_wrong(path):
+            raise CheckpointError(f"{path} {wrong}")
         try:
             with safe_open(path, framework="pt"):
                 pass

@@ -13,7 +13,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from glob import has_magic
@@ -36,6 +36,7 @@ from typing_extensions import override
 
 from .datasets import JSONL, PARQUET, data_files
 from .shards import CORPUS_FILE, read_shards
+from .tokenizer import TokenizerError, announce_tokenizer, open_tokenizer
 from .tokenizer_identity import entries, label
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -96,7 +97,7 @@ class UpstreamTokenizer(DocumentTokenizer):
     name = "Tokens of upstream's text path"
 
     def __init__(self, folder: Path, options: Options):
-        assets = HuggingFaceTokenizer(options.tokenizer)
+        assets = open_tokenizer(options.tokenizer)
         super().__init__(
             str(folder),
             tokenizer_name_or_path=label(Path(options.tokenizer).name, assets),
@@ -111,7 +112,7 @@ class UpstreamTokenizer(DocumentTokenizer):
     @cached_property
     @override
     def tokenizer(self) -> "_Encoder":
-        return _Encoder(HuggingFaceTokenizer(self.assets_path))
+        return _Encoder(open_tokenizer(self.assets_path))
 
     @cached_property
     @override
@@ -131,11 +132,7 @@ class _Encoder:
 
     def encode_batch(self, texts: list[str]) -> list[SimpleNamespace]:
         """Tokens of each text, as ``upstream.encode(text, add_bos=True, add_eos=True)``."""
-        encode = self.upstream.tokenizer
-        if encode.padding:  # to the longest of a batch
-            encodings: Iterable = map(encode.encode, texts)
-        else:
-            encodings = encode.encode_batch_fast(texts)
+        encodings = self.upstream.tokenizer.encode_batch_fast(texts)
         return [SimpleNamespace(ids=self.before + each.ids + self.after) for each in encodings]
 
 
@@ -285,9 +282,10 @@ MakeExecutor = Callable[[list[PipelineStep], str, int, Path], PipelineExecutor]
 def _begin(source: str, folder: Path, options: Options) -> None:
     """Write ``corpus.json`` and the list of inputs, which later launches keep to."""
     try:
-        tokenizer = HuggingFaceTokenizer(options.tokenizer)
-    except FileNotFoundError as error:
-        raise TokenizationError(f"tokenizer = {options.tokenizer!r}: {error}") from None
+        tokenizer = open_tokenizer(options.tokenizer)
+    except TokenizerError as error:
+        raise TokenizationError(f"tokenizer = {options.tokenizer!r}: {error}") from error
+    announce_tokenizer(tokenizer)
     settings = {"source": source} | dataclasses.asdict(options)
     settings["tokenizer"] = label(Path(options.tokenizer).name, tokenizer)
     if content := read_corpus_file(folder):

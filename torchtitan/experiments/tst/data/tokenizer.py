@@ -1,0 +1,301 @@
+"""Opening a tokenizer: upstream's class, with the settings off that would change documents.
+
+Every part of this package that needs a tokenizer opens it here, so that tokenizing a corpus and
+tokenizing while training give the same ids.
+"""
+
+import codecs
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from torchtitan.components.tokenizer import (
+    BaseTokenizer,
+    HuggingFaceTokenizer,
+    build_hf_tokenizer,
+)
+from torchtitan.config import JobConfig
+from torchtitan.tools.logging import logger, warn_once
+from typing_extensions import override
+
+from ..file_checks import what_is_wrong
+from ..job_config import ConfigError
+from .tokenizer_identity import entries
+
+_TOKENIZER, _CONFIG, _MERGES = "tokenizer.json", "tokenizer_config.json", "merges.txt"
+_VOCABULARIES = ("vocab.json", "vocab.txt")  # in upstream's order
+_CONVERT = (
+    "Convert it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER) "
+    f"writes {_TOKENIZER}"
+)
+_RARE = "\U00012000"  # a cuneiform sign, in no vocabulary but of bytes
+
+
+class TokenizerError(ValueError):
+    """A folder without a usable tokenizer; the message goes after the folder's name."""
+
+
+def open_tokenizer(folder: str | os.PathLike) -> HuggingFaceTokenizer:
+    """Open the tokenizer of a folder, as ``model.hf_assets_path`` names it.
+
+    Truncation, padding and BPE dropout are switched off, with a warning where they would change
+    token ids. Where BOS and EOS are one token, ``eos_id`` is known, and a document has the token
+    at its beginning only, as with upstream's class.
+
+    Args:
+        folder: with the files that upstream reads: ``tokenizer.json``, or a vocabulary and
+            ``merges.txt``; and ``tokenizer_config.json``.
+
+    Raises:
+        TokenizerError: naming the file at fault, and what to do.
+    """
+    tokenizer = _WholeDocuments(Path(folder))
+    _check_unknown_text(tokenizer.tokenizer, tokenizer.file)
+    return tokenizer
+
+
+def build_tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
+    """Build a job's tokenizer: a ``TrainSpec.build_tokenizer_fn``.
+
+    Raises:
+        ConfigError: naming ``model.hf_assets_path``.
+    """
+    folder = job_config.model.hf_assets_path
+    try:
+        return open_tokenizer(folder)
+    except TokenizerError as error:
+        raise ConfigError("model.hf_assets_path", folder, str(error)) from error
+
+
+def tokenizer_builder(
+    of_spec: Callable[[JobConfig], BaseTokenizer] | None,
+) -> Callable[[JobConfig], BaseTokenizer] | None:
+    """Return :func:`build_tokenizer` instead of upstream's, and any other as it is."""
+    return build_tokenizer if of_spec is build_hf_tokenizer else of_spec
+
+
+def announce_tokenizer(tokenizer: BaseTokenizer | None) -> None:
+    """Log the size of a tokenizer and which tokens begin and end its documents."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return
+    before, after = _around_documents(tokenizer)
+    logger.info(
+        f"Tokenizer: {entries(tokenizer):,} entries; a document begins with "
+        f"{_names(tokenizer, before)} and ends with {_names(tokenizer, after)}"
+    )
+    if not before and not after:
+        logger.warning(
+            f"{tokenizer.tokenizer_path}: the tokenizer adds no token before or after a document, "
+            "so nothing separates documents in training. Set bos_token or eos_token in its "
+            f"{_CONFIG} if it has such a token"
+        )
+
+
+def _around_documents(tokenizer: HuggingFaceTokenizer) -> tuple[list[int], list[int]]:
+    """Ids before and after the text of a document."""
+    probe = "Some words, and 12 more."
+    whole = tokenizer.encode(probe, add_bos=True, add_eos=True)
+    text = tokenizer.tokenizer.encode(probe, add_special_tokens=False).ids
+    for start in range(len(whole) - len(text) + 1):
+        if text and whole[start : start + len(text)] == text:
+            return whole[:start], whole[start + len(text) :]
+    return whole, []
+
+
+def _names(tokenizer: HuggingFaceTokenizer, ids: list[int]) -> str:
+    return " ".join(f"{tokenizer.id_to_token(i)} ({i})" for i in ids) or "no token"
+
+
+class _WholeDocuments(HuggingFaceTokenizer):
+    """Upstream's class, with the settings off that change documents."""
+
+    def __init__(self, folder: Path):
+        self._files = _check_files(folder)
+        self.file = folder / self._files[0]
+        super().__init__(str(folder))
+
+    @override
+    def _load_tokenizer_from_path(self, tokenizer_path: str) -> Tokenizer:
+        with _blaming(self.file.parent, self._files):
+            tokenizer = super()._load_tokenizer_from_path(tokenizer_path)
+        _switch_off(tokenizer, self.file)
+        return tokenizer
+
+    @override
+    def _load_config(self, config_path: str) -> dict[str, Any] | None:
+        with _blaming(self.file.parent, [_CONFIG]):
+            config = super()._load_config(config_path)
+            if not isinstance(config, dict | None):
+                raise TypeError
+        return config
+
+    @override
+    def _infer_special_tokens(self) -> None:
+        before = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
+        with _blaming(self.file.parent, [_CONFIG]):
+            super()._infer_special_tokens()
+            eos_token = self.config and self._get_token_from_config(self.config, "eos_token")
+        if eos_token and eos_token == self.bos_token:  # upstream takes it for BOS only
+            self.eos_token, self.eos_id = self.bos_token, self.bos_id
+        added = [
+            f"{token.content} ({i})"
+            for i, token in self.tokenizer.get_added_tokens_decoder().items()
+            if token.content not in before
+            and self.tokenizer.model.token_to_id(token.content) is None
+        ]
+        if added:
+            warn_once(
+                logger,
+                f"{self.file.parent / _CONFIG}: special tokens that are not in the vocabulary "
+                f"are added to it: {', '.join(added)}",
+            )
+
+    @override
+    def _infer_should_add_bos_eos(self) -> None:
+        super()._infer_should_add_bos_eos()
+        if self.eos_id is not None and self.eos_id == self.bos_id:
+            self.hf_adds_eos = True  # never a second time
+
+
+def _switch_off(tokenizer: Tokenizer, file: Path) -> None:
+    """Switch truncation, padding and dropout off; warn where they would change token ids."""
+
+    def warn(setting: str, effect: str) -> None:
+        warn_once(logger, f"{file}: {setting} is switched off here; it would {effect}")
+
+    if truncation := tokenizer.truncation:
+        tokenizer.no_truncation()
+        warn(f"truncation (max_length {truncation['max_length']})", "cut documents off")
+    if padding := tokenizer.padding:
+        tokenizer.no_padding()
+        length, multiple = padding["length"], padding["pad_to_multiple_of"]
+        if length or multiple:  # otherwise to the longest of a batch: no padding of one document
+            which = f"length {length}" if length else f"to a multiple of {multiple}"
+            warn(f"padding ({which})", f"add {padding['pad_token']} to documents")
+    model: Any = tokenizer.model
+    if dropout := getattr(model, "dropout", None):
+        model.dropout = None
+        if getattr(tokenizer.model, "dropout", None):
+            raise TokenizerError(
+                f"{file.name}: dropout of the BPE model must be null (it is {dropout}), because it "
+                "makes token ids random"
+            )
+        warn(f"BPE dropout ({dropout:.3g})", "make token ids random")
+
+
+def _check_unknown_text(tokenizer: Tokenizer, file: Path) -> None:
+    """Refuse text outside the vocabulary to end a run; warn if such text disappears."""
+    try:
+        once, often = (tokenizer.encode(_RARE * times).ids for times in (1, 3))
+    except Exception as error:  # of the library, which has no class for them
+        raise TokenizerError(
+            f"{file.name} cannot encode text outside its vocabulary ({error}); set the model's "
+            "unk_token to an entry of the vocabulary"
+        ) from error
+    model = tokenizer.model
+    if once == often and isinstance(model, BPE) and model.unk_token is None:
+        warn_once(
+            logger,
+            f"{file}: characters outside the vocabulary are dropped from documents, because the "
+            "model has no unk_token",
+        )
+
+
+def _check_files(folder: Path) -> list[str]:
+    """Return the files that upstream reads the tokenizer from, the vocabulary first.
+
+    Raises:
+        TokenizerError: if they are not there, or one is another thing than its name says.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        raise TokenizerError(_no_folder(folder)) from None
+    except OSError as error:
+        raise TokenizerError(f"the folder cannot be read: {error.strerror}") from error
+    files = _files(names)
+    if not files:
+        raise TokenizerError(_no_files(names))
+    if files[0] in _VOCABULARIES and _MERGES not in names:
+        raise TokenizerError(
+            f"has {files[0]} without {_MERGES} and {_TOKENIZER}, and TorchTitan would take each "
+            f"document for one word. {_CONVERT}"
+        )
+    for name in files + [_CONFIG] * (_CONFIG in names):
+        if wrong := what_is_wrong(folder / name):
+            raise TokenizerError(f"{name} {wrong}")
+    if _MERGES in files:
+        for number, line in enumerate((folder / _MERGES).read_bytes().splitlines(), 1):
+            if line.strip() and not line.startswith(b"#") and len(line.split()) != 2:
+                raise TokenizerError(  # which upstream would skip
+                    f"{_MERGES}, line {number} is not a merge of two tokens: {line[:40]!r}"
+                )
+    return files
+
+
+def _files(names: set[str]) -> list[str]:
+    if _TOKENIZER in names:
+        return [_TOKENIZER]
+    found = [name for name in _VOCABULARIES if name in names][:1]
+    return found + [_MERGES] * (bool(found) and _MERGES in names)
+
+
+def _no_folder(path: Path) -> str:
+    if not path.is_file():
+        return "no such folder (it holds the tokenizer); scripts/download_hf_assets.py fetches one"
+    parent = path.absolute().parent
+    names = {sibling.name for sibling in parent.iterdir()}
+    if _files(names):
+        return f"is a file; give its folder, {parent}"
+    return f"is a file, and must be a folder; {parent} {_no_files(names)}"
+
+
+def _no_files(names: set[str]) -> str:
+    models = sorted(name for name in names if name.endswith(".model"))
+    if models:
+        return (
+            f"has {', '.join(models)} (SentencePiece or tiktoken) and no {_TOKENIZER}, which "
+            f"TorchTitan reads. {_CONVERT}"
+        )
+    found = ", ".join(sorted(names)[:10]) + (", ..." if len(names) > 10 else "")
+    return (
+        f"has no tokenizer: no {_TOKENIZER}, and no {' or '.join(_VOCABULARIES)} with {_MERGES}. "
+        f"It has {found or 'no files'}"
+    )
+
+
+@contextmanager
+def _blaming(folder: Path, names: list[str]) -> Iterator[None]:
+    """Name the file that an error comes from, and what is wrong with it."""
+    try:
+        yield
+    except Exception as error:  # of the library, which has no class for them
+        raise TokenizerError(_fault(folder, names, error)) from error
+
+
+def _fault(folder: Path, names: list[str], error: Exception) -> str:
+    for name in names:
+        if not name.endswith(".json"):
+            continue
+        content = (folder / name).read_bytes()
+        if content.startswith(codecs.BOM_UTF8):
+            return f"{name} begins with a byte order mark; save it as UTF-8 without one"
+        try:
+            parsed = json.loads(content)
+        except ValueError as damage:
+            return f"{name} is not JSON ({damage}); it begins with {content[:40]!r}"
+        if not isinstance(parsed, dict):
+            return f"{name} must be a JSON object; it begins with {content[:40]!r}"
+    listed = " and ".join(names)
+    if names == [_CONFIG]:
+        return f"{listed}: {error}"
+    return (
+        f"{listed} cannot be loaded with tokenizers {tokenizers.__version__} ({error}); fetch it "
+        "again, or upgrade tokenizers if a newer version wrote it"
+    )
