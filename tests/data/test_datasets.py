@@ -17,6 +17,8 @@ from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDatase
 
 from corpora import DCLM, FINEWEB_EDU, write_jsonl
 from jobs import validation
+from torchtitan.experiments.tst.checkpoint.agreement import contradictions, run_facts
+from torchtitan.experiments.tst.core import Schedule
 from torchtitan.experiments.tst.data import datasets
 from torchtitan.experiments.tst.data.build import (
     announce_text,
@@ -222,6 +224,20 @@ def test_a_text_key_that_nothing_reads(make_config, monkeypatch, args):
         ConfigError, match=r"text_dataset\.text_key = 'content': needs a text dataset"
     ):
         check_job(config)
+
+
+def test_another_text_key_contradicts_the_checkpoint(make_config):
+    def facts(*args):
+        return run_facts(make_config(*args), Schedule(), None, None, 1)
+
+    key = "text_dataset.text_key"
+    earlier, other = {"run": facts(), "step": 1}, facts("--text_dataset.text_key=content")
+    assert contradictions(earlier, facts(), []) == []
+    assert contradictions(earlier, other, []) == [f"{key} = 'content', in the checkpoint 'text'"]
+    assert contradictions(earlier, other, ["dataloader"]) == []
+    del earlier["run"][key]  # as of an earlier version
+    assert contradictions(earlier, other, []) == []
+    assert key not in facts("--training.dataset=c4")
 
 
 def test_an_own_dataset_of_that_name_is_left_alone(make_config, monkeypatch):

@@ -42,13 +42,13 @@ def test_a_folder(folder):
     assert below(folder, files.read) == READ
     assert {reason: set(names) for reason, names in files.left_out.items()} == {
         "hidden": {".ipynb_checkpoints/", ".b.jsonl", "_temporary/", "b/.e/"},
-        "0 bytes long": {"0.jsonl"},
+        "of 0 bytes": {"0.jsonl"},
         "of another kind": OTHER,
     }
     assert str(files) == "5 files (2 .json.gz, 2 .jsonl, 1 .jsonl.zst)"
     assert files.warning() == (
-        "8 left out: 1 0 bytes long (0.jsonl); 4 hidden (.b.jsonl, .ipynb_checkpoints/, "
-        "_temporary/, ...); 3 of another kind (README, b.json, t.parquet)"
+        "8 left out: 4 hidden (.b.jsonl, .ipynb_checkpoints/, _temporary/, ...); "
+        "1 of 0 bytes (0.jsonl); 3 of another kind (README, b.json, t.parquet)"
     )
 
 
@@ -96,7 +96,7 @@ def test_a_folder_whose_name_is_a_pattern(folder):
         ("none", "no such file or folder"),
         ("none*", "the pattern matches nothing"),
         ("b/[c]", "the pattern matches only folders"),
-        ("0*", r"the pattern has no file to read .*1 0 bytes long \(.*0\.jsonl\)"),
+        ("0*", r"the pattern has no file to read .*1 of 0 bytes \(.*0\.jsonl\)"),
         ("_temporary", r"the folder has no file to read \(\.jsonl, .*: 1 left out: 1 hidden"),
     ],
 )

@@ -14,7 +14,7 @@ from .records import PARQUET, DataError, Document
 
 JSONL = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json.gz")
 
-_HIDDEN, _EMPTY, _OTHER = "hidden", "0 bytes long", "of another kind"
+_HIDDEN, _EMPTY, _OTHER = "hidden", "of 0 bytes", "of another kind"
 _NAMES = 3  # of the files left out, in a message
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 TEXT_KEY = "text"  # the field of a record that holds the text, if no other is named
 PARQUET = (".parquet",)
 
-_HINT = "text_dataset.text_key (of tokenize_corpus.py: --text-key) names the one with the text"
+_HINT = "if the text is in another, set text_dataset.text_key (tokenize_corpus.py: --text-key)"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC_NUMBERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16 or UTF-32", b"\xfe\xff": "UTF-16"}
