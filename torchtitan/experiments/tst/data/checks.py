@@ -40,6 +40,8 @@ def check_data(
     """
     _check_workers(job_config, schedule)
     _check_text_key(job_config)
+    if not is_token_shards(job_config.training):
+        _check_no_token_shards(job_config)
     if job_config.validation.enable:
         if is_token_shards(job_config.validation):
             _check_validation_shards(job_config, tokenizer, dp_degree)
@@ -48,6 +50,10 @@ def check_data(
     if is_token_shards(job_config.training):
         return _check_token_shards(job_config, schedule, tokenizer, dp_degree)
     _check_dataset(job_config, "training")
+    return None
+
+
+def _check_no_token_shards(job_config: JobConfig) -> None:
     section = token_shards_section(job_config)
     for key, default in vars(TokenShardsSection()).items():
         if (value := getattr(section, key)) != default:
@@ -56,7 +62,6 @@ def check_data(
                 value,
                 f'needs training.dataset = "{DATASET}" (it is {job_config.training.dataset!r})',
             )
-    return None
 
 
 def _check_dataset(job_config: JobConfig, section: str) -> None:
