@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from torchtitan.experiments.tst.data.shards import ShardError
 from torchtitan.experiments.tst.data.tokenization import (
+    LOCKS,
     Options,
     TokenizationError,
     prepare,
@@ -77,7 +78,7 @@ class LocalExecutor(LocalPipelineExecutor):
     """
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
-        lock = Path(self.logging_dir.path, "locks", f"{rank:05d}")
+        lock = Path(self.logging_dir.path, LOCKS, f"{rank:05d}")
         lock.parent.mkdir(exist_ok=True)
         with lock.open("w") as file, contextlib.redirect_stderr(io.StringIO()):
             with contextlib.suppress(OSError):  # a file system without locks

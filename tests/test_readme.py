@@ -22,6 +22,7 @@ from torchtitan.experiments.tst.job_config import (
     Resilience,
     Superposition,
     SuperpositionConfigManager,
+    TextDataset,
     TokenShards,
     build_schedule,
 )
@@ -297,6 +298,7 @@ def test_the_table_has_the_configs_keys():
         "superposition": (README, Superposition),
         "resilience": (checkpoints, Resilience),
         "token_shards": (data, TokenShards),
+        "text_dataset": (data, TextDataset),
         "lm_head": (speed, LMHead),
     }
     for name, (text, section) in documents.items():
@@ -345,7 +347,7 @@ def test_the_documents_of_data_are_true(tmp_path):
     )
     assert one.training.dataset == mixture.training.dataset == "token_shards"
     assert mixture.token_shards.weights == [0.5, 0.5]
-    table = text.partition("| `training.dataset` |")[2]
+    table = text.partition("| `training.dataset` |")[2].partition("\n\n")[0]
     names = re.findall(
         r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines()[2:] if "|" in line)
     )

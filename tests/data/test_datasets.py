@@ -1,5 +1,6 @@
 """Text datasets that stream: the forms they read, and their names on the hub."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -9,10 +10,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from datasets import Dataset, load_dataset
+from torchtitan.components.dataloader import ParallelAwareDataloader
+from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDataset
 
-from corpora import DCLM, FINEWEB_EDU
-from torchtitan.experiments.tst.data.datasets import JSONL, data_files
+from corpora import DCLM, FINEWEB_EDU, write_jsonl
+from jobs import validation
+from torchtitan.experiments.tst.checkpoint.agreement import contradictions, run_facts
+from torchtitan.experiments.tst.core import Schedule
+from torchtitan.experiments.tst.data import datasets
+from torchtitan.experiments.tst.data.build import (
+    announce_text,
+    build_dataloader,
+    build_validation_dataloader,
+)
+from torchtitan.experiments.tst.data.records import DataError
+from torchtitan.experiments.tst.data.text import TextDataset
 from torchtitan.experiments.tst.job_checks import check_job
 from torchtitan.experiments.tst.job_config import ConfigError
 
@@ -21,10 +35,11 @@ OPENERS = {"jsonl": open, "json.gz": gzip.open, "jsonl.zst": zstandard.open}
 
 
 class Words:
-    """Tokens are the numbers in a text."""
+    """Tokens are the numbers in a text; of one without any, its characters."""
 
     def encode(self, text, add_bos, add_eos):
-        return [int(word) for word in text.split() if word.isdigit()]
+        numbers = [int(word) for word in text.split() if word.isdigit()]
+        return numbers or [1, *map(ord, text), 2]
 
 
 def write(path, suffix, texts, record):
@@ -110,31 +125,170 @@ def test_names_on_the_hub():
     assert DATASETS["c4"].path == "allenai/c4"
 
 
-def test_files_that_a_path_stands_for(tmp_path):
-    for name in ("b/2.jsonl", "a.jsonl.zst", "[c].json.gz", "d.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-
-    def names(path):
-        return [file.removeprefix(f"{tmp_path}/") for file in data_files(str(path), JSONL)]
-
-    assert names(tmp_path) == ["[c].json.gz", "a.jsonl.zst", "b/2.jsonl"]
-    assert names(tmp_path / "d.txt") == ["d.txt"]
-    assert names(tmp_path / "[c].json.gz") == ["[c].json.gz"]
-    assert names(tmp_path / "*" / "*.jsonl") == ["b/2.jsonl"]
-    assert data_files("s3://bucket/*.jsonl", JSONL) == ["s3://bucket/*.jsonl"]
-
-
 @pytest.mark.parametrize("dataset", ["jsonl", "parquet", "dclm", "fineweb_edu"])
 def test_a_folder_without_such_files_is_refused(make_config, tmp_path, dataset):
     (tmp_path / "a.csv").touch()
     config = make_config(f"--training.dataset={dataset}", f"--training.dataset_path={tmp_path}")
-    with pytest.raises(ConfigError, match=r"training\.dataset_path = .*no folder with \."):
+    with pytest.raises(
+        ConfigError, match=r"training\.dataset_path = .*no file to read.*\(a\.csv\)"
+    ):
         check_job(config)
 
 
-@pytest.mark.parametrize("line", ["", "{", '["a"]', '{"content": "a"}', '{"text": null}'])
-def test_a_line_without_text_is_named(tmp_path, line):
-    (tmp_path / "a.jsonl").write_text(f'{{"text": "1 2"}}\n{line}\n')
-    with pytest.raises(ValueError, match="field `text`"):
-        list(open_text(("jsonl", tmp_path)))
+@pytest.mark.parametrize("section", ["training", "validation"])
+@pytest.mark.parametrize("content", ["", "\n \n", '{"text": ""}\n'])
+def test_data_without_a_document_are_refused(make_config, corpus, tmp_path, section, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    path = tmp_path / "a.jsonl"
+    on = validation(corpus) if section == "validation" else ()
+    config = make_config(*on, f"--{section}.dataset_path={path}")
+    with pytest.raises(
+        ConfigError, match=rf"^{section}\.dataset_path = .*1 file .* of {len(content)} b"
+    ):
+        check_job(config)
+
+
+def test_a_pass_without_a_document_ends(make_config, tmp_path):
+    """Where upstream begins anew for ever: one of two ranks, or of two workers, has none."""
+    (tmp_path / "0.jsonl").write_text('{"text": "a text"}\n')
+    (tmp_path / "1.jsonl").write_text("\n")
+    args = (f"--training.dataset_path={tmp_path}", "--training.seq_len=4")
+    config = make_config(*args)
+    next(iter(build_dataloader(2, 0, Words(), config)))
+    with pytest.raises(DataError, match=r"training\.dataset_path = .*part 2 of 2 has no document"):
+        next(iter(build_dataloader(2, 1, Words(), config)))
+    batches = iter(
+        build_dataloader(1, 0, Words(), make_config(*args, "--training.dataloader.num_workers=2"))
+    )
+    with pytest.raises(DataError, match="worker 2 of 2, has no document"):
+        list(itertools.islice(batches, 2))
+    config.validation = dataclasses.replace(
+        config.validation, dataset="jsonl", dataset_path=str(tmp_path)
+    )
+    with pytest.raises(
+        DataError, match=r"validation\.dataset_path = .*part 2 of 2 has no document"
+    ):
+        next(iter(build_validation_dataloader(2, 1, Words(), config)))
+
+
+def test_documents_without_a_token_end(make_config, tmp_path):
+    class Nothing:
+        def encode(self, text, add_bos, add_eos):
+            return []
+
+    config = make_config(f"--training.dataset_path={write_jsonl(tmp_path / 'a.jsonl', ['a'])}")
+    with pytest.raises(DataError, match="it has no document"):
+        next(iter(build_dataloader(1, 0, Nothing(), config)))
+
+
+def test_a_position_at_the_very_end_is_resumed(make_config, tmp_path):
+    config = make_config(f"--training.dataset_path={write_jsonl(tmp_path / 'a.jsonl', ['a'])}")
+    config.training.seq_len = 2
+    dataset = TextDataset("training", 0, 1, Words(), config, infinite=True)
+    windows = iter(dataset)
+    next(windows)
+    resumed = TextDataset("training", 0, 1, Words(), config, infinite=True)
+    resumed.load_state_dict(pickle.loads(pickle.dumps(dataset.state_dict())))
+    assert next(iter(resumed))[1].tolist() == next(windows)[1].tolist()
+
+
+def test_another_text_key(make_config, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "1 2", "content": "3 4 5"}\n')
+    pq.write_table(pa.table({"content": ["3 4 5"], "text": [1]}), tmp_path / "a.parquet")
+    for dataset in ("jsonl", "parquet"):
+        config = make_config(
+            f"--training.dataset={dataset}",
+            f"--training.dataset_path={tmp_path}",
+            "--training.seq_len=2",
+            "--text_dataset.text_key=content",
+        )
+        check_job(config)
+        inputs, _ = next(iter(build_dataloader(1, 0, Words(), config)))
+        assert inputs["input"].tolist()[0] == [3, 4]
+        assert DATASETS[dataset] is datasets.OURS[dataset]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--training.dataset=c4"],
+        ["--training.dataset=own"],
+        ["--training.dataset=token_shards"],
+        ["--validation.enable", "--validation.dataset=c4"],
+    ],
+)
+def test_a_text_key_that_nothing_reads(make_config, monkeypatch, args):
+    monkeypatch.setitem(DATASETS, "own", DatasetConfig("", print, print))
+    config = make_config("--text_dataset.text_key=content", *args)
+    with pytest.raises(
+        ConfigError, match=r"text_dataset\.text_key = 'content': needs a text dataset"
+    ):
+        check_job(config)
+
+
+def test_another_text_key_contradicts_the_checkpoint(make_config):
+    def facts(*args):
+        return run_facts(make_config(*args), Schedule(), None, None, 1)
+
+    key = "text_dataset.text_key"
+    earlier, other = {"run": facts(), "step": 1}, facts("--text_dataset.text_key=content")
+    assert contradictions(earlier, facts(), []) == []
+    assert contradictions(earlier, other, []) == [f"{key} = 'content', in the checkpoint 'text'"]
+    assert contradictions(earlier, other, ["dataloader"]) == []
+    del earlier["run"][key]  # as of an earlier version
+    assert contradictions(earlier, other, []) == []
+    assert key not in facts("--training.dataset=c4")
+
+
+def test_an_own_dataset_of_that_name_is_left_alone(make_config, monkeypatch):
+    own = DatasetConfig("", lambda path: Dataset.from_dict({"x": ["7 8 9"]}), lambda s: s["x"])
+    monkeypatch.setitem(DATASETS, "jsonl", own)
+    config = make_config("--training.seq_len=2")
+    inputs, _ = next(iter(build_dataloader(1, 0, Words(), config)))
+    assert inputs["input"].tolist()[0] == [7, 8]
+    assert DATASETS["jsonl"] is own
+
+
+def test_a_position_that_counts_lines_is_refused(make_config, tmp_path, monkeypatch):
+    """Of a checkpoint from before records were read by this package."""
+    path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+
+    def load(path):
+        return load_dataset("text", data_files=[path], split="train", streaming=True)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(DATASETS, "jsonl", DatasetConfig("", load, lambda s: s["text"]))
+        earlier = ParallelAwareDataloader(open_text(("jsonl", path)), 0, 1, batch_size=1)
+        next(iter(earlier))
+    loader = build_dataloader(1, 0, Words(), make_config(f"--training.dataset_path={path}"))
+    with pytest.raises(ValueError, match=r'exclude_from_loading = \["dataloader"\]'):
+        loader.load_state_dict(earlier.state_dict())
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_record_without_text_ends_training_with_its_name(make_config, tmp_path, workers):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"text": "1 2"}\n\n{"text": null}\n')
+    config = make_config(
+        f"--training.dataset_path={tmp_path}",
+        f"--training.dataloader.num_workers={workers}",
+        "--training.seq_len=1",
+        "--training.local_batch_size=1",
+    )
+    error = (
+        rf"training\.dataset = 'jsonl'.*{tmp_path}/a\.jsonl, record 1 \(line 3\): its field 'text'"
+    )
+    with pytest.raises(DataError, match=error):
+        list(build_dataloader(1, 0, Words(), config))
+
+
+def test_the_files_are_announced(make_config, tmp_path, caplog):
+    write_jsonl(tmp_path / "a.jsonl", ["a"])
+    for name in ("b.json", "c.csv", ".d.jsonl"):
+        (tmp_path / name).touch()
+    loader = build_dataloader(1, 0, Words(), make_config(f"--training.dataset_path={tmp_path}"))
+    caplog.set_level("INFO")
+    announce_text("training", loader)
+    assert "Data: training reads 1 file (1 .jsonl)" in caplog.text
+    left_out = "3 left out: 1 hidden (.d.jsonl); 2 of another kind (b.json, c.csv)"
+    assert left_out in caplog.text

@@ -24,7 +24,7 @@ import parallel_worker
 import tokenize_corpus
 from corpora import DCLM, FINEWEB_EDU, documents, prepare_here, tokenize, write_jsonl
 from jobs import ROOT
-from torchtitan.experiments.tst.data import tokenization
+from torchtitan.experiments.tst.data import tokenization_input
 from torchtitan.experiments.tst.data.shards import ShardError, TokenShards
 from torchtitan.experiments.tst.data.tokenization import Options, TokenizationError
 
@@ -138,7 +138,8 @@ def test_a_dataset_by_its_name_on_the_hub(texts, corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     write_jsonl(tmp_path / "owner" / "name" / "train.jsonl", texts)
-    monkeypatch.setattr(tokenization, "_is_hub_name", lambda source: source == "owner/name")
+    monkeypatch.setattr(tokenization_input, "_is_hub_name", lambda source: source == "owner/name")
+    monkeypatch.setattr(tokenization_input, "dataset_info", lambda name, timeout: name)
     tokenize("owner/name", tmp_path / "out", Options(str(corpus / "tokenizer"), shuffle="none"))
     assert len(documents(tmp_path / "out")) == len(texts)
 

@@ -1,42 +1,41 @@
 """What is read, and what cannot be tokenized and says so."""
 
+import dataclasses
+import fcntl
 import gzip
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from huggingface_hub.errors import HFValidationError
 
 import tokenize_corpus
 from corpora import documents, tokenize, write_jsonl
-from torchtitan.experiments.tst.data.shards import ShardError
-from torchtitan.experiments.tst.data.tokenization import Options, TokenizationError
+from torchtitan.experiments.tst.data import tokenization_input
+from torchtitan.experiments.tst.data.tokenization import (
+    LOCKS,
+    TOKENIZE,
+    Options,
+    TokenizationError,
+)
 
 GOOD = b'{"text": "a"}\n' * 2000
-
-
 PARQUET = pa.BufferOutputStream()
-
-
 pq.write_table(pa.table({"text": ["a"] * 1000}), PARQUET)
-
-
 PARQUET = PARQUET.getvalue().to_pybytes()
-
-
-BAD_INPUTS = {  # name and content of a file beside good ones; what is said
-    "no text": (b'{"text": "a"}\n{"content": "b"}\n', r"record 1: no text in its field 'text'"),
-    "text is a number": (b'{"text": 1}\n', r"record 0: no text in its field 'text' .*'text': 1"),
-    "a list": (b'["a"]\n', r"record 0: no text in its field 'text'"),
-    "null": (b"null\n", r"record 0: no text in its field 'text'"),
-    "a line cut off": (GOOD[:-5], r"record 1999: no JSON, unexpected end"),
-    "bytes that are no UTF-8": (b'{"text": "\xff"}\n', r"record 0: no JSON, "),
-    "an empty line": (GOOD + b"\n" + GOOD, r"record 2000: no JSON, "),
+BAD_INPUTS = {  # name and content of a file; what is said
+    "a second record": (
+        GOOD[:14] + b'\n{"text": 1}\n',
+        r"record 1 \(line 3\): its field 'text' is",
+    ),
     "zst cut off": (zstandard.compress(GOOD)[:-9], r"cannot be read: OSError"),
     "zst cut off at the end of a line": (zstandard.compress(GOOD)[:-1], r"cannot be read: OSError"),
-    "gz cut off": (gzip.compress(GOOD)[:-9], r"cannot be read: OSError\('Truncated compressed"),
+    "gz cut off": (gzip.compress(GOOD)[:-9], r"record \d+: cannot be read: OSError: Truncated"),
     "gz that is none": (GOOD, r"cannot be read: OSError"),
     "parquet cut off": (PARQUET[:-9], r"cannot be read: ArrowInvalid"),
+    "nothing": (b"", "there is no document in 1 file"),
 }
 
 
@@ -46,7 +45,7 @@ def test_damaged_input_ends_the_work_with_its_name(corpus, tmp_path, kind):
     suffix = {"zst": ".jsonl.zst", "gz": ".jsonl.gz", "parquet": ".parquet"}
     path = tmp_path / f"bad{suffix.get(kind.split()[0], '.jsonl')}"
     path.write_bytes(content)
-    with pytest.raises(TokenizationError, match=rf"^{path}(, | ){said}"):
+    with pytest.raises(TokenizationError, match=rf"^{path}(, |: | ).*{said}"):
         tokenize(path, tmp_path / "out", Options(str(corpus / "tokenizer")))
 
 
@@ -78,23 +77,72 @@ def test_nothing_to_read(corpus, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     (source / "a.csv").touch()
-    for name in (source, "none/train.jsonl", "s.jsonl"):
-        with pytest.raises(TokenizationError, match=r"no such file, and no folder with \.jsonl"):
+    for name, said in {
+        source: r"the folder has no file to read .*1 of another kind \(a\.csv\)",
+        "none/train.jsonl": "no such file or folder",
+        "s.jsonl": "no such file or folder",
+        tmp_path / "*.jsonl": "the pattern matches nothing",
+    }.items():
+        with pytest.raises(TokenizationError, match=said):
             tokenize(name, out, options)
+        assert not out.exists()
     write_jsonl(source / "a.jsonl", ["a"])
     pq.write_table(pa.table({"text": ["a"]}), source / "a.parquet")
-    with pytest.raises(TokenizationError, match=r"one of the two, and found 2 files"):
+    with pytest.raises(
+        TokenizationError, match=r"one of the two, and found 2 files \(1 \.jsonl, 1"
+    ):
         tokenize(source, out, options)
-    (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(ShardError, match="only empty ones"):
-        tokenize(tmp_path / "empty.jsonl", out, options)
+
+
+@pytest.mark.parametrize(
+    "error, why",
+    [
+        (OSError("no route"), "cannot be asked: OSError: no route"),
+        (HFValidationError(), "not found"),
+    ],
+)
+def test_a_name_that_is_not_on_the_hub(corpus, texts, tmp_path, monkeypatch, error, why):
+    """A path that is not there looks like one; the right path is then accepted."""
+    options, out = Options(str(corpus / "tokenizer")), tmp_path / "out"
+    monkeypatch.setattr(tokenization_input, "dataset_info", mock.Mock(side_effect=error))
+    monkeypatch.chdir(tmp_path)
+    said = rf"data/train: neither a file or folder here nor a dataset on the .* hub \(.*{why}"
+    with pytest.raises(TokenizationError, match=said):
+        tokenize("data/train", out, options)
+    tokenize(write_jsonl(tmp_path / "train.jsonl", texts), out, options)
+    assert len(documents(out)) == len(texts)
 
 
 def test_an_error_of_a_task_is_that_of_the_command(corpus, tmp_path):
     source, options = tmp_path / "a.jsonl", Options(str(corpus / "tokenizer"))
-    source.write_text("{")
-    with pytest.raises(SystemExit, match=f"^error: {source}, record 0: no JSON"):
+    source.write_text('{"text": "a"}\n{')
+    with pytest.raises(SystemExit, match=f"^error: {source}, record 1 .line 2.: it is no JSON"):
         tokenize_corpus.main(str(source), tmp_path / "out", options, tokenize_corpus.Machine())
+
+
+def test_other_settings_where_nothing_was_done(corpus, tmp_path):
+    source, options = tmp_path / "a.jsonl", Options(str(corpus / "tokenizer"), text_key="a")
+    source.write_text('{"a": "a", "b": "b"}\n{"b": "b"}\n')
+    with pytest.raises(TokenizationError, match=r"record 1 \(line 2\): it has no field 'a'"):
+        tokenize(source, tmp_path / "out", options)
+    locks = tmp_path / "out" / "logs" / TOKENIZE / LOCKS
+    other = dataclasses.replace(options, text_key="b")
+    with (locks / "00000").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a worker that outlived its launch
+        with pytest.raises(TokenizationError, match="has a corpus with text_key = 'a'"):
+            tokenize(source, tmp_path / "out", other)
+    tokenize(source, tmp_path / "out", other)
+    assert len(documents(tmp_path / "out")) == 2
+    with pytest.raises(TokenizationError, match="has a corpus with text_key = 'b'"):
+        tokenize(source, tmp_path / "out", options)
+
+
+def test_what_is_read_is_said(two_files, corpus, tmp_path, capsys):
+    (two_files / "b.json").touch()
+    tokenize(two_files, tmp_path / "out", Options(str(corpus / "tokenizer")))
+    said = capsys.readouterr()
+    assert "Reading 2 files (2 .jsonl)" in said.out
+    assert "1 left out: 1 of another kind (b.json)" in said.err
 
 
 def test_a_folder_that_holds_something_else(texts, corpus, tmp_path):

@@ -21,7 +21,7 @@ from .core import Schedule
 
 CONFIG_FILE = "config.toml"  # in the run folder: the resolved config
 SECTION, TOKEN_SHARDS = "superposition", "token_shards"
-LM_HEAD, RESILIENCE = "lm_head", "resilience"
+TEXT_DATASET, LM_HEAD, RESILIENCE = "text_dataset", "lm_head", "resilience"
 
 
 class ConfigError(ValueError):
@@ -106,6 +106,17 @@ class TokenShards:
 
 
 @dataclass
+class TextDataset:
+    """How the text datasets of this package are read, in training and in validation."""
+
+    text_key: str = "text"
+    """
+    The field of a record (JSON lines) or the column (Parquet) that holds the text, as `--text-key`
+    of scripts/tokenize_corpus.py.
+    """
+
+
+@dataclass
 class LMHead:
     """How LM head and loss are computed, in both phases and without superposition."""
 
@@ -146,6 +157,7 @@ class JobConfig(UpstreamJobConfig):
 
     superposition: Superposition = field(default_factory=Superposition)
     token_shards: TokenShards = field(default_factory=TokenShards)
+    text_dataset: TextDataset = field(default_factory=TextDataset)
     lm_head: LMHead = field(default_factory=LMHead)
     resilience: Resilience = field(default_factory=Resilience)
 
@@ -153,6 +165,7 @@ class JobConfig(UpstreamJobConfig):
 SECTIONS = {
     SECTION: Superposition,
     TOKEN_SHARDS: TokenShards,
+    TEXT_DATASET: TextDataset,
     LM_HEAD: LMHead,
     RESILIENCE: Resilience,
 }
@@ -207,6 +220,11 @@ def superposition_section(job_config: UpstreamJobConfig) -> Superposition:
 def token_shards_section(job_config: UpstreamJobConfig) -> TokenShards:
     """The ``[token_shards]`` section; of upstream's config, which has none, its defaults."""
     return getattr(job_config, TOKEN_SHARDS, TokenShards())
+
+
+def text_dataset_section(job_config: UpstreamJobConfig) -> TextDataset:
+    """The ``[text_dataset]`` section; of upstream's config, which has none, its defaults."""
+    return getattr(job_config, TEXT_DATASET, TextDataset())
 
 
 def lm_head_section(job_config: UpstreamJobConfig) -> LMHead:
@@ -326,6 +344,7 @@ def _check_value(section: str, f: Field, value: Any) -> None:
 
 _KINDS: dict[Any, str] = {
     bool: "true or false",
+    str: "a string",
     int: "an integer",
     int | None: "an integer",
     float | None: "a number",

@@ -11,7 +11,7 @@ from torchtitan import train as upstream  # noqa: E402
 from . import models  # noqa: E402, F401
 from .checkpoint.files import CheckpointError  # noqa: E402
 from .data import datasets  # noqa: E402, F401
-from .data.loader import DataError  # noqa: E402
+from .data.records import DataError  # noqa: E402
 from .job_config import ConfigError, SuperpositionConfigManager  # noqa: E402
 from .step_check import NonFiniteError  # noqa: E402
 from .trainer import SuperpositionTrainer  # noqa: E402

@@ -28,6 +28,7 @@ from typing_extensions import override
 from .checkpoint.agreement import run_facts
 from .checkpoint.manager import ResilientCheckpointManager
 from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, document_ids, fold
+from .data.build import announce_text
 from .data.loader import Batch, PhaseDataloader
 from .data.shards_loader import ShardsDataloader, announce_data
 from .data.tokenizer import announce_tokenizer
@@ -116,6 +117,7 @@ class SuperpositionTrainer(Trainer):
         if dist.get_rank() == 0:
             _write_config(job_config)
             announce_tokenizer(self.tokenizer)
+            announce_text("training", self.dataloader)
         if mixture:
             announce_data(job_config, mixture, self.dp_degree)
         if self.schedule.enabled:

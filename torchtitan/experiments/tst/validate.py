@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torchtitan.components.validate as upstream
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -12,7 +13,7 @@ from torchtitan.distributed import utils as dist_utils
 from typing_extensions import override
 
 from .core import IGNORE_INDEX
-from .data.build import build_validation_dataloader
+from .data.build import announce_text, build_validation_dataloader
 from .parallelize import forget_shapes
 from .phase_loss import PhaseLoss
 
@@ -34,6 +35,8 @@ class FixedSetValidator(Validator):
         finally:
             upstream.build_text_validation_dataloader = build
         self._start = self.validation_dataloader.state_dict()
+        if dist.get_rank() == 0:
+            announce_text("validation", self.validation_dataloader)
 
     @override
     def post_dataloading_process(self, *args: Any) -> tuple:

@@ -8,15 +8,22 @@ from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 
 from ..core import Schedule
+from ..data.datasets import is_ours
 from ..data.mixture import Mixture
 from ..data.tokenizer_identity import checksum
-from ..job_config import SECTION, global_batch_size, superposition_section
+from ..job_config import (
+    SECTION,
+    global_batch_size,
+    superposition_section,
+    text_dataset_section,
+)
 
 # what the position in the data counts by
 _OF_POSITION = {
     "training.dataset",
     "training.dataset_path",
     "training.dataloader.num_workers",
+    "text_dataset.text_key",
     "token_shards.weights",
 }
 
@@ -53,13 +60,20 @@ def run_facts(
         "model.name": model.name,
         "model.flavor": model.flavor,
         "model.hf_assets_path": tokenizer and f"a tokenizer with checksum {checksum(tokenizer)}",
-        **_data_facts(training.dataloader.num_workers, mixture),
+        **_data_facts(job_config, mixture),
     }
 
 
-def _data_facts(workers: int, mixture: Mixture | None) -> dict[str, Any]:
-    if mixture is None:  # upstream's loader has a position for each worker
-        return {"training.dataloader.num_workers": workers if workers > 1 else "at most 1"}
+def _data_facts(job_config: JobConfig, mixture: Mixture | None) -> dict[str, Any]:
+    if mixture is None:
+        workers = job_config.training.dataloader.num_workers
+        # upstream's loader has a position for each worker
+        facts: dict[str, Any] = {
+            "training.dataloader.num_workers": workers if workers > 1 else "at most 1"
+        }
+        if is_ours(job_config.training.dataset):
+            facts["text_dataset.text_key"] = text_dataset_section(job_config).text_key
+        return facts
     checksums = [source.checksum() for source in mixture.sources]
     return {
         "training.dataset_path": f"token shards with checksum {', '.join(checksums)}",

@@ -5,14 +5,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
-from torchtitan.hf_datasets.text_datasets import (
-    HuggingFaceTextDataset,
-    build_text_dataloader,
-    build_text_validation_dataloader,
-)
+from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataset
+from torchtitan.tools.logging import logger
 
+from .loader import Section
 from .shards_loader import ShardsDataloader, ShardsValidationDataloader, is_token_shards
 from .streams import StreamsDataloader
+from .text import TextLoader
 
 
 def build_dataloader(
@@ -30,7 +29,7 @@ def build_dataloader(
     if is_token_shards(job_config.training):
         return ShardsDataloader(dp_world_size, dp_rank, tokenizer, job_config)
     if job_config.training.dataloader.num_workers > 1:
-        loader = build_text_dataloader(dp_world_size, dp_rank, tokenizer, job_config, infinite)
+        loader = TextLoader("training", dp_world_size, dp_rank, tokenizer, job_config, infinite)
         check_workers(loader)
         return loader
     return StreamsDataloader(dp_world_size, dp_rank, tokenizer, job_config)
@@ -44,12 +43,22 @@ def build_validation_dataloader(
     infinite: bool = False,
 ) -> BaseDataLoader:
     """In the place of upstream's ``build_text_validation_dataloader``."""
-    build = (
-        ShardsValidationDataloader
-        if is_token_shards(job_config.validation)
-        else build_text_validation_dataloader
-    )
-    return build(dp_world_size, dp_rank, tokenizer, job_config, infinite)
+    if is_token_shards(job_config.validation):
+        return ShardsValidationDataloader(dp_world_size, dp_rank, tokenizer, job_config, infinite)
+    return TextLoader("validation", dp_world_size, dp_rank, tokenizer, job_config, infinite)
+
+
+def announce_text(section: Section, loader: BaseDataLoader) -> None:
+    """Log how many files a section's text dataset is, and warn of those that are not read."""
+    files = None
+    if isinstance(loader, StreamsDataloader):
+        files = loader.files
+    elif isinstance(loader, TextLoader):
+        files = loader.dataset.files
+    if files:
+        logger.info(f"Data: {section} reads {files}")
+        if warning := files.warning():
+            logger.warning(f"Data: {section} does not read everything: {warning}")
 
 
 def check_workers(dataloader: StatefulDataLoader) -> None:

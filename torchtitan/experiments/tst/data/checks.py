@@ -9,10 +9,18 @@ from torchtitan.config import JobConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, build_text_dataloader
 
 from ..core import Schedule
-from ..job_config import ConfigError, global_batch_size, token_shards_section
+from ..job_config import (
+    ConfigError,
+    TextDataset,
+    global_batch_size,
+    text_dataset_section,
+    token_shards_section,
+)
 from ..job_config import TokenShards as TokenShardsSection
-from .datasets import check_files
+from .datasets import OURS, is_ours, loader_of
+from .files import check_documents, data_files
 from .mixture import Mixture
+from .records import DataError
 from .shards import ShardError, TokenShards
 from .shards_loader import DATASET, is_token_shards, open_mixture
 
@@ -31,6 +39,9 @@ def check_data(
         ConfigError: naming the key, its value and what is allowed.
     """
     _check_workers(job_config, schedule)
+    _check_text_key(job_config)
+    if not is_token_shards(job_config.training):
+        _check_no_token_shards(job_config)
     if job_config.validation.enable:
         if is_token_shards(job_config.validation):
             _check_validation_shards(job_config, tokenizer, dp_degree)
@@ -39,6 +50,10 @@ def check_data(
     if is_token_shards(job_config.training):
         return _check_token_shards(job_config, schedule, tokenizer, dp_degree)
     _check_dataset(job_config, "training")
+    return None
+
+
+def _check_no_token_shards(job_config: JobConfig) -> None:
     section = token_shards_section(job_config)
     for key, default in vars(TokenShardsSection()).items():
         if (value := getattr(section, key)) != default:
@@ -47,7 +62,6 @@ def check_data(
                 value,
                 f'needs training.dataset = "{DATASET}" (it is {job_config.training.dataset!r})',
             )
-    return None
 
 
 def _check_dataset(job_config: JobConfig, section: str) -> None:
@@ -63,10 +77,32 @@ def _check_dataset(job_config: JobConfig, section: str) -> None:
     if _HUB_NAME.fullmatch(registered) and not path.startswith(("/", ".", "~")):
         return  # on the Hugging Face hub, under this name or another
     try:
-        check_files(config.dataset.lower(), path)
-    except FileNotFoundError as error:
+        if is_ours(config.dataset) and path:
+            loader, text_key = loader_of(config.dataset), text_dataset_section(job_config).text_key
+            if "://" not in path:
+                check_documents(data_files(path, loader.suffixes), loader.read, text_key)
+        elif not path or not ("://" in path or Path(path).exists()):
+            raise DataError("no such file or folder")
+    except DataError as error:
         message = f"{error} (dataset {config.dataset})"
         raise ConfigError(f"{section}.dataset_path", path, message) from None
+
+
+def _check_text_key(job_config: JobConfig) -> None:
+    text_key = text_dataset_section(job_config).text_key
+    if text_key == TextDataset().text_key:
+        return
+    used = ["training"] + ["validation"] * job_config.validation.enable
+    texts = [name for name in used if not is_token_shards(getattr(job_config, name))]
+    for name in texts or ["training"]:
+        dataset = getattr(job_config, name).dataset
+        if not is_ours(dataset):
+            raise ConfigError(
+                "text_dataset.text_key",
+                text_key,
+                f"needs a text dataset of this package ({', '.join(OURS)}), and {name}.dataset = "
+                f"{dataset!r}, which does not read it",
+            )
 
 
 def _check_workers(job_config: JobConfig, schedule: Schedule) -> None:

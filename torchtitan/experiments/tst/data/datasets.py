@@ -4,99 +4,113 @@
 upstream's own trainer:
 ``--experimental.custom_import torchtitan.experiments.tst.data.datasets``.
 
-The names and fields are those of the Hugging Face hub in 2026. Records are read for their ``text``
+The names and fields are those of the Hugging Face hub in 2026. Records are read for their text
 alone: the other fields differ from file to file (DCLM's ``metadata``; the ``date`` that some of
 FineWeb-Edu's dumps have), which ``datasets`` would refuse.
 """
 
-import functools
-import glob
-import json
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from datasets import IterableDataset, load_dataset
+from datasets import IterableDataset
 from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS
 
-JSONL = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json.gz")
-PARQUET = (".parquet",)
+from .files import JSONL, DataFiles, data_files
+from .records import PARQUET, TEXT_KEY, DataError, Document, read_json_lines, read_parquet
 
 
-def data_files(path: str, suffixes: tuple[str, ...]) -> list[str]:
-    """The files that a file, a folder, a pattern or a URL stands for, in order.
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """A ``DatasetConfig.loader`` of text files, which are shared out to ranks and workers."""
 
-    Args:
-        path: of a folder, all files in it and below with one of the suffixes.
-        suffixes: such as ".jsonl".
+    suffixes: tuple[str, ...]
+    """Of the files to read in a folder."""
 
-    Raises:
-        FileNotFoundError: if there are none.
-    """
-    if "://" in path:
-        return [path]
-    if Path(path).is_dir():
-        files = [str(p) for p in Path(path).rglob("*") if p.name.endswith(suffixes)]
-    else:
-        files = [path] if Path(path).exists() else glob.glob(path, recursive=True)  # noqa: PTH207
-    if not files:
-        raise FileNotFoundError(f"no such file, and no folder with {', '.join(suffixes)} files")
-    return sorted(files)
+    read: Callable[[str, str], Iterator[Document]]
+    """The documents of a file, by their text key."""
 
+    text_key: str = TEXT_KEY
+    """The field of a record that holds the text."""
 
-def _load_jsonl(path: str) -> IterableDataset:
-    # as lines of text: the reader of JSON wants all records alike
-    files = data_files(path, JSONL)
-    return load_dataset("text", data_files=files, split="train", streaming=True)
+    opened: list[DataFiles] | None = dataclasses.field(default=None, compare=False)
+    """Where to note the files of each dataset that is opened."""
 
+    def __call__(self, path: str) -> IterableDataset:
+        """Open a dataset of ``{"text": ...}``.
 
-def _load_parquet(path: str) -> IterableDataset:
-    files = data_files(path, PARQUET)
-    return load_dataset(
-        "parquet", data_files=files, columns=["text"], split="train", streaming=True
-    )
+        Raises:
+            DataError: if there are no files.
+        """
+        try:
+            files = data_files(path, self.suffixes)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        if self.opened is not None:
+            self.opened.append(files)
+        arguments = {"files": files.read, "read": self.read, "text_key": self.text_key}
+        return IterableDataset.from_generator(_samples, gen_kwargs=arguments)
 
 
-def _text_of_json(sample: dict[str, Any]) -> str:
-    line = sample["text"]
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"not a JSON object with a field `text`: {line[:100]!r}") from error
-    if not isinstance(text, str):
-        raise ValueError(f"its field `text` is not a string: {line[:100]!r}")
-    return text
+def _samples(
+    files: list[str], read: Callable[[str, str], Iterator[Document]], text_key: str
+) -> Iterator[dict[str, str]]:
+    for file in files:
+        for document in read(file, text_key):
+            yield {"text": document.text}
 
 
 def _text(sample: dict[str, Any]) -> str:
     return sample["text"]
 
 
-_jsonl = functools.partial(DatasetConfig, loader=_load_jsonl, sample_processor=_text_of_json)
-_parquet = functools.partial(DatasetConfig, loader=_load_parquet, sample_processor=_text)
+def _files(path: str, loader: Loader) -> DatasetConfig:
+    return DatasetConfig(path, loader, _text)
+
+
+_JSONL, _PARQUET = Loader(JSONL, read_json_lines), Loader(PARQUET, read_parquet)
 _DCLM = "hf://datasets/mlfoundations/dclm-baseline-1.0"
 _FINEWEB_EDU = "hf://datasets/HuggingFaceFW/fineweb-edu"
 
 # beside upstream's c4 (allenai/c4, en), c4_validation and c4_test
 OURS = {
-    "jsonl": _jsonl(path=""),
-    "parquet": _parquet(path=""),
-    "dclm": _jsonl(path=f"{_DCLM}/global-shard_*/local-shard_*/*.jsonl.zst"),
-    "fineweb_edu": _parquet(path=f"{_FINEWEB_EDU}/data/*/*.parquet"),
-    "fineweb_edu_10bt": _parquet(path=f"{_FINEWEB_EDU}/sample/10BT/*.parquet"),
-    "fineweb_edu_100bt": _parquet(path=f"{_FINEWEB_EDU}/sample/100BT/*.parquet"),
-    "fineweb_edu_350bt": _parquet(path=f"{_FINEWEB_EDU}/sample/350BT/*.parquet"),
+    "jsonl": _files("", _JSONL),
+    "parquet": _files("", _PARQUET),
+    "dclm": _files(f"{_DCLM}/global-shard_*/local-shard_*/*.jsonl.zst", _JSONL),
+    "fineweb_edu": _files(f"{_FINEWEB_EDU}/data/*/*.parquet", _PARQUET),
+    "fineweb_edu_10bt": _files(f"{_FINEWEB_EDU}/sample/10BT/*.parquet", _PARQUET),
+    "fineweb_edu_100bt": _files(f"{_FINEWEB_EDU}/sample/100BT/*.parquet", _PARQUET),
+    "fineweb_edu_350bt": _files(f"{_FINEWEB_EDU}/sample/350BT/*.parquet", _PARQUET),
 }
 DATASETS |= OURS
 
 
-def check_files(dataset: str, path: str) -> None:
-    """Check that a dataset's local files are there.
+def is_ours(dataset: str) -> bool:
+    """Whether a name stands for one of this module's datasets, and not for a user's own."""
+    name = dataset.lower()
+    return name in OURS and DATASETS.get(name) is OURS[name]
 
-    Raises:
-        FileNotFoundError: if not.
+
+def loader_of(dataset: str) -> Loader:
+    """The loader of one of this module's datasets."""
+    return OURS[dataset.lower()].loader  # type: ignore[return-value]
+
+
+@contextmanager
+def text_key_of(text_key: str) -> Iterator[list[DataFiles]]:
+    """Have this module's datasets read another field of their records.
+
+    Yields:
+        The files of each of them that is opened meanwhile.
     """
-    if dataset in OURS and path:
-        data_files(path, JSONL if OURS[dataset].loader is _load_jsonl else PARQUET)
-    elif not path or not ("://" in path or Path(path).exists()):
-        raise FileNotFoundError("no such file or folder")
+    opened: list[DataFiles] = []
+    ours = {name: config for name, config in OURS.items() if is_ours(name)}
+    for name, config in ours.items():
+        loader = dataclasses.replace(loader_of(name), text_key=text_key, opened=opened)
+        DATASETS[name] = dataclasses.replace(config, loader=loader)
+    try:
+        yield opened
+    finally:
+        DATASETS.update(ours)

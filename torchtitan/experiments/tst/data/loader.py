@@ -3,8 +3,9 @@
 import signal
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torchtitan.components.dataloader import BaseDataLoader
@@ -12,13 +13,11 @@ from torchtitan.config import JobConfig
 from typing_extensions import override
 
 from ..stop import STOP_SIGNALS
+from .records import DataError
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 StatedBatch = tuple[dict[str, torch.Tensor], torch.Tensor, str | None]
-
-
-class DataError(RuntimeError):
-    """Data that could be read when the run began cannot be read any more."""
+Section = Literal["training", "validation"]
 
 
 class PhaseDataloader(BaseDataLoader):
@@ -50,19 +49,33 @@ class PhaseDataloader(BaseDataLoader):
 
     @override
     def __iter__(self) -> Iterator[Batch]:
-        try:
+        with named_errors(self.job_config, "training"):
             for inputs, labels, state in self._batches():
                 self._state = state or self._state
                 yield inputs, labels
-        except Exception as error:  # whatever the dataset's files and hub may raise
-            training = self.job_config.training
-            # of a worker process or a thread it comes with a traceback before it
-            cause = str(error).strip().splitlines()[-1:]
-            raise DataError(
-                f"training.dataset = {training.dataset!r} (training.dataset_path = "
-                f"{training.dataset_path!r}) could not be read on: "
-                f"{type(error).__name__}: {''.join(cause)}"
-            ) from error
+
+
+@contextmanager
+def named_errors(
+    job_config: JobConfig, section: Literal["training", "validation"]
+) -> Iterator[None]:
+    """Have an error in reading a section's data say which they are.
+
+    Raises:
+        DataError: for any error.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever the dataset's files and hub may raise
+        config = getattr(job_config, section)
+        # of a worker process or a thread it comes with a traceback before it
+        cause = "".join(str(error).strip().splitlines()[-1:])
+        if not isinstance(error, DataError):
+            cause = f"{type(error).__name__}: {cause}"
+        raise DataError(
+            f"{section}.dataset = {config.dataset!r} ({section}.dataset_path = "
+            f"{config.dataset_path!r}) could not be read on: {cause}"
+        ) from error
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -28,13 +28,14 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchtitan.components.dataloader import ParallelAwareDataloader
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
-from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataset, build_text_dataloader
 from torchtitan.tools.logging import logger
 from typing_extensions import override
 
 from ..checkpoint.reader import PlainUnpickler
 from ..job_config import build_schedule, global_batch_size
+from .files import DataFiles
 from .loader import Batch, PhaseDataloader, StatedBatch
+from .text import TextDataset
 
 
 class StreamsDataloader(PhaseDataloader):
@@ -66,6 +67,11 @@ class StreamsDataloader(PhaseDataloader):
         self.dataset.open(count)
         self._state = self.dataset.state()
 
+    @property
+    def files(self) -> DataFiles | None:
+        """That are read; None if the dataset is none of this package."""
+        return next(iter(self.dataset.streams.values())).dataset.files
+
     @override
     def begin(self, completed_steps: int) -> None:
         self.dataset.completed_steps = completed_steps
@@ -86,9 +92,9 @@ class StreamsDataloader(PhaseDataloader):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # upstream's form has no entry for a stream that is not read here
         states = {n: _unpack(state_dict[f"dp_rank_{n}"]) for n in self.dataset.streams}
-        self._state = json.dumps(states)
         for n, state in states.items():
             self.dataset.streams[n].start_from(state)
+        self._state = json.dumps(states)
 
 
 class _Streams(IterableDataset):
@@ -123,12 +129,12 @@ class _Streams(IterableDataset):
                 "at every resume and at the boundary. Shuffled beforehand, none would be"
             )
 
-    def _dataset(self, stream: int) -> HuggingFaceTextDataset:
+    def _dataset(self, stream: int) -> TextDataset:
         """What upstream's rank ``stream`` of ``count`` reads."""
         try:
-            return build_text_dataloader(
-                self.count, stream, self.tokenizer, self.job_config
-            ).dataset
+            return TextDataset(
+                "training", stream, self.count, self.tokenizer, self.job_config, infinite=True
+            )
         except IndexError:
             raise ValueError(
                 f"training.dataset_path = {self.job_config.training.dataset_path!r}: fewer "
@@ -170,12 +176,13 @@ class _Streams(IterableDataset):
 class _Stream:
     """One of upstream's text datasets, read in windows of any length."""
 
-    def __init__(self, dataset: HuggingFaceTextDataset):
+    def __init__(self, dataset: TextDataset):
         self.dataset = dataset
         self._windows: Iterator[Batch] | None = None
         self._start: dict[str, Any] | None = None
 
     def start_from(self, state: dict[str, Any]) -> None:
+        self.dataset.check_position(state)
         self._windows, self._start = None, state
 
     def read(self, windows: int, data_tokens: int) -> list[Batch]:

@@ -9,44 +9,31 @@ however often it runs.
 """
 
 import dataclasses
-import io
+import fcntl
 import json
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from glob import has_magic
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import orjson
-import pyarrow as pa
-from datatrove.data import Document
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.readers import HuggingFaceDatasetReader, JsonlReader, ParquetReader
-from datatrove.pipeline.readers.base import BaseReader
 from datatrove.pipeline.tokens import DocumentTokenizer, DocumentTokenizerMerger
 from datatrove.utils.stats import MetricStats
-from fsspec.core import url_to_fs
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from typing_extensions import override
 
-from .datasets import JSONL, PARQUET, data_files
 from .shards import CORPUS_FILE, read_shards
+from .tokenization_input import TokenizationError, build_reader, list_inputs
 from .tokenizer import TokenizerError, announce_tokenizer, open_tokenizer
 from .tokenizer_identity import entries, label
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZE = "tokenize"  # the first of two pipelines
+LOCKS = "locks"  # in the logs of the first: a file for each task that was begun here
 _LOGS, _PARTS, _INPUTS = "logs", "parts", "inputs.txt"
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-
-
-class TokenizationError(ValueError):
-    """A corpus that cannot be tokenized as asked; the message names what is at fault."""
 
 
 @dataclass(frozen=True)
@@ -136,52 +123,6 @@ class _Encoder:
         return [SimpleNamespace(ids=self.before + each.ids + self.after) for each in encodings]
 
 
-class _Records:
-    """A datatrove reader of files that leaves nothing out: what it cannot read ends the work."""
-
-    def read_file(self, filepath: str) -> Iterator[Document]:
-        """Datatrove's hook; any error names the file."""
-        try:
-            yield from super().read_file(filepath)  # type: ignore[misc]
-        except TokenizationError:
-            raise
-        except Exception as error:
-            path = _full_path(self, filepath)
-            raise TokenizationError(f"{path} cannot be read: {error!r}") from error
-
-
-def _full_path(reader: Any, filepath: str) -> str:
-    path = reader.data_folder.resolve_paths(filepath)
-    return path.removeprefix("/") if path.startswith("//") else path
-
-
-class _ParquetRecords(_Records, ParquetReader):
-    pass
-
-
-class _JsonLines(JsonlReader):
-    """Datatrove's own skips lines that are no JSON, and what a cut-off file lacks."""
-
-    @override
-    def read_file(self, filepath: str) -> Iterator[Document]:
-        compression = _COMPRESSIONS.get(Path(filepath).suffix)
-        with self.data_folder.open(filepath, "rb") as raw:
-            stream = pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression)
-            for number, line in enumerate(io.BufferedReader(stream)):
-                try:
-                    record = orjson.loads(line)
-                except orjson.JSONDecodeError as error:
-                    raise TokenizationError(
-                        f"{_full_path(self, filepath)}, record {number}: no JSON, {error}"
-                    ) from error
-                if document := self.get_document_from_dict(record, filepath, number):
-                    yield document
-
-
-class _JsonRecords(_Records, _JsonLines):
-    pass
-
-
 class _Finish(PipelineStep):
     """Merge if asked to, check the shards, and write ``corpus.json``."""
 
@@ -264,8 +205,9 @@ def prepare(
     if content["complete"]:
         shutil.rmtree(parts, ignore_errors=True)  # if it was killed meanwhile
         return []
+    dataset = {"name": options.hub_config, "split": options.hub_split}
     steps = [
-        _reader(source, folder, options),
+        build_reader(source, folder / _LOGS / _INPUTS, options.text_key, dataset),
         UpstreamTokenizer(parts if options.merge else folder, options),
     ]
     finish = _Finish(folder, _merger(parts, folder, options) if options.merge else None)
@@ -289,75 +231,65 @@ def _begin(source: str, folder: Path, options: Options) -> None:
     settings = {"source": source} | dataclasses.asdict(options)
     settings["tokenizer"] = label(Path(options.tokenizer).name, tokenizer)
     if content := read_corpus_file(folder):
-        for key, value in content["settings"].items():
-            if settings[key] != value and (key, settings[key]) != ("tasks", None):
-                raise TokenizationError(
-                    f"{folder} has a corpus with {key} = {value!r}, and not {settings[key]!r}: "
-                    "choose another folder, or remove this one"
-                )
-        return
-    began = {_LOGS, f"{CORPUS_FILE}.unfinished"}  # by a launch that was killed at once
-    if folder.exists() and {path.name for path in folder.iterdir()} - began:
-        raise TokenizationError(f"{folder} is not empty and has no {CORPUS_FILE}")
-    files = [] if _is_hub_name(source) else _list_files(source)
+        found = _difference(content["settings"], settings)
+        if not found:
+            return
+        if content["complete"] or not _is_untouched(folder):
+            key, value = found
+            raise TokenizationError(
+                f"{folder} has a corpus with {key} = {value!r}, and not {settings[key]!r}: "
+                "choose another folder, or remove this one"
+            )
+    else:
+        began = {_LOGS, f"{CORPUS_FILE}.unfinished"}  # by a launch that was killed at once
+        if folder.exists() and {path.name for path in folder.iterdir()} - began:
+            raise TokenizationError(f"{folder} is not empty and has no {CORPUS_FILE}")
+    files = list_inputs(source, options.text_key)
     settings["tasks"] = options.tasks or len(files) or 1
+    if content:
+        _clear(folder)
     (folder / _LOGS).mkdir(parents=True, exist_ok=True)
     (folder / _LOGS / _INPUTS).write_text("".join(f"{file}\n" for file in files))
     _write_corpus_file(folder, {"complete": False, "settings": settings, "shards": {}})
 
 
-def _is_hub_name(source: str) -> bool:
-    is_file = source.endswith(JSONL + PARQUET) or Path(source).exists()
-    return bool(_HUB_NAME.fullmatch(source)) and not is_file
+def _difference(earlier: dict[str, Any], settings: dict[str, Any]) -> tuple[str, Any] | None:
+    """A key whose value is another now, and its earlier value."""
+    for key, value in earlier.items():
+        if settings[key] != value and (key, settings[key]) != ("tasks", None):
+            return key, value
+    return None
 
 
-def _list_files(source: str) -> list[str]:
-    """Paths from the root of the source's file system."""
-    if "://" in source:
-        fs, path = url_to_fs(source)
-        found = fs.glob(path) if has_magic(path) else [path] if fs.isfile(path) else fs.find(path)
-        files = sorted(file for file in found if file.endswith(JSONL + PARQUET))
-    else:
+def _is_untouched(folder: Path) -> bool:
+    """Whether nothing came of a tokenization that began, and nothing can any more."""
+    logs = folder / _LOGS / TOKENIZE
+    began = [logs / "executor.pik"]  # submitted to a cluster
+    began += (logs / "completions").glob("*")
+    began += (path for path in folder.rglob("*.ds") if path.stat().st_size)
+    return not any(path.exists() for path in began) and not any(
+        map(_is_locked, (logs / LOCKS).glob("*"))
+    )
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a worker that outlived its launch is at a task."""
+    with path.open("r+") as file:
         try:
-            files = [str(Path(file).absolute()) for file in data_files(source, JSONL + PARQUET)]
-        except FileNotFoundError as error:
-            raise TokenizationError(f"{source}: {error}") from None
-    if not files or len({file.endswith(PARQUET) for file in files}) > 1:
-        raise TokenizationError(
-            f"{source}: expected JSON lines ({', '.join(JSONL)}) or Parquet ({PARQUET[0]}), one of "
-            f"the two, and found {len(files)} files"
-        )
-    return [file.removeprefix("/") for file in files]
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
 
 
-def _reader(source: str, folder: Path, options: Options) -> BaseReader:
-    common: dict[str, Any] = {"text_key": options.text_key, "adapter": _text_only}
-    if _is_hub_name(source):
-        dataset = {"name": options.hub_config, "split": options.hub_split}
-        return HuggingFaceDatasetReader(source, dataset, streaming=True, **common)
-    inputs = folder / _LOGS / _INPUTS
-    common["paths_file"] = str(inputs)
-    fs = url_to_fs(source)[0]
-    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-    root = (fs.root_marker or f"{protocol}://", fs)
-    if inputs.read_text().split("\n")[0].endswith(PARQUET):
-        return _ParquetRecords(root, read_metadata=False, id_key=options.text_key, **common)
-    return _JsonRecords(root, **common)
-
-
-def _text_only(
-    reader: BaseReader, record: dict[str, Any], path: str, number: int | str
-) -> dict[str, Any]:
-    """A datatrove adapter; an empty text is left out by datatrove."""
-    text = record.get(reader.text_key) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        if hasattr(reader, "data_folder"):
-            path = _full_path(reader, path)
-        raise TokenizationError(
-            f"{path}, record {number}: no text in its field {reader.text_key!r} (text_key); it is "
-            f"{str(record)[:200]}"
-        )
-    return {"text": text, "id": f"{path}/{number}"}
+def _clear(folder: Path) -> None:
+    """Remove what a tokenization that came to nothing has left; ``corpus.json`` is replaced."""
+    for path in (_LOGS, _PARTS):
+        shutil.rmtree(folder / path, ignore_errors=True)
+    for file in folder.glob("*.ds*"):
+        file.unlink()
 
 
 def _merger(parts: Path, folder: Path, options: Options) -> DocumentTokenizerMerger:
