@@ -148,6 +148,18 @@ def test_rows_are_counted_over_batches(tmp_path):
         next(documents)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_what_a_download_left_behind_is_named(tmp_path, name):
+    path = tmp_path / name
+    for content, said in (
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        ("<!DOCTYPE html>\n<html>", "is a web page"),
+    ):
+        path.write_text(content)
+        with pytest.raises(RecordError, match=f"^{path} {said}"):
+            list(read_documents(str(path)))
+
+
 def test_an_error_crosses_processes():
     error = pickle.loads(pickle.dumps(RecordError("a file, record 0")))
     assert isinstance(error, DataError)

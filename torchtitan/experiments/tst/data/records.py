@@ -11,10 +11,13 @@ names the file and the record.
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ..file_checks import what_is_wrong
 
 TEXT_KEY = "text"  # the field of a record that holds the text, if no other is named
 PARQUET = (".parquet",)
@@ -72,10 +75,8 @@ def read_json_lines(file: str, text_key: str = TEXT_KEY) -> Iterator[Document]:
                 if text := text_of(_parse(content, place), text_key, place):
                     yield Document(number, text)
                 number += 1
-    except DataError:
-        raise
     except Exception as error:  # whatever the file system may raise
-        raise _unreadable(file, number, error) from error
+        raise _fault(file, number, error) from error
 
 
 def read_parquet(file: str, text_key: str = TEXT_KEY) -> Iterator[Document]:
@@ -96,10 +97,8 @@ def read_parquet(file: str, text_key: str = TEXT_KEY) -> Iterator[Document]:
                     if text:
                         yield Document(number, text)
                     number += 1
-    except DataError:
-        raise
     except Exception as error:  # whatever the file system may raise
-        raise _unreadable(file, number, error) from error
+        raise _fault(file, number, error) from error
 
 
 def text_of(record: Any, text_key: str, place: str) -> str:
@@ -229,6 +228,11 @@ def _strings(column: pa.Array, place: str, number: int) -> Iterator[str | None]:
                 ) from None
 
 
-def _unreadable(file: str, number: int, error: Exception) -> RecordError:
+def _fault(file: str, number: int, error: Exception) -> RecordError:
+    """What to say of an error in a file, at a record."""
+    if not number and "://" not in file and (wrong := what_is_wrong(Path(file))):
+        return RecordError(f"{file} {wrong}")
+    if isinstance(error, RecordError):
+        return error
     where = f"{file}, record {number}:" if number else file
     return RecordError(f"{where} cannot be read: {type(error).__name__}: {error}")
