@@ -148,6 +148,18 @@ def test_data_without_a_document_are_refused(make_config, corpus, tmp_path, sect
         check_job(config)
 
 
+@pytest.mark.parametrize("section", ["training", "validation"])
+def test_a_dataset_of_upstreams_that_cannot_be_opened(make_config, tmp_path, section):
+    (tmp_path / "a.jsonl").touch()
+    key = f"{section}.dataset"
+    config = make_config(f"--{key}=c4_test", f"--{key}_path={tmp_path}")
+    build = {"training": build_dataloader, "validation": build_validation_dataloader}[section]
+    with pytest.raises(
+        DataError, match=rf"^{key} = 'c4_test' \({key}_path = '{tmp_path}'\) cannot"
+    ):
+        build(1, 0, Words(), config)
+
+
 def test_a_pass_without_a_document_ends(make_config, tmp_path):
     """Where upstream begins anew for ever: one of two ranks, or of two workers, has none."""
     (tmp_path / "0.jsonl").write_text('{"text": "a text"}\n')

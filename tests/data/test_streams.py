@@ -14,6 +14,7 @@ from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDataset
 
 from torchtitan.experiments.tst.data.build import build_dataloader
+from torchtitan.experiments.tst.data.records import DataError
 from torchtitan.experiments.tst.data.streams import StreamsDataloader
 
 GLOBAL_BATCH, S, BOUNDARY, L, STEPS = 12, 3, 3, 5, 6
@@ -266,7 +267,7 @@ def test_what_cannot_be_shared_out(loaders):
         loader.set_streams(5)
     config = loader.dataset.job_config
     config.training.global_batch_size = 120
-    with pytest.raises(ValueError, match="fewer documents than the 120 data-parallel ranks"):
+    with pytest.raises(DataError, match="fewer documents than the 120 data-parallel ranks"):
         build_dataloader(120, 119, CharacterTokenizer(), config)
 
 

@@ -74,7 +74,7 @@ def named_errors(
             cause = f"{type(error).__name__}: {cause}"
         raise DataError(
             f"{section}.dataset = {config.dataset!r} ({section}.dataset_path = "
-            f"{config.dataset_path!r}) could not be read on: {cause}"
+            f"{config.dataset_path!r}) cannot be read: {cause}"
         ) from error
 
 

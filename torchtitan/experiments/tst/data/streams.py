@@ -51,8 +51,8 @@ class StreamsDataloader(PhaseDataloader):
         job_config: of the run.
 
     Raises:
-        ValueError: from the constructor or :meth:`set_streams`, if the streams cannot be read or
-            divided as asked.
+        DataError: from the constructor or :meth:`set_streams`, if the dataset cannot be opened.
+        ValueError: from these, if the streams cannot be divided as asked.
     """
 
     def __init__(
@@ -131,15 +131,9 @@ class _Streams(IterableDataset):
 
     def _dataset(self, stream: int) -> TextDataset:
         """What upstream's rank ``stream`` of ``count`` reads."""
-        try:
-            return TextDataset(
-                "training", stream, self.count, self.tokenizer, self.job_config, infinite=True
-            )
-        except IndexError:
-            raise ValueError(
-                f"training.dataset_path = {self.job_config.training.dataset_path!r}: fewer "
-                f"documents than the {self.count} data-parallel ranks that share them"
-            ) from None
+        return TextDataset(
+            "training", stream, self.count, self.tokenizer, self.job_config, infinite=True
+        )
 
     @override
     def __iter__(self) -> Iterator[StatedBatch]:

@@ -34,7 +34,8 @@ class TextDataset(HuggingFaceTextDataset):
         infinite: begin anew at the end.
 
     Raises:
-        DataError: while reading, for a whole pass without a document.
+        DataError: if the dataset cannot be opened; while reading, for a whole pass without a
+            document.
         ValueError: from :meth:`load_state_dict`, for a position that counts something else.
 
     Attributes:
@@ -51,16 +52,24 @@ class TextDataset(HuggingFaceTextDataset):
         infinite: bool,
     ):
         config = getattr(job_config, section)
-        with text_key_of(text_dataset_section(job_config).text_key) as opened:
-            super().__init__(
-                config.dataset,
-                config.dataset_path,
-                tokenizer,
-                config.seq_len,
-                share,
-                shares,
-                infinite,
-            )
+        text_key = text_dataset_section(job_config).text_key
+        with named_errors(job_config, section), text_key_of(text_key) as opened:
+            try:
+                super().__init__(
+                    config.dataset,
+                    config.dataset_path,
+                    tokenizer,
+                    config.seq_len,
+                    share,
+                    shares,
+                    infinite,
+                )
+            except StopIteration:  # from datasets, of files without a record
+                raise DataError("there is no record in its files") from None
+            except IndexError:  # of a dataset in memory
+                raise DataError(
+                    f"fewer documents than the {shares} data-parallel ranks that share them"
+                ) from None
         self.files: DataFiles | None = opened[0] if opened else None
         self._name = f"{section}.dataset = {config.dataset!r}"
         self._share = f"part {share + 1} of {shares}" if shares > 1 else "it"
