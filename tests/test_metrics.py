@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,6 +181,14 @@ def test_a_job_that_begins_anew_starts_a_wandb_run(wandb_run):
 def test_only_the_newest_checkpoint_continues_a_wandb_run(wandb_run, checkpoints, args, resumes):
     (first, _), (second, resume) = wandb_run(*SAVE), wandb_run(*args)
     assert (first == second, resume) == (resumes, "allow" if resumes else None)
+
+
+def test_going_back_behind_the_end_starts_a_wandb_run(wandb_run, finished, tmp_path):
+    args = ("--checkpoint.enable", "--checkpoint.interval=4")
+    shutil.copytree(finished(*args).checkpoints, tmp_path / "run" / "checkpoint")
+    ((first, _), (again, _)) = wandb_run(*args), wandb_run(*args)
+    assert again == first, "launched again, with nothing left to log"
+    assert wandb_run(*args, "--checkpoint.load_step=4")[0] != first
 
 
 def test_what_the_user_told_wandb_wins(wandb_run, checkpoints, monkeypatch):

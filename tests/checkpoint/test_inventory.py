@@ -47,7 +47,7 @@ def test_full_or_of_the_model_only(run, model, manifest):
         (model / "manifest.json").unlink()
     assert identify(full) is Kind.FULL
     assert identify(model) is Kind.MODEL
-    (full / ".metadata").write_bytes(b"\x80")
+    (full / ".metadata").write_bytes(b"\x80")  # a manifest says more of it when it is loaded
     assert identify(full) is (Kind.FULL if manifest else Kind.DAMAGED)
 
 
@@ -63,6 +63,11 @@ def test_weights_in_hugging_face_format(tmp_path):
     assert identify(of_upstream) is Kind.INCOMPLETE
     (of_upstream / "model.safetensors.index.json").write_text("[1")
     assert identify(of_upstream) is Kind.INCOMPLETE
+    assert identify(weights(tmp_path / "e", "model-00001-of-00004.safetensors")) is Kind.INCOMPLETE
+    one_of_one = weights(tmp_path / "f", "model-00001-of-00001.safetensors")
+    assert identify(one_of_one) is Kind.HUGGING_FACE
+    (one_of_one / "manifest.json").write_text('{"name": "of another software"}')
+    assert identify(one_of_one) is Kind.HUGGING_FACE
 
 
 def test_a_pointer_in_the_place_of_weights_is_named(tmp_path):
@@ -79,6 +84,8 @@ def test_a_pointer_in_the_place_of_weights_is_named(tmp_path):
 def test_a_save_that_was_cut_short_and_other_content(run, tmp_path):
     full = run / "checkpoint" / "step-4"
     (full / ".metadata").unlink()
+    assert identify(full) is Kind.DAMAGED, "its manifest says that it was complete"
+    (full / "manifest.json").unlink()
     assert identify(full) is Kind.INCOMPLETE
     (tmp_path / "empty").mkdir()
     assert identify(tmp_path / "empty") is Kind.INCOMPLETE
@@ -135,6 +142,10 @@ def test_what_a_save_replaces_is_kept_unless_it_is_a_full_checkpoint(run, model,
 
     save_again(6)
     assert not caplog.text
+    damaged = (folder / "step-6" / "manifest.json").read_bytes()[:-9]
+    (folder / "step-6" / "manifest.json").write_bytes(damaged)
+    save_again(6)
+    assert identify(folder / "replaced-6") is Kind.DAMAGED
     for name in ("replaced-8", "replaced-8-2"):
         shutil.rmtree(folder / "step-8", ignore_errors=True)
         shutil.copytree(model, folder / "step-8")

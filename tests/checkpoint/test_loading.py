@@ -1,11 +1,13 @@
 """What a job may be told to load, and what is said of anything else before a device is touched."""
 
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from jobs import BOUNDARY, ON, SAVE, STEPS, column, load_full, losses, saving
+from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, losses, saving
 from torchtitan.experiments.tst.checkpoint import inventory
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
 from torchtitan.experiments.tst.export import export, read_job
@@ -46,10 +48,12 @@ def test_keys_that_contradict_each_other(make_config, args, message):
 
 def test_a_step_that_is_not_there(make_config, run_folder):
     load = "--checkpoint.load_step=77"
-    with pytest.raises(CheckpointError, match=r"load_step = 77: .*step-77 is not there\..*: none"):
+    with pytest.raises(
+        CheckpointError, match=r"load_step = 77: .*step-77 is not there\. There is none"
+    ):
         check_job(make_config(*ON, *SAVE, load))
     run_folder(2, 4)
-    with pytest.raises(CheckpointError, match=r"step-77 is not there\. .* resumed: 2, 4\."):
+    with pytest.raises(CheckpointError, match=r"step-77 is not there\. .* loaded: 2, 4\."):
         check_job(make_config(*ON, *SAVE, load))
 
 
@@ -68,7 +72,7 @@ def test_a_step_that_is_gone_when_it_is_loaded(train, run_folder, monkeypatch):
 def test_a_step_with_the_model_only(finished, make_config, tmp_path, args, key):
     checkpoints = finished(*ON, *args).checkpoints
     shutil.copytree(checkpoints, tmp_path / "run" / "checkpoint")
-    with pytest.raises(CheckpointError, match=f"resumed: 3, 4.*initial_load_path{key}"):
+    with pytest.raises(CheckpointError, match=f"loaded: 3, 4.*initial_load_path{key}"):
         check_job(make_config(*ON, *SAVE, f"--checkpoint.load_step={STEPS}"))
     if args == MODEL_ONLY:
         alone = "--checkpoint.exclude_from_loading=optimizer,lr_scheduler,dataloader,train_state"
@@ -83,6 +87,8 @@ def folders(finished, tmp_path):
     exported = tmp_path / "exported"
     export(last, exported, read_job(last, []))
     (tmp_path / "empty").mkdir()
+    damaged = shutil.copytree(model.checkpoints / "step-4", tmp_path / "damaged")
+    (damaged / "manifest.json").write_text("{")
     (tmp_path / "pickles").mkdir()
     (tmp_path / "pickles" / "pytorch_model.bin").touch()
     return {
@@ -94,6 +100,8 @@ def folders(finished, tmp_path):
         "full": model.checkpoints / "step-4",
         "file": model.folder / "config.toml",
         "nothing": tmp_path / "nothing",
+        "empty": tmp_path / "empty",
+        "damaged": damaged,
         "pickles": tmp_path / "pickles",
     }
 
@@ -111,6 +119,8 @@ HF, WHOLE = "--checkpoint.initial_load_in_hf", "--checkpoint.no-initial_load_mod
         ("model", (WHOLE,), "is a checkpoint of the model only: set .*model_only = true"),
         ("file", (), "is a file, not the folder of a checkpoint"),
         ("nothing", (), "is not there"),
+        ("empty", (), "is an empty folder"),
+        ("damaged", (WHOLE,), "is a damaged checkpoint; give another one"),
         ("pickles", (), r"holds no checkpoint\. It must be a checkpoint"),
         ("pickles", (HF,), r"holds no checkpoint; .* needs a folder with \*\.safetensors weights"),
         ("full", (HF,), "is a full checkpoint; .* and this is TorchTitan's"),
@@ -123,7 +133,7 @@ def test_a_path_to_begin_from_of_another_kind(folders, make_config, name, args, 
         check_job(make_config(*SAVE, path, *args))
     assert str(error.value).startswith(f"checkpoint.initial_load_path = '{folders[name]}': ")
     error.match(message)
-    assert "damaged" not in str(error.value)
+    assert name == "damaged" or "damaged" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +163,9 @@ def test_a_model_that_has_ended_and_is_damaged(finished, train, tmp_path):
     (weights,) = (folder / f"step-{STEPS}").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"step-6/.*safetensors: .* bytes, of"):
+        train(*ON, *IN_HF)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"step-6/.*safetensors: No such file"):
         train(*ON, *IN_HF)
     assert losses(train(*ON, *IN_HF, "--resilience.skip_damaged")).keys() == {5, 6}
     assert (folder / f"damaged-{STEPS}").is_dir()
@@ -189,11 +202,12 @@ def test_purging_spares_the_model_of_a_run_that_was_extended(train, tmp_path):
 def test_a_seed_checkpoint_is_one_that_can_be_loaded(make_config, one_process, train):
     from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
-    trainer = SuperpositionTrainer(make_config(*IN_HF))
+    load = "--checkpoint.load_step=0"
+    trainer = SuperpositionTrainer(make_config(*IN_HF, load, "--checkpoint.create_seed_checkpoint"))
     trainer.checkpointer.save(curr_step=0, last_step=True)
     trainer.close()
     torch.distributed.destroy_process_group()
-    assert column(train(*IN_HF, "--checkpoint.load_step=0"), "step")[0] == 1
+    assert column(train(*IN_HF, load), "step")[0] == 1
 
 
 def test_an_index_of_another_model_does_not_lose_the_last_save(corpus, train, tmp_path):
@@ -209,3 +223,31 @@ def test_an_index_of_another_model_does_not_lose_the_last_save(corpus, train, tm
         "model-00001-of-00001.safetensors",
         "model.safetensors.index.json",
     ]
+
+
+def test_the_index_of_the_model_names_the_files_of_several_ranks(
+    finished, corpus, launch, tmp_path
+):
+    """Each rank of a pipeline has a part of the names."""
+    (whole,) = (finished(*IN_HF).checkpoints / f"step-{STEPS}").glob("*.safetensors")
+    names = sorted(load_file(whole))
+    files = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    index = {"weight_map": {name: files[n % 2] for n, name in enumerate(names)}}
+    assets = shutil.copytree(corpus / "tokenizer", tmp_path / "assets")
+    (assets / "model.safetensors.index.json").write_text(json.dumps(index))
+    launch(
+        TST,
+        *IN_HF,
+        f"--model.hf_assets_path={assets}",
+        f"--job.dump_folder={tmp_path / 'run'}",
+        "--parallelism.pipeline_parallel_degree=2",
+        processes=2,
+    )
+    last = tmp_path / "run" / "checkpoint" / f"step-{STEPS}"
+    assert inventory.identify(last) is inventory.Kind.HUGGING_FACE
+    assert sorted(path.name for path in last.glob("*.safetensors")) == files
+    saved, expected = {}, load_file(whole)
+    for path in last.glob("*.safetensors"):
+        saved |= load_file(path)
+    assert saved.keys() == expected.keys()
+    assert all(saved[name].shape == expected[name].shape for name in names)

@@ -252,6 +252,24 @@ def test_another_text_key_contradicts_the_checkpoint(make_config):
     assert key not in facts("--training.dataset=c4")
 
 
+def test_other_files_contradict_the_checkpoint(make_config, tmp_path):
+    """A position counts documents of the files that there were."""
+
+    def facts():
+        config = make_config(f"--training.dataset_path={tmp_path}")
+        return run_facts(config, Schedule(), None, None, 1)
+
+    for number in (1, 2):
+        write_jsonl(tmp_path / f"{number}.jsonl", ["a"])
+    earlier = {"run": facts(), "step": 1}
+    (tmp_path / "0.csv").touch()
+    assert contradictions(earlier, facts(), []) == []
+    write_jsonl(tmp_path / "0.jsonl", ["a"])
+    (found,) = contradictions(earlier, facts(), [])
+    assert found.startswith("training.dataset_path = 'text files with checksum ")
+    assert contradictions(earlier, facts(), ["dataloader"]) == []
+
+
 def test_an_own_dataset_of_that_name_is_left_alone(make_config, monkeypatch):
     own = DatasetConfig("", lambda path: Dataset.from_dict({"x": ["7 8 9"]}), lambda s: s["x"])
     monkeypatch.setitem(DATASETS, "jsonl", own)

@@ -1,5 +1,8 @@
 """Which files are read, and which are left out and why."""
 
+import os
+import shutil
+
 import fsspec
 import pytest
 
@@ -80,6 +83,51 @@ def test_links_are_followed(folder, tmp_path_factory):
 def test_a_pattern(folder, pattern, read, by_url):
     path = f"{folder}/{pattern}"
     assert below(folder, data_files(f"file://{path}" if by_url else path, JSONL).read) == read
+
+
+def test_folders_that_a_pattern_matches_are_named(folder):
+    files = data_files(f"{folder}/b*", (".json",))
+    assert below(folder, files.read) == ["b.json"]
+    assert "1 folders that the pattern matches" in files.warning()
+    assert "b/" in files.warning()
+    assert not data_files(f"{folder}/**", JSONL).left_out.get("folders that the pattern matches")
+
+
+def test_a_pattern_reads_a_file_once_where_links_lead_back(folder):
+    (folder / "b" / "loop").symlink_to(folder)
+    files = data_files(f"{folder}/**/*.jsonl*", JSONL).read
+    assert below(folder, files) == ["_a.jsonl", "a.jsonl", "b/2.jsonl.zst"]
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(folder, monkeypatch):
+    def deny(path):
+        if str(path).endswith("/c"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(DataError, match=f"{folder}/b/c cannot be listed: Permission denied"):
+        data_files(str(folder), JSONL)
+
+
+def test_an_empty_path_is_not_the_current_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError, match="give a file, a folder, a pattern or a URL"):
+        data_files("", JSONL)
+
+
+def test_the_checksum_is_of_names_and_sizes(folder, tmp_path_factory):
+    def checksum(path):
+        return data_files(str(path), JSONL).checksum()
+
+    before = checksum(folder)
+    moved = shutil.copytree(folder, tmp_path_factory.mktemp("moved") / "corpus")
+    assert checksum(moved) == before
+    (moved / "a.jsonl").write_text("xx")
+    assert checksum(moved) != before
+    (folder / "a.jsonl").rename(folder / "z.jsonl")
+    assert checksum(folder) != before
 
 
 def test_a_folder_whose_name_is_a_pattern(folder):

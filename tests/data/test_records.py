@@ -49,10 +49,10 @@ LINES = {  # of JSON: the texts, or what is said of record 1
     "no object": (b'"text"', "it is a string; one JSON object per line"),
     "an array": (b'[{"text": "b"}]', "it is a JSON array; one JSON object per line"),
     "an array on many lines": (b"[", "begins a JSON array; one JSON object per line"),
-    "no JSON": (b"{'text': 'b'}", "it is no JSON .*one JSON object per line"),
-    "two in a line": (A + A, r"it is no JSON \(Extra data"),
-    "too deep": (b'{"x": ' + b"[" * 200_000, "it is no JSON"),
-    "cut off": (A[:-3], "it is no JSON"),
+    "no JSON": (b"{'text': 'b'}", "it is not valid JSON .*one JSON object per line"),
+    "two in a line": (A + A, r"it is not valid JSON \(Extra data"),
+    "too deep": (b'{"x": ' + b"[" * 200_000, "it is not valid JSON"),
+    "cut off": (A[:-3], "it is not valid JSON"),
     "Latin-1": (b'{"text": "\xe9"}', "it is not UTF-8"),
     "a surrogate as bytes": (b'{"text": "\xed\xa0\x80"}', "it is not UTF-8"),
 }
@@ -158,6 +158,13 @@ def test_what_a_download_left_behind_is_named(tmp_path, name):
         path.write_text(content)
         with pytest.raises(RecordError, match=f"^{path} {said}"):
             list(read_documents(str(path)))
+
+
+def test_parquet_of_another_name(tmp_path):
+    path = tmp_path / "0123456789abcdef"
+    pq.write_table(pa.table({"text": ["a"]}), path)
+    with pytest.raises(RecordError, match=f"^{path} is Parquet and not JSON lines"):
+        list(read_documents(str(path)))
 
 
 def test_an_error_crosses_processes():

@@ -116,7 +116,9 @@ def test_a_name_that_is_not_on_the_hub(corpus, texts, tmp_path, monkeypatch, err
 def test_an_error_of_a_task_is_that_of_the_command(corpus, tmp_path):
     source, options = tmp_path / "a.jsonl", Options(str(corpus / "tokenizer"))
     source.write_text('{"text": "a"}\n{')
-    with pytest.raises(SystemExit, match=f"^error: {source}, record 1 .line 2.: it is no JSON"):
+    with pytest.raises(
+        SystemExit, match=f"^error: {source}, record 1 .line 2.: it is not valid JSON"
+    ):
         tokenize_corpus.main(str(source), tmp_path / "out", options, tokenize_corpus.Machine())
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.protocols.train_spec import get_train_spec
 
@@ -190,6 +190,21 @@ def test_text_outside_the_vocabulary(folder, caplog):
         open_tokenizer(folder)
 
 
+def test_bytes_that_are_not_in_the_vocabulary(folder, caplog):
+    """As of a byte-level BPE that was trained without ByteLevel.alphabet()."""
+
+    def forget_bytes(tokenizer):
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        kept = [byte for byte in sorted(alphabet) if byte.isascii()]
+        tokenizer.model = models.BPE({byte: n for n, byte in enumerate(kept)}, [])
+
+    open_tokenizer(folder)
+    assert "dropped" not in caplog.text
+    change(folder, forget_bytes)
+    open_tokenizer(folder)
+    assert "162 of the 256 bytes are not in it) are dropped" in caplog.text
+
+
 def put(**contents):
     """What puts these files into the folder in the place of all others."""
 
@@ -207,6 +222,19 @@ def put(**contents):
 def with_config(content):
     def edit(folder):
         (folder / "tokenizer_config.json").write_text(content)
+        return folder
+
+    return edit
+
+
+def with_post_processor_id(number):
+    def edit(folder):
+        def add(tokenizer):
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", number)]
+            )
+
+        change(folder, add)
         return folder
 
     return edit
@@ -273,6 +301,14 @@ DAMAGES = {
     "merges that are none": (
         put(vocab__json=VOCABULARY, merges__txt="#version: 0.2\na b\n{}\n"),
         ["merges.txt, line 3 is not a merge"],
+    ),
+    "merges that TorchTitan takes for comments": (
+        put(vocab__json=VOCABULARY, merges__txt="#version: 0.2\na b\n# #\n"),
+        ["merges.txt, line 3: TorchTitan takes the merge b'# #' for a comment", "save_pretrained"],
+    ),
+    "a post-processor with ids of another vocabulary": (
+        with_post_processor_id(99999),
+        ["tokenizer.json: its post-processor adds id 99999", "1,024 entries"],
     ),
     "merges of another vocabulary": (
         put(vocab__json=VOCABULARY, merges__txt="c d\n"),

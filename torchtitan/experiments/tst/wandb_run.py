@@ -71,9 +71,8 @@ def _resumes(job_config: JobConfig) -> bool:
     if not config.enable or TRAIN_STATE in config.exclude_from_loading:
         return False
     folder = Path(job_config.job.dump_folder, config.folder)
-    if inventory.finished_model(folder, job_config.training.steps):
-        return True  # with nothing left to log
-    newest = inventory.newest_resumable(folder)
-    return newest is not None and (
-        config.load_step == -1 or newest.name == f"step-{config.load_step}"
-    )
+    steps = inventory.complete_steps(folder)
+    if config.load_step != -1:
+        return bool(steps) and config.load_step == steps[-1] > 0
+    ended = inventory.finished_model(folder, job_config.training.steps)  # nothing left to log
+    return bool(ended or inventory.newest_resumable(folder))

@@ -8,7 +8,8 @@ from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 
 from ..core import Schedule
-from ..data.datasets import is_ours
+from ..data.datasets import is_ours, loader_of
+from ..data.files import data_files
 from ..data.mixture import Mixture
 from ..data.tokenizer_identity import checksum
 from ..job_config import (
@@ -37,8 +38,8 @@ def run_facts(
 ) -> dict[str, Any]:
     """The values that a checkpoint holds its resume to, by their keys in the TOML.
 
-    The number of superposition steps stands for the ratio; tokenizer and token shards are told by
-    checksums of their content.
+    The number of superposition steps stands for the ratio. Tokenizer and token shards are told by
+    checksums of their content, local text files by one of their names and sizes.
     """
     section, training, model = (
         superposition_section(job_config),
@@ -73,6 +74,10 @@ def _data_facts(job_config: JobConfig, mixture: Mixture | None) -> dict[str, Any
         }
         if is_ours(job_config.training.dataset):
             facts["text_dataset.text_key"] = text_dataset_section(job_config).text_key
+            loader = loader_of(job_config.training.dataset)
+            if (path := job_config.training.dataset_path) and "://" not in path:
+                checksum_of_files = data_files(path, loader.suffixes).checksum()
+                facts["training.dataset_path"] = f"text files with checksum {checksum_of_files}"
         return facts
     checksums = [source.checksum() for source in mixture.sources]
     return {

@@ -61,6 +61,8 @@ def check_loading(job_config: UpstreamJobConfig) -> Path | None:
     """
     config = job_config.checkpoint
     folder = Path(job_config.job.dump_folder, config.folder)
+    if config.create_seed_checkpoint:
+        return None
     if not config.enable:
         _check_nothing_to_load(config)
         return None
@@ -97,7 +99,7 @@ def _check_nothing_to_load(config: Checkpoint) -> None:
 
 
 def _check_initial_load(job_config: UpstreamJobConfig) -> None:
-    """Of a job that has no checkpoint of its own."""
+    """Check what a job begins with that has no checkpoint of its own."""
     config = job_config.checkpoint
     if config.initial_load_in_hf_quantized and not config.initial_load_in_hf:
         raise ConfigError(
@@ -121,11 +123,13 @@ def _check_initial_load(job_config: UpstreamJobConfig) -> None:
 
 
 def _check_initial_folder(config: Checkpoint, key: str, value: str) -> None:
-    """That it has what the config says."""
+    """Check that the folder has what the config says."""
     path = Path(value)
     kind, what = inventory.identify(path), inventory.describe(path)
     is_hf = kind is Kind.HUGGING_FACE
-    if config.initial_load_in_hf and not is_hf:
+    if kind is Kind.DAMAGED:
+        raise ConfigError(key, value, f"{what}; give another one, or fetch it again")
+    if config.initial_load_in_hf and not is_hf and kind is not Kind.INCOMPLETE:
         needs = "needs a folder with *.safetensors weights"
         if kind in (Kind.FULL, Kind.MODEL):
             needs = "is for weights in Hugging Face format, and this is TorchTitan's"

@@ -43,6 +43,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
+        if not {_CHECKSUM, "files"} & manifest.keys():
+            return None  # of another software
         checksum = manifest.pop(_CHECKSUM)
     except FileNotFoundError:
         return None
@@ -79,7 +81,9 @@ def file_entry(size: int, checksum: str) -> dict[str, Any]:
 
 
 def entry_of(path: Path) -> dict[str, Any]:
-    """The manifest's entry of a file that is there."""
+    """The manifest's entry of a file that is there, and will be after a power failure."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
     return file_entry(path.stat().st_size, file_checksum(path))
 
 

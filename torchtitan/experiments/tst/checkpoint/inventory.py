@@ -7,8 +7,8 @@ In the run's checkpoint folder (``checkpoint.folder``):
 - ``saving-N``: a save that is going on, or was cut short.
 - ``deleting-N``: a deletion that is going on, or was cut short.
 - ``damaged-N``: set aside by ``resilience.skip_damaged``.
-- ``replaced-N``: was ``step-N`` before step N was saved again: a finished model, or a folder of
-  unknown content.
+- ``replaced-N``: was ``step-N`` before step N was saved again: a finished model, a damaged
+  checkpoint, or a folder of unknown content.
 """
 
 import functools
@@ -82,15 +82,19 @@ class Checkpoint:
 
 def identify(path: Path) -> Kind:
     """Tell what a folder is, by its files and not by its name."""
-    if (path / METADATA).is_file():
-        try:
-            if manifest := read_manifest(path):
-                return Kind.FULL if manifest["resumable"] else Kind.MODEL
+    try:
+        if manifest := read_manifest(path):
+            if any(not (path / name).is_file() for name in manifest["files"]):
+                return Kind.DAMAGED  # it was complete once
+            if METADATA not in manifest["files"]:
+                return Kind.HUGGING_FACE
+            return Kind.FULL if manifest["resumable"] else Kind.MODEL
+        if (path / METADATA).is_file():
             keys = read_metadata(path).state_dict_metadata
-        except CheckpointError:
-            return Kind.DAMAGED
-        full = any(key.startswith(f"{TRAIN_STATE}.") for key in keys)
-        return Kind.FULL if full else Kind.MODEL
+            full = any(key.startswith(f"{TRAIN_STATE}.") for key in keys)
+            return Kind.FULL if full else Kind.MODEL
+    except (CheckpointError, NotADirectoryError):
+        return Kind.DAMAGED if path.is_dir() else Kind.FOREIGN
     if any(path.glob("*.safetensors")):
         return Kind.INCOMPLETE if missing_weights(path) else Kind.HUGGING_FACE
     cut_short = (path / SHARDED).is_dir() or any(path.glob("*.distcp"))
@@ -105,7 +109,9 @@ def missing_weights(folder: Path) -> list[str]:
     """
     index = folder / WEIGHTS_INDEX
     if not index.is_file():
-        return [WEIGHTS_INDEX] if (folder / SHARDED).is_dir() else []
+        parts = [re.search(r"-of-(\d+)", path.name) for path in folder.glob("*.safetensors")]
+        is_part = any(part and int(part[1]) > 1 for part in parts)
+        return [WEIGHTS_INDEX] if is_part or (folder / SHARDED).is_dir() else []
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -144,14 +150,14 @@ def check_load_step(folder: Path, step: int, not_loaded: list[str]) -> None:
     model_alone = found.kind is Kind.MODEL and set(not_loaded) >= _BESIDE_THE_MODEL
     if found.resumable or model_alone:
         return
-    advice = "-1, the default, is the newest"
+    advice = "Use one of them, or -1 for the newest"
     if found.kind.is_model:
-        in_hf = " and checkpoint.initial_load_in_hf" * (found.kind is Kind.HUGGING_FACE)
-        advice = f"A new run begins with it by checkpoint.initial_load_path{in_hf}"
-    steps = ", ".join(map(str, full_steps(folder))) or "none"
+        in_hf = ", and checkpoint.initial_load_in_hf" * (found.kind is Kind.HUGGING_FACE)
+        advice = f"To start a new run from it, set checkpoint.initial_load_path to it{in_hf}"
+    steps = [other.step for other in list_checkpoints(folder) if other.resumable]
+    listed = f"Steps that can be loaded: {', '.join(map(str, steps))}" if steps else "There is none"
     raise CheckpointError(
-        f"checkpoint.load_step = {step}: {path} {describe(path)}. Steps that can be resumed: "
-        f"{steps}. {advice}"
+        f"checkpoint.load_step = {step}: {path} {describe(path)}. {listed}. {advice}"
     )
 
 
@@ -188,9 +194,13 @@ def full_steps(folder: Path) -> list[int]:
 
 
 def newest_resumable(folder: Path) -> Path | None:
-    """The checkpoint that a launch resumes from, by what the manifests say of themselves."""
+    """The checkpoint that a launch resumes from, unless it turns out to be damaged.
+
+    None for a seed checkpoint, step 0, of which only the model is loaded.
+    """
     newest_first = reversed(list_checkpoints(folder))
-    return next((found.path for found in newest_first if found.kind is Kind.FULL), None)
+    full = (found.path for found in newest_first if found.step and found.kind is Kind.FULL)
+    return next(full, None)
 
 
 def finished_model(folder: Path, total_steps: int) -> Checkpoint | None:
@@ -252,6 +262,8 @@ def describe(path: Path) -> str:
     if not path.is_dir():
         return "is a file, not the folder of a checkpoint"
     kind = identify(path)
+    if not any(path.iterdir()):
+        return "is an empty folder"
     if kind is Kind.INCOMPLETE:
         missing = missing_weights(path) or [METADATA]
         return f"is {kind.value}, cut short in its save or download: no {', '.join(missing)}"
@@ -291,7 +303,7 @@ def publish(folder: Path, step: int, boundary: bool) -> None:
             link.symlink_to(final.name)
             link.replace(folder / BOUNDARY)
     if final.exists():
-        if identify(final) in (Kind.FULL, Kind.DAMAGED, Kind.INCOMPLETE):
+        if identify(final) in (Kind.FULL, Kind.INCOMPLETE):
             set_aside(folder, step, "deleting")
         else:
             logger.warning(f"{final} is now {_keep_replaced(folder, step)}: step {step} is saved")
@@ -332,7 +344,7 @@ def tidy(folder: Path) -> Iterable[str]:
             manifest = read_manifest(path)
         if manifest:
             publish(folder, step, manifest["boundary"])
-            yield f"{path} was complete but for its name: it is step-{step} now"
+            yield f"{path} was complete and is now step-{step}: its save was cut short at the end"
         else:
             shutil.rmtree(path, ignore_errors=True)
             yield f"Skipped and removed {path}: its save was cut short"

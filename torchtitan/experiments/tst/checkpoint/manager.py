@@ -157,25 +157,32 @@ class ResilientCheckpointManager(CheckpointManager):
         saving = inventory.step_folder(folder, step, "saving")
         self._from_rank_0(lambda: shutil.rmtree(saving, ignore_errors=True))
         mapping = self.sd_adapter.fqn_to_index_mapping
-        if mapping and mapping.keys() != self.sd_adapter.to_hf(state_dict).keys():
-            logger.warning(
-                f"model.hf_assets_path has a {inventory.WEIGHTS_INDEX} of another model: all "
-                "weights are saved in one file"
-            )
+        mine = set(self.sd_adapter.to_hf(state_dict)) if mapping else set()
+        indices = self.run.share((mapping, mine))
+        names = set().union(*(names for _, names in indices))  # pipeline, experts: each has a part
+        if any(index is None or index.keys() != names for index, _ in indices):
+            if any(index for index, _ in indices):
+                logger.warning(
+                    f"model.hf_assets_path has a {inventory.WEIGHTS_INDEX} of another model: all "
+                    "weights are saved in one file"
+                )
             self.sd_adapter.fqn_to_index_mapping = None
         super().dcp_save(state_dict, str(saving), AsyncMode.DISABLED, to_hf=True)
 
-        def list_files() -> list[str]:
-            shutil.rmtree(saving / inventory.SHARDED)  # parts of the files beside it
-            return sorted(path.name for path in saving.iterdir())
+        written = self._from_rank_0(
+            lambda: sorted(path.name for path in saving.iterdir() if path.is_file())
+        )
 
-        names = self._from_rank_0(list_files)
-        mine = names[dist.get_rank() :: dist.get_world_size()]
+        def entries_of_rank() -> dict[str, dict[str, Any]]:
+            share = written[dist.get_rank() :: dist.get_world_size()]
+            return {name: files.entry_of(saving / name) for name in share}
+
         entries: dict[str, dict[str, Any]] = {}
-        for of_rank in self.run.share({name: files.entry_of(saving / name) for name in mine}):
+        for of_rank in self._on_all_ranks(entries_of_rank):
             entries |= of_rank
 
         def finish() -> None:
+            shutil.rmtree(saving / inventory.SHARDED)  # parts of the files beside it
             files.write_manifest(saving, manifest, entries)
             inventory.publish(folder, step, boundary=False)
 
@@ -250,9 +257,11 @@ class ResilientCheckpointManager(CheckpointManager):
         if dist.get_rank() == 0 and not self.load_only:  # others may be at work there
             for message in inventory.tidy(folder):
                 logger.warning(message)
-        checkpoints = self._from_rank_0(lambda: inventory.list_checkpoints(folder))
+        checkpoints = self._from_rank_0(lambda: _identified(folder))
         if step != -1:
-            inventory.check_load_step(folder, step, self.exclude_from_loading)
+            self._from_rank_0(
+                lambda: inventory.check_load_step(folder, step, self.exclude_from_loading)
+            )
             newer = [c.step for c in checkpoints if c.step > step and c.resumable]
             if newer:
                 logger.warning(
@@ -294,7 +303,7 @@ class ResilientCheckpointManager(CheckpointManager):
                 reason = f"it {inventory.describe(checkpoint)}"
             elif damages := self._damages(checkpoint):
                 if not self.skip_damaged:
-                    raise _damage_error(damages)
+                    raise _damage_error(damages, _SKIP)
                 reason = "; ".join(damages)
                 if dist.get_rank() == 0 and not self.load_only:
                     aside = inventory.set_aside(folder, found.step, "damaged")
@@ -338,7 +347,7 @@ class ResilientCheckpointManager(CheckpointManager):
     ) -> None:
         checkpoint = Path(checkpoint_id)
         if checkpoint != self.checked and (damages := self._damages(checkpoint)):
-            raise _damage_error(damages)
+            raise _damage_error(damages, "Give another one, or fetch it again")
         if from_hf:
             try:
                 super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
@@ -394,16 +403,41 @@ class ResilientCheckpointManager(CheckpointManager):
             )
 
     def _from_rank_0(self, function: Callable[[], Any]) -> Any:
-        """The function's result on rank 0, there called alone."""
-        return self.run.share(function() if dist.get_rank() == 0 else None)[0]
+        """The function's result on rank 0, there called alone; its error on all ranks."""
+        return self._on_all_ranks(function if dist.get_rank() == 0 else lambda: None)[0]
+
+    def _on_all_ranks(self, function: Callable[[], Any]) -> list[Any]:
+        """The function's results of all ranks; on all of them, the error of any.
+
+        Raises:
+            CheckpointError: of the first rank that has an error.
+        """
+        result, error = None, ""
+        try:
+            result = function()
+        except (CheckpointError, OSError) as caught:
+            error = str(caught)
+        shared = self.run.share((result, error))
+        for _, error in shared:
+            if error:
+                raise CheckpointError(error)
+        return [result for result, _ in shared]
 
 
-def _damage_error(damages: list[str]) -> CheckpointError:
+def _identified(folder: Path) -> list[Checkpoint]:
+    """The checkpoints with their kinds, so that all ranks see what rank 0 does."""
+    found = inventory.list_checkpoints(folder)
+    for checkpoint in found:
+        _ = checkpoint.kind
+    return found
+
+
+_SKIP = "--resilience.skip_damaged goes on from the one before it"
+
+
+def _damage_error(damages: list[str], advice: str) -> CheckpointError:
     listed = "".join(f"\n  {line}" for line in damages)
-    return CheckpointError(
-        f"a checkpoint is damaged:{listed}\n"
-        "--resilience.skip_damaged goes on from the one before it"
-    )
+    return CheckpointError(f"a checkpoint is damaged:{listed}\n{advice}")
 
 
 def _causes(error: BaseException) -> str:

@@ -82,7 +82,7 @@ def _check_dataset(job_config: JobConfig, section: str) -> None:
             if "://" not in path:
                 check_documents(data_files(path, loader.suffixes), loader.read, text_key)
         elif not path or not ("://" in path or Path(path).exists()):
-            raise DataError("no such file or folder")
+            raise DataError("no such file or folder" if path else "give a file or a folder")
     except DataError as error:
         message = f"{error} (dataset {config.dataset})"
         raise ConfigError(f"{section}.dataset_path", path, message) from None

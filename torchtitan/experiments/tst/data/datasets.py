@@ -27,7 +27,7 @@ class Loader:
     """A ``DatasetConfig.loader`` of text files, which are shared out to ranks and workers."""
 
     suffixes: tuple[str, ...]
-    """Of the files to read in a folder."""
+    """Suffixes of the files to read in a folder."""
 
     read: Callable[[str, str], Iterator[Document]]
     """The documents of a file, by their text key."""
@@ -36,7 +36,7 @@ class Loader:
     """The field of a record that holds the text."""
 
     opened: list[DataFiles] | None = dataclasses.field(default=None, compare=False)
-    """Where to note the files of each dataset that is opened."""
+    """A list that gets the files of each dataset that is opened."""
 
     def __call__(self, path: str) -> IterableDataset:
         """Open a dataset of ``{"text": ...}``.

@@ -1,20 +1,24 @@
 """Which files a path, a pattern or a URL of a text corpus stands for, and which are left out."""
 
 import glob
+import json
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import xxhash
 
 from .records import PARQUET, DataError, Document
 
 JSONL = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json.gz")
 
 _HIDDEN, _EMPTY, _OTHER = "hidden", "of 0 bytes", "of another kind"
+_FOLDERS = "folders that the pattern matches"
 _NAMES = 3  # of the files left out, in a message
 
 
@@ -35,6 +39,15 @@ class DataFiles:
         kinds = Counter(_kind(file) for file in self.read)
         count = f"{len(self.read):,} file{'s' * (len(self.read) != 1)}"
         return f"{count} ({', '.join(f'{n:,} {kind}' for kind, n in sorted(kinds.items()))})"
+
+    def checksum(self) -> str:
+        """XXH3-64 of the names, below the folder of all, and sizes of local files, hexadecimal.
+
+        A position in the data counts documents of these files, in this order.
+        """
+        top = os.path.commonpath(self.read)
+        listed = [(os.path.relpath(path, top), Path(path).stat().st_size) for path in self.read]
+        return xxhash.xxh3_64_hexdigest(json.dumps(listed).encode())
 
     def warning(self) -> str:
         """What was left out and why; empty if nothing was."""
@@ -57,6 +70,7 @@ class _File(NamedTuple):
 class _Listed(NamedTuple):
     files: list[_File]
     is_pattern: bool = False
+    folders: Sequence[str] = ()  # that a pattern matches, and that are not looked into
 
 
 def data_files(path: str, suffixes: tuple[str, ...]) -> DataFiles:
@@ -74,6 +88,8 @@ def data_files(path: str, suffixes: tuple[str, ...]) -> DataFiles:
     Raises:
         DataError: if there is none.
     """
+    if not path:
+        raise DataError("give a file, a folder, a pattern or a URL")
     try:
         listed = _list_url(path) if "://" in path else _list_local(path)
     except DataError:
@@ -84,6 +100,8 @@ def data_files(path: str, suffixes: tuple[str, ...]) -> DataFiles:
         return DataFiles([listed])
     any_kind = listed.is_pattern and not any(f.path.endswith(suffixes) for f in listed.files)
     found = DataFiles()
+    if listed.folders:
+        found.left_out[_FOLDERS] = [f"{folder}/" for folder in listed.folders]
     for file in listed.files:
         if file.hidden:
             found.left_out.setdefault(_HIDDEN, []).append(file.name)
@@ -124,8 +142,16 @@ def _list_local(path: str) -> "str | _Listed":
     if Path(path).exists():
         return path
     matches = glob.glob(path, recursive=True) if glob.has_magic(path) else []  # noqa: PTH207
-    files = [_File(match, match, _size(match)) for match in matches if not Path(match).is_dir()]
-    return _of_pattern(path, files, len(matches))
+    files, folders = [], []
+    by_folder: dict[str, str] = {}  # of each real folder the name that it is read by
+    for match in sorted(matches, key=lambda name: (len(name), name)):  # a link may lead back
+        parent = os.path.dirname(match)  # noqa: PTH120
+        if Path(match).is_dir():
+            folders.append(match)
+        elif by_folder.setdefault(os.path.realpath(parent), parent) == parent:
+            files.append(_File(match, match, _size(match)))
+    listed = _of_pattern(path, files, len(matches))
+    return listed if "**" in path else listed._replace(folders=folders)
 
 
 def _of_pattern(pattern: str, files: list[_File], matches: int) -> _Listed:
@@ -149,7 +175,8 @@ def _walk(top: str) -> list[_File]:
     files: list[_File] = []
     seen, folders = set(), [top]
     while folders:  # links to folders after the folders: they may lead back
-        for folder, inner, names in os.walk(folders.pop(0)):
+        for folder, inner, names in os.walk(folders.pop(0), onerror=_refuse):
+            inner.sort()
             real = os.path.realpath(folder)
             if real in seen:
                 inner.clear()
@@ -169,8 +196,12 @@ def _walk(top: str) -> list[_File]:
     return files
 
 
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed: {error.strerror}")
+
+
 def _size(path: str) -> int | None:
-    """Of a file; None of a link that leads nowhere, which reading tells of."""
+    """Return the size of a file; None for a broken link, which is an error when it is read."""
     try:
         found = Path(path).stat()
     except OSError:

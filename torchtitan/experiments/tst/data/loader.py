@@ -59,7 +59,7 @@ class PhaseDataloader(BaseDataLoader):
 def named_errors(
     job_config: JobConfig, section: Literal["training", "validation"]
 ) -> Iterator[None]:
-    """Have an error in reading a section's data say which they are.
+    """Add the section's dataset and path to any error in reading its data.
 
     Raises:
         DataError: for any error.

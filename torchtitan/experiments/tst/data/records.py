@@ -25,6 +25,7 @@ PARQUET = (".parquet",)
 _HINT = "if the text is in another, set text_dataset.text_key (tokenize_corpus.py: --text-key)"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC_NUMBERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_PARQUET_MAGIC = b"PAR1"
 _OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16 or UTF-32", b"\xfe\xff": "UTF-16"}
 # numbers as floats: Python refuses integers of more than 4300 digits
 _JSON = json.JSONDecoder(parse_int=float)
@@ -151,6 +152,11 @@ def _decompress(file: str, raw: IO[bytes]) -> io.BufferedReader:
     if not compression:
         start = raw.read(4)
         raw.seek(0)
+        if start == _PARQUET_MAGIC:
+            raise RecordError(
+                f'{file} is Parquet and not JSON lines: set training.dataset = "parquet", or give '
+                f"it a name with {PARQUET[0]}"
+            )
         found = (c for magic, c in _MAGIC_NUMBERS.items() if start.startswith(magic))
         compression = next(found, None)
     stream = pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression)
@@ -175,7 +181,7 @@ def _parse(content: str, place: str) -> Any:
         if content.lstrip().startswith("["):
             what = "it begins a JSON array"
         else:
-            what = f"it is no JSON ({error})"
+            what = f"it is not valid JSON ({error})"
         raise RecordError(
             f"{place}: {what}; one JSON object per line is expected. The line: "
             f"{content.strip()[:100]!r}"

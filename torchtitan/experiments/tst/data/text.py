@@ -88,7 +88,8 @@ class TextDataset(HuggingFaceTextDataset):
             raise DataError(
                 f"{self._share}{of_worker} has no document, that is no record whose text is not "
                 "empty; ranks share the files if their number divides by that of the ranks, else "
-                "the documents, and workers share the files"
+                "the documents, and workers share the files. Remove files without documents, or "
+                "change the number of ranks or workers"
             )
         self._resumed = False
 

@@ -77,7 +77,7 @@ def _check_hub_name(source: str) -> None:
     except (RepositoryNotFoundError, HFValidationError):
         why = "not found there"
     except Exception as error:  # of the HTTP library, which depends on the hub's version
-        why = f"which cannot be asked: {type(error).__name__}: {error}"
+        why = f"cannot reach it: {type(error).__name__}: {error}"
     raise TokenizationError(
         f"{source}: neither a file or folder here nor a dataset on the Hugging Face hub ({why})"
     )

@@ -15,6 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from torchtitan.components.tokenizer import (
     BaseTokenizer,
     HuggingFaceTokenizer,
@@ -57,6 +58,13 @@ def open_tokenizer(folder: str | os.PathLike) -> HuggingFaceTokenizer:
     """
     tokenizer = _WholeDocuments(Path(folder))
     _check_unknown_text(tokenizer.tokenizer, tokenizer.file)
+    if (highest := max(tokenizer.encode("a", add_bos=True, add_eos=True), default=0)) >= (
+        count := entries(tokenizer)
+    ):
+        raise TokenizerError(
+            f"{tokenizer.file.name}: its post-processor adds id {highest} to documents, and the "
+            f"vocabulary has {count:,} entries; correct the ids of its special tokens"
+        )
     return tokenizer
 
 
@@ -196,14 +204,22 @@ def _check_unknown_text(tokenizer: Tokenizer, file: Path) -> None:
     except Exception as error:  # of the library, which has no class for them
         raise TokenizerError(
             f"{file.name} cannot encode text outside its vocabulary ({error}); set the model's "
-            "unk_token to an entry of the vocabulary"
+            "unk_token (unk_id of a Unigram model) to an entry of the vocabulary"
         ) from error
     model = tokenizer.model
-    if once == often and isinstance(model, BPE) and model.unk_token is None:
+    if not isinstance(model, BPE) or model.unk_token is not None:
+        return
+    missing = (
+        [byte for byte in ByteLevel.alphabet() if tokenizer.token_to_id(byte) is None]
+        if "ByteLevel" in str(tokenizer.pre_tokenizer)
+        else []
+    )
+    if once == often or missing:
+        which = f" ({len(missing)} of the 256 bytes are not in it)" if missing else ""
         warn_once(
             logger,
-            f"{file}: characters outside the vocabulary are dropped from documents, because the "
-            "model has no unk_token",
+            f"{file}: characters outside the vocabulary{which} are dropped from documents, "
+            "because the model has no unk_token",
         )
 
 
@@ -232,8 +248,15 @@ def _check_files(folder: Path) -> list[str]:
             raise TokenizerError(f"{name} {wrong}")
     if _MERGES in files:
         for number, line in enumerate((folder / _MERGES).read_bytes().splitlines(), 1):
-            if line.strip() and not line.startswith(b"#") and len(line.split()) != 2:
-                raise TokenizerError(  # which upstream would skip
+            if not line.strip() or (number == 1 and line.startswith(b"#version")):
+                continue
+            if line.startswith(b"#"):
+                raise TokenizerError(
+                    f"{_MERGES}, line {number}: TorchTitan takes the merge {line[:40]!r} for a "
+                    f"comment. {_CONVERT}"
+                )
+            if len(line.split()) != 2:  # which upstream would skip
+                raise TokenizerError(
                     f"{_MERGES}, line {number} is not a merge of two tokens: {line[:40]!r}"
                 )
     return files
