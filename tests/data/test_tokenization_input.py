@@ -97,7 +97,7 @@ def test_nothing_to_read(corpus, tmp_path):
 @pytest.mark.parametrize(
     "error, why",
     [
-        (OSError("no route"), "cannot be asked: OSError: no route"),
+        (OSError("no route"), "cannot reach it: OSError: no route"),
         (HFValidationError(), "not found"),
     ],
 )

@@ -73,11 +73,12 @@ def check_loading(job_config: UpstreamJobConfig) -> Path | None:
     if config.load_step >= 0:
         inventory.check_load_step(folder, config.load_step, config.exclude_from_loading)
         return inventory.step_folder(folder, config.load_step) if config.load_step else None
-    if ended := inventory.finished_model(folder, job_config.training.steps):
-        return ended.path
     found = inventory.list_checkpoints(folder)
-    if any(checkpoint.resumable for checkpoint in reversed(found)):
-        return inventory.newest_resumable(folder)
+    for checkpoint in reversed(found):
+        if checkpoint.finishes(job_config.training.steps):
+            return checkpoint.path
+        if checkpoint.resumable:
+            return inventory.newest_resumable(folder)
     inventory.check_may_start_anew(folder, found)
     _check_initial_load(job_config)
     path = config.initial_load_path
