@@ -77,7 +77,7 @@ def test_a_pointer_in_the_place_of_weights_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"a/model\.safetensors is a Git LFS pointer"):
         inventory.check_weights(folder)
     (folder / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match=r"a/model\.safetensors is no safetensors file"):
+    with pytest.raises(CheckpointError, match=r"a/model\.safetensors is not a safetensors file"):
         inventory.check_weights(folder)
 
 

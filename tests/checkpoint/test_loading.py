@@ -1,11 +1,13 @@
 """What a job may be told to load, and what is said of anything else before a device is touched."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchtitan.protocols import train_spec
 
 from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, losses, saving
 from torchtitan.experiments.tst.checkpoint import inventory
@@ -149,6 +151,14 @@ def test_a_path_to_begin_from(folders, train, tmp_path, name, args):
     theirs = load_full(folders["full" if name == "full" else "model"])
     for key in ("output.weight", "layers.0.attention.wq.weight"):
         torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("args", [IN_HF, (*MODEL_ONLY, HF)])
+def test_a_model_without_a_hugging_face_format(make_config, monkeypatch, args):
+    spec = dataclasses.replace(train_spec.get_train_spec("llama3"), state_dict_adapter=None)
+    monkeypatch.setitem(train_spec._extra_train_specs, "llama3", spec)
+    with pytest.raises(ConfigError, match=r"_in_hf = True: TorchTitan has no state-dict adapter"):
+        check_job(make_config(*args))
 
 
 def test_weights_of_another_model(folders, train):

@@ -22,16 +22,10 @@ def check_last_save(job_config: UpstreamJobConfig) -> None:
         ConfigError: naming the key.
     """
     config = job_config.checkpoint
-    if not config.enable:
+    if not config.enable or config.load_only:
         return
-    spec = train_spec_module.get_train_spec(job_config.model.name)
-    for key in ("last_save_in_hf", "initial_load_in_hf"):
-        if getattr(config, key) and spec.state_dict_adapter is None:
-            raise ConfigError(
-                f"checkpoint.{key}",
-                True,
-                f"TorchTitan has no state-dict adapter of model.name = {job_config.model.name!r}",
-            )
+    if config.last_save_in_hf:
+        _check_adapter(job_config, "last_save_in_hf")
     if config.last_save_in_hf and not config.last_save_model_only:
         raise ConfigError(
             "checkpoint.last_save_in_hf",
@@ -44,6 +38,17 @@ def check_last_save(job_config: UpstreamJobConfig) -> None:
             "checkpoint.export_dtype",
             config.export_dtype,
             "needs checkpoint.last_save_model_only = true: a full checkpoint keeps float32",
+        )
+
+
+def _check_adapter(job_config: UpstreamJobConfig, key: str) -> None:
+    """Check that the model has a Hugging Face format, which a key of ``[checkpoint]`` needs."""
+    name = job_config.model.name
+    if train_spec_module.get_train_spec(name).state_dict_adapter is None:
+        raise ConfigError(
+            f"checkpoint.{key}",
+            True,
+            f"TorchTitan has no state-dict adapter of model.name = {name!r}",
         )
 
 
@@ -110,6 +115,7 @@ def _check_initial_load(job_config: UpstreamJobConfig) -> None:
         )
     key, value = "checkpoint.initial_load_path", config.initial_load_path
     if config.initial_load_in_hf:
+        _check_adapter(job_config, "initial_load_in_hf")
         if not config.initial_load_model_only:
             raise ConfigError(
                 "checkpoint.initial_load_in_hf",

@@ -63,7 +63,7 @@ class Checkpoint:
 
     @functools.cached_property
     def kind(self) -> Kind:
-        """What it is, read when it is first asked for: of upstream's it takes all metadata."""
+        """What it is, read on first use: without a manifest, that takes all of DCP's metadata."""
         return identify(self.path)
 
     @property
@@ -132,7 +132,7 @@ def check_weights(folder: Path) -> None:
             with safe_open(path, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is no safetensors file: {error}") from None
+            raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
 
 
 def check_load_step(folder: Path, step: int, not_loaded: list[str]) -> None:
@@ -254,7 +254,7 @@ def checkpoints_of(path: Path) -> Path:
 
 
 def describe(path: Path) -> str:
-    """Say what is at a path at which a checkpoint was looked for: "is ...", for messages."""
+    """Describe what is at a path that should be a checkpoint: "is ...", for messages."""
     if path.is_symlink() and not path.exists():
         return f"is a link to {path.readlink()}, which is not there"
     if not path.exists():

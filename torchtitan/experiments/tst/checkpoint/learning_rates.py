@@ -18,7 +18,7 @@ def schedule_of_config(schedulers: LRSchedulersContainer) -> Iterator[None]:
     where ``checkpoint.exclude_from_loading`` names optimizer or scheduler. The peak rate is in the
     scheduler's state, so that upstream ignores a changed ``optimizer.lr``.
     """
-    # those of a train spec of one's own may have no rate that follows from the step alone
+    # another scheduler, of a user's train spec, may have a rate that depends on more than the step
     ours = [scheduler for scheduler in schedulers if isinstance(scheduler, LambdaLR)]
     peaks = [list(scheduler.base_lrs) for scheduler in ours]
     yield

@@ -152,7 +152,7 @@ class ResilientCheckpointManager(CheckpointManager):
         return result
 
     def _save_in_hf(self, state_dict: dict[str, Any], step: int, manifest: dict[str, Any]) -> None:
-        """Upstream's save in Hugging Face format, which is complete or absent, too."""
+        """Save in Hugging Face format by upstream's method, as ``saving-N`` until complete."""
         folder = Path(self.folder)
         saving = inventory.step_folder(folder, step, "saving")
         self._from_rank_0(lambda: shutil.rmtree(saving, ignore_errors=True))
@@ -254,8 +254,8 @@ class ResilientCheckpointManager(CheckpointManager):
         if not self.enable:
             return super().load(step)
         folder = Path(self.folder)
-        if dist.get_rank() == 0 and not self.load_only:  # others may be at work there
-            for message in inventory.tidy(folder):
+        if not self.load_only:  # others may be at work there
+            for message in self._from_rank_0(lambda: list(inventory.tidy(folder))):
                 logger.warning(message)
         checkpoints = self._from_rank_0(lambda: _identified(folder))
         if step != -1:
@@ -331,7 +331,7 @@ class ResilientCheckpointManager(CheckpointManager):
         return sorted({damage for of_rank in self.run.share(found) for damage in of_rank})
 
     def _check_readable(self, checkpoint: Path) -> None:
-        """What can be told of a checkpoint without a manifest."""
+        """Check what can be checked of a checkpoint without a manifest."""
         if inventory.identify(checkpoint) is Kind.HUGGING_FACE:
             inventory.check_weights(checkpoint)
             return
