@@ -213,7 +213,7 @@ def section(**values):
             ["--validation.enable", "--validation.dataset=jsonl", "--validation.seq_len=32"],
             "validation.dataset_path",
             "''",
-            "no such file",
+            "give a file or a folder",
         ),
         (["--model.hf_assets_path=/none"], "model.hf_assets_path", "'/none'", "no such folder"),
         (["--model.hf_assets_path=/"], "model.hf_assets_path", "'/'", "tokenizer.json"),
