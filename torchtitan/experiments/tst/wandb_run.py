@@ -71,8 +71,8 @@ def _resumes(job_config: JobConfig) -> bool:
     if not config.enable or TRAIN_STATE in config.exclude_from_loading:
         return False
     folder = Path(job_config.job.dump_folder, config.folder)
-    steps = inventory.complete_steps(folder)
     if config.load_step != -1:
+        steps = inventory.complete_steps(folder)
         return bool(steps) and config.load_step == steps[-1] > 0
     ended = inventory.finished_model(folder, job_config.training.steps)  # nothing left to log
     return bool(ended or inventory.newest_resumable(folder))

@@ -186,7 +186,7 @@ def _walk(top: str) -> list[_File]:
                 path = os.path.join(folder, name)  # noqa: PTH118
                 below = os.path.relpath(path, top)
                 files.append(_File(path, below, _size(path), name.startswith(".")))
-            for name in sorted(inner):
+            for name in list(inner):
                 path = os.path.join(folder, name)  # noqa: PTH118
                 if name.startswith((".", "_")):
                     files.append(_File(path, os.path.relpath(path, top) + "/", None, hidden=True))

@@ -56,9 +56,7 @@ class PhaseDataloader(BaseDataLoader):
 
 
 @contextmanager
-def named_errors(
-    job_config: JobConfig, section: Literal["training", "validation"]
-) -> Iterator[None]:
+def named_errors(job_config: JobConfig, section: Section) -> Iterator[None]:
     """Add the section's dataset and path to any error in reading its data.
 
     Raises:
