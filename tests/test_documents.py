@@ -8,8 +8,8 @@ import pytest
 import torch
 from torchtitan.models.llama3 import llama3_args
 
+from torchtitan.experiments.tst.config.errors import ConfigError
 from torchtitan.experiments.tst.job_checks import check_job
-from torchtitan.experiments.tst.job_config import ConfigError
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jobs import load_full, losses, saving, superposition
+from torchtitan.experiments.tst import reporting
 from torchtitan.experiments.tst.checkpoint import inventory
 from torchtitan.experiments.tst.metrics import read_metrics
 from torchtitan.experiments.tst.stop import STOPPED_EXIT_CODE
@@ -98,10 +99,8 @@ def test_a_rank_whose_loss_is_not_finite_holds_all_back(launch, tmp_path):
     job += ("--resilience.max_skipped_steps=1", "--poison=3,5")
     result = launch("recording_worker", *job, processes=2, check=False)
     assert result.failed
-    for rank in (0, 1):
-        assert (
-            f"rank {rank} ended with training stopped: step 5 (recovery phase): " in result.output
-        )
+    assert result.output.count("training stopped: step 5 (recovery phase): ") == 1
+    assert all(f"rank {rank} ended with {reporting.EXIT_CODE}" in result.output for rank in (0, 1))
     assert "loss not finite on ranks [1]" in result.output
     folder = tmp_path / "checkpoint"
     assert inventory.complete_steps(folder) == [1, 2, 3, 4]
@@ -120,9 +119,10 @@ def test_a_damage_that_one_rank_finds_stops_all(two_ranks, launch, tmp_path):
     job = (*JOB, f"--job.dump_folder={tmp_path}")
     result = launch("recording_worker", *job, processes=2, check=False)
     assert result.failed
-    for rank in (0, 1):
-        _, _, message = result.output.partition(f"rank {rank} ended with checkpoint error: ")
-        assert "step-6/__1_0.distcp: not the content that was written" in message[:500]
+    assert all(f"rank {rank} ended with {reporting.EXIT_CODE}" in result.output for rank in (0, 1))
+    _, *messages = result.output.split("checkpoint error: ")
+    assert len(messages) == 1
+    assert "step-6/__1_0.distcp: not the content that was written" in messages[0][:500]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])

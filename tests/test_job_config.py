@@ -8,10 +8,10 @@ from torchtitan.config.manager import custom_registry
 import launches
 import parallel_worker
 from jobs import TST
+from torchtitan.experiments.tst.config.errors import ConfigError
 from torchtitan.experiments.tst.core import LOSSES, MODES, SCALES, WEIGHTINGS, Schedule
 from torchtitan.experiments.tst.job_checks import check_job
 from torchtitan.experiments.tst.job_config import (
-    ConfigError,
     Superposition,
     SuperpositionConfigManager,
     boundary_step,

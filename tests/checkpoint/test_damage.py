@@ -24,8 +24,8 @@ from jobs import (
 from torchtitan.experiments.tst.checkpoint import files, inventory
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
 from torchtitan.experiments.tst.checkpoint.inventory import complete_steps
+from torchtitan.experiments.tst.config.errors import ConfigError
 from torchtitan.experiments.tst.job_checks import check_job
-from torchtitan.experiments.tst.job_config import ConfigError
 
 
 def flip(path, byte, bit):

@@ -12,9 +12,9 @@ from torchtitan.protocols import train_spec
 from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, losses, saving
 from torchtitan.experiments.tst.checkpoint import inventory
 from torchtitan.experiments.tst.checkpoint.files import CheckpointError
+from torchtitan.experiments.tst.config.errors import ConfigError
 from torchtitan.experiments.tst.export import export, read_job
 from torchtitan.experiments.tst.job_checks import check_job
-from torchtitan.experiments.tst.job_config import ConfigError
 
 MODEL_ONLY = ("--checkpoint.enable", "--checkpoint.interval=4")
 IN_HF = (*MODEL_ONLY, "--checkpoint.last_save_in_hf")

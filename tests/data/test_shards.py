@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from corpora import write_shards
+from torchtitan.experiments.tst.config.errors import ConfigError
 from torchtitan.experiments.tst.data.shards import ShardError, TokenShards
 from torchtitan.experiments.tst.data.shards_loader import ShardsDataloader
 from torchtitan.experiments.tst.job_checks import check_job
-from torchtitan.experiments.tst.job_config import ConfigError, SuperpositionConfigManager
+from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 
 
 @pytest.mark.parametrize("token_bytes", [2, 4])

@@ -10,6 +10,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.protocols.train_spec import get_train_spec
 
 from corpora import documents, prepare_here, tokenize, write_jsonl
+from torchtitan.experiments.tst.config.errors import ConfigError
 from torchtitan.experiments.tst.data.tokenization import Options, TokenizationError
 from torchtitan.experiments.tst.data.tokenizer import (
     TokenizerError,
@@ -17,7 +18,6 @@ from torchtitan.experiments.tst.data.tokenizer import (
     open_tokenizer,
 )
 from torchtitan.experiments.tst.data.tokenizer_identity import checksum
-from torchtitan.experiments.tst.job_config import ConfigError
 from torchtitan.experiments.tst.train_spec import superposition_train_spec
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 

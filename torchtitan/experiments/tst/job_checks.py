@@ -4,30 +4,29 @@ It runs before a process group or a device is touched.
 """
 
 import dataclasses
-import importlib
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torchtitan.protocols.train_spec as train_spec_module
-from torchtitan.components.checkpoint import AsyncMode
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig as UpstreamJobConfig
-from torchtitan.tools.utils import device_type
 
 from .checkpoint.agreement import run_facts
 from .checkpoint.checks import check_agreement, check_last_save, check_loading
+from .config.combinations import check_combinations, import_extension
+from .config.errors import ConfigError
+from .config.machine import check_machine
+from .config.values import check_values
 from .core import Schedule
 from .data.checks import check_data
 from .data.tokenizer import tokenizer_builder
 from .data.tokenizer_identity import entries
 from .job_config import (
-    ConfigError,
     Superposition,
     boundary_step,
     build_schedule,
-    check_sections,
     dp_degree,
     lm_head_section,
     ranks_of_layout,
@@ -43,21 +42,9 @@ def check_job(job_config: UpstreamJobConfig) -> None:
         ConfigError: naming the key, its value and what is allowed.
         CheckpointError: if the config contradicts the checkpoint that the job would go on from.
     """
-    mode, stages = job_config.comm.mode, job_config.parallelism.pipeline_parallel_degree
-    if mode == "fake_backend" and stages > 1:
-        raise ConfigError(
-            "comm.mode",
-            mode,
-            f"cannot play parallelism.pipeline_parallel_degree = {stages}, whose stages tell each "
-            "other shapes",
-        )
     ranks = _ranks(job_config)
     schedule = check_config(job_config, ranks)
-    async_mode = job_config.checkpoint.async_mode
-    if async_mode.lower() == AsyncMode.ASYNC_WITH_PINNED_MEM and device_type == "cpu":
-        raise ConfigError(
-            "checkpoint.async_mode", async_mode, 'needs an accelerator; on CPU there is "async"'
-        )
+    check_machine(job_config)
     tokenizer = _check_tokenizer(job_config)
     degree = dp_degree(job_config, ranks)
     mixture = check_data(job_config, schedule, tokenizer, degree)
@@ -80,11 +67,10 @@ def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:
     Raises:
         ConfigError: naming the key, its value and what is allowed.
     """
-    if job_config.experimental.custom_import:  # may register models and datasets
-        importlib.import_module(job_config.experimental.custom_import)
-    check_sections(job_config)
+    check_values(job_config)
+    import_extension(job_config)
+    check_combinations(job_config, model_args_of(job_config))
     section = superposition_section(job_config)
-    model_args_of(job_config)  # there is such a model
     if section.bag_size > 1:
         _check_steps(section, job_config.training.steps)
         _check_combinations(section)
@@ -101,6 +87,7 @@ def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:
         )
     _check_ranks(job_config, ranks)
     _check_batch(job_config, dp_degree(job_config, ranks))
+    _check_offload(job_config, ranks)
     check_last_save(job_config)
     skipped = resilience_section(job_config).max_skipped_steps
     if skipped and job_config.optimizer.early_step_in_backward:
@@ -204,6 +191,20 @@ def _check_ranks(job_config: UpstreamJobConfig, ranks: int) -> None:
             layout.data_parallel_shard_degree,
             f"with the other degrees makes {'a multiple of ' if free else ''}{wanted} ranks, and "
             f"there are {ranks}" + ("" if free else "; -1 takes as many as there are"),
+        )
+
+
+def _check_offload(job_config: UpstreamJobConfig, ranks: int) -> None:
+    layout, seed = job_config.parallelism, job_config.checkpoint.create_seed_checkpoint
+    if seed and ranks > 1:
+        raise ConfigError("checkpoint.create_seed_checkpoint", True, f"needs 1 rank, not {ranks}")
+    replicas = layout.data_parallel_replicate_degree * layout.tensor_parallel_degree
+    shards = ranks // (replicas * layout.pipeline_parallel_degree)  # context parallel ones, too
+    if job_config.training.enable_cpu_offload and shards == 1 and not seed:
+        raise ConfigError(
+            "training.enable_cpu_offload",
+            True,
+            "needs FSDP, parallelism.data_parallel_shard_degree above 1; without it there is none",
         )
 
 

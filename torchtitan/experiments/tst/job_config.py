@@ -1,34 +1,29 @@
 """This package's sections of the job config, ``[superposition]`` and those beside it.
 
-What a value may be by itself is checked here; what must fit together, in ``job_checks``.
+What a value may be by itself is in :mod:`.config`; what must fit together, in ``job_checks``.
 """
 
-import difflib
+import argparse
 import functools
-import math
 import sys
-from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+import tomli
 from torchtitan.config import ConfigManager
 from torchtitan.config import JobConfig as UpstreamJobConfig
 from typing_extensions import override
 from tyro.constructors import ConstructorRegistry
 
+from .config.command_line import refused_in_one_line
+from .config.errors import ConfigError
+from .config.values import check_toml
 from .core import Schedule
 
 CONFIG_FILE = "config.toml"  # in the run folder: the resolved config
 SECTION, TOKEN_SHARDS = "superposition", "token_shards"
 TEXT_DATASET, LM_HEAD, RESILIENCE = "text_dataset", "lm_head", "resilience"
-
-
-class ConfigError(ValueError):
-    """A job config that cannot run; the message names key, value and what is allowed."""
-
-    def __init__(self, key: str, value: object, allowed: str):
-        super().__init__(f"{key} = {value!r}: {allowed}")
 
 
 @dataclass
@@ -80,9 +75,6 @@ class Superposition:
     End the job after the boundary checkpoint. Launched again without it, recovery goes on from
     there: as another job, on another number of ranks, or with upstream's own trainer.
     """
-
-
-REINIT_MODULES = ("tok_embeddings", "output")
 
 
 @dataclass
@@ -162,20 +154,17 @@ class JobConfig(UpstreamJobConfig):
     resilience: Resilience = field(default_factory=Resilience)
 
 
-SECTIONS = {
-    SECTION: Superposition,
-    TOKEN_SHARDS: TokenShards,
-    TEXT_DATASET: TextDataset,
-    LM_HEAD: LMHead,
-    RESILIENCE: Resilience,
-}
-
-
 class SuperpositionConfigManager(ConfigManager):
-    """Upstream's config manager (TOML, then command line) for :class:`JobConfig`."""
+    """Upstream's config manager (TOML, then command line) for :class:`JobConfig`.
+
+    Raises:
+        ConfigError: from :meth:`parse_args`, for a file or a command line that cannot be read, an
+            unknown key, or a value that is not of its key's type, choices and range.
+    """
 
     def __init__(self) -> None:
         super().__init__(JobConfig)
+        self._extended_cls: type[UpstreamJobConfig] = JobConfig
 
     @override
     @staticmethod
@@ -186,15 +175,35 @@ class SuperpositionConfigManager(ConfigManager):
 
     @override
     def parse_args(self, args: list[str] | None = None) -> JobConfig:
-        return super().parse_args(sys.argv[1:] if args is None else args)
+        args = sys.argv[1:] if args is None else args
+        with refused_in_one_line(args, lambda: self._extended_cls):
+            return super().parse_args(args)
 
     @override
     def _maybe_load_toml(self, args: list[str]) -> dict[str, Any] | None:
-        toml = super()._maybe_load_toml(args)
-        if toml:
-            for name in SECTIONS:
-                _check_toml_section(name, toml.get(name, {}))
-        return toml
+        path = _option("config_file", args)
+        if path is None:
+            return None
+        try:
+            return tomli.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise ConfigError("job.config_file", path, f"{error.strerror}") from None
+        except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+            what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is not TOML"
+            raise ConfigError("job.config_file", path, f"{what}: {error}") from None
+
+    @override
+    def _maybe_add_custom_config(
+        self, args: list[str], toml_values: dict[str, Any] | None
+    ) -> type[UpstreamJobConfig]:
+        try:
+            self._extended_cls = super()._maybe_add_custom_config(args, toml_values)
+        except (ImportError, AttributeError) as error:
+            key, of_toml = "custom_config_module", (toml_values or {}).get("job", {})
+            name = _option(key, args) or of_toml[key]
+            raise ConfigError(f"job.{key}", name, f"cannot be imported: {error}") from error
+        check_toml(self._extended_cls, toml_values or {})
+        return self._extended_cls
 
     @override
     def _validate_config(self) -> None:
@@ -210,6 +219,13 @@ class SuperpositionConfigManager(ConfigManager):
                 "fetch one with scripts/download_hf_assets.py",
             )
         super()._validate_config()
+
+
+def _option(key: str, args: list[str]) -> str | None:
+    """A key of ``[job]`` on the command line, which is needed before that is parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--job.{key}", f"--job.{key.replace('_', '-')}", dest=key, nargs="?")
+    return getattr(parser.parse_known_args(args)[0], key)
 
 
 def superposition_section(job_config: UpstreamJobConfig) -> Superposition:
@@ -286,79 +302,3 @@ def boundary_step(section: Superposition, total_steps: int) -> int:
         return section.steps
     assert section.step_ratio is not None  # check_job() has seen to it
     return round(section.step_ratio * total_steps)
-
-
-def check_sections(job_config: UpstreamJobConfig) -> None:
-    """Type and range of every value of the sections, on its own."""
-    for name, section in SECTIONS.items():
-        for f in fields(section):
-            _check_value(name, f, getattr(getattr(job_config, name, section()), f.name))
-
-
-def _check_toml_section(name: str, content: Any) -> None:
-    """Unknown keys and wrong values of the TOML, which upstream reads unchecked."""
-    if not isinstance(content, dict):
-        raise ConfigError(name, content, f"must be a section, [{name}]")
-    known = {f.name: f for f in fields(SECTIONS[name])}
-    for key, value in content.items():
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(
-                f"{name}.{key}", value, f"unknown key; {hint}known keys are {', '.join(known)}"
-            )
-        _check_value(name, known[key], value)
-
-
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "bag_size": (lambda s: s >= 1, "an integer of at least 1 (1 switches superposition off)"),
-    "step_ratio": (lambda r: 0 <= r < 1, "in [0, 1)"),
-    "steps": (lambda k: k >= 0, "an integer of at least 0"),
-    "chunks": (lambda n: n >= 1, "an integer of at least 1"),
-    "max_skipped_steps": (lambda n: n >= 0, "an integer of at least 0"),
-    "reinit_at_recovery": (
-        lambda names: all(name in REINIT_MODULES for name in names),
-        f"a list of {', '.join(REINIT_MODULES)}",
-    ),
-    "weights": (
-        lambda weights: all(0 < weight < math.inf for weight in weights),
-        "a list of finite numbers above 0",
-    ),
-}
-
-
-def _check_value(section: str, f: Field, value: Any) -> None:
-    """Type, and for choices the value, against the field's annotation."""
-    key, kind = f"{section}.{f.name}", get_type_hints(SECTIONS[section])[f.name]
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ConfigError(key, value, f"must be one of {', '.join(get_args(kind))}")
-        return
-    if not _fits(value, kind):
-        raise ConfigError(key, value, f"must be {_KINDS[kind]}")
-    if value is not None and f.name in _RANGES:
-        in_range, allowed = _RANGES[f.name]
-        if not in_range(value):
-            raise ConfigError(key, value, f"must be {allowed}")
-
-
-_KINDS: dict[Any, str] = {
-    bool: "true or false",
-    str: "a string",
-    int: "an integer",
-    int | None: "an integer",
-    float | None: "a number",
-    list[str]: "a list of strings",
-    list[float]: "a list of numbers",
-}
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of one of the annotations above."""
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(part, *get_args(kind)) for part in value)
-    if options := get_args(kind):
-        return any(_fits(value, option) for option in options)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)

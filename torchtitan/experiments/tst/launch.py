@@ -1,15 +1,18 @@
 """torchrun for jobs that may be stopped: ``python -m torchtitan.experiments.tst.launch``.
 
-Takes torchrun's arguments but ``--max-restarts``. Two things differ:
+Takes torchrun's arguments but ``--max-restarts``. Three things differ:
 
 - SIGTERM and SIGUSR1 are passed on to the training processes, which then have all the time they
   need to write a checkpoint. torchrun kills them 30 seconds after SIGTERM, and SIGUSR1 kills
   torchrun itself.
+- An error of theirs that is one line (:mod:`.reporting`) is said once, with their exit code, and
+  not followed by torchrun's table of failures.
 - If they end with :data:`.stop.STOPPED_EXIT_CODE`, so does this process, also if they were asked to
   stop before they could listen. torchrun ends with 1 whatever they end with.
 """
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -17,9 +20,10 @@ from contextlib import suppress
 from types import FrameType
 
 from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import PContext
+from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from . import reporting
 from .stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 
@@ -27,7 +31,7 @@ class _Launch:
     """What has become of this launch: the processes started, and whether it was asked to stop."""
 
     def __init__(self) -> None:
-        self.context: PContext | None = None
+        self.context: api.PContext | None = None
         self.stopped = False
 
     def listen(self) -> None:
@@ -48,27 +52,43 @@ class _Launch:
         ended_by_signal = self.stopped and codes <= {-number for number in STOP_SIGNALS}
         return STOPPED_EXIT_CODE if STOPPED_EXIT_CODE in codes or ended_by_signal else 1
 
+    def texts(self, error: ChildFailedError) -> list[str] | None:
+        assert self.context is not None  # a process has failed
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return reporting.texts_of(codes, self.context.error_files.values())
+
+
+def _is_said_otherwise(record: logging.LogRecord) -> bool:
+    """Whether a message of torchrun's tells of a process whose error is said, or of those ended."""
+    said = f"failed (exitcode: {reporting.EXIT_CODE}) "
+    return record.getMessage().startswith((said, "Sending process"))
+
 
 def main() -> None:
     """Run torchrun on the command line's arguments."""
     if run.parse_args(sys.argv[1:]).max_restarts:
         sys.exit("--max-restarts: a job that was stopped would be started again; leave it out")
-    launch, start = _Launch(), PContext.start
+    launch, start = _Launch(), api.PContext.start
 
     @functools.wraps(start)
-    def start_and_listen(context: PContext) -> None:
+    def start_and_listen(context: api.PContext) -> None:
         start(context)  # installs torchrun's own handlers
         launch.context = context
         launch.listen()
 
-    PContext.start = start_and_listen  # type: ignore[method-assign, assignment]
+    api.PContext.start = start_and_listen  # type: ignore[method-assign, assignment]
     launch.listen()
+    os.environ[reporting.UNDER_LAUNCH] = "1"
+    logging.getLogger(api.__name__).addFilter(lambda record: not _is_said_otherwise(record))
     try:
         run.main()
     except ChildFailedError as error:
         if (code := launch.exit_code(error)) == STOPPED_EXIT_CODE:
             sys.exit(code)
-        raise
+        if (texts := launch.texts(error)) is None:
+            raise
+        print(*texts, sep="\n", file=sys.stderr)
+        sys.exit(reporting.EXIT_CODE)
 
 
 if __name__ == "__main__":

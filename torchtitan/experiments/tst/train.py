@@ -1,7 +1,5 @@
 """Entry point: ``torchrun ... -m torchtitan.experiments.tst.train --job.config_file run.toml``."""
 
-import sys
-
 from .device import enable_cpu_if_alone
 
 enable_cpu_if_alone()  # before anything of upstream's that asks for the device
@@ -10,9 +8,11 @@ from torchtitan import train as upstream  # noqa: E402
 
 from . import models  # noqa: E402, F401
 from .checkpoint.files import CheckpointError  # noqa: E402
+from .config.errors import ConfigError  # noqa: E402
 from .data import datasets  # noqa: E402, F401
 from .data.records import DataError  # noqa: E402
-from .job_config import ConfigError, SuperpositionConfigManager  # noqa: E402
+from .job_config import SuperpositionConfigManager  # noqa: E402
+from .reporting import end_with  # noqa: E402
 from .step_check import NonFiniteError  # noqa: E402
 from .trainer import SuperpositionTrainer  # noqa: E402
 
@@ -27,11 +27,11 @@ def main() -> None:
     try:
         upstream.main(SuperpositionTrainer)
     except ConfigError as error:
-        sys.exit(f"config error: {error}")
+        end_with(f"config error: {error}")
     except CheckpointError as error:
-        sys.exit(f"checkpoint error: {error}")
+        end_with(f"checkpoint error: {error}")
     except (DataError, NonFiniteError, OSError) as error:
-        sys.exit(f"training stopped: {error}")
+        end_with(f"training stopped: {error}")
 
 
 if __name__ == "__main__":

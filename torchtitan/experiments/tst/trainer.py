@@ -27,6 +27,9 @@ from typing_extensions import override
 
 from .checkpoint.agreement import run_facts
 from .checkpoint.manager import ResilientCheckpointManager
+from .config.errors import ConfigError
+from .config.machine import check_launch
+from .config.refusals import refusals_as_config_errors
 from .core import IGNORE_INDEX, BatchShape, Phase, Schedule, document_ids, fold
 from .data.build import announce_text
 from .data.loader import Batch, PhaseDataloader
@@ -35,7 +38,6 @@ from .data.tokenizer import announce_tokenizer
 from .job_checks import check_job
 from .job_config import (
     CONFIG_FILE,
-    ConfigError,
     build_schedule,
     lm_head_section,
     resilience_section,
@@ -77,7 +79,7 @@ class SuperpositionTrainer(Trainer):
 
     def _build(self, job_config: JobConfig) -> None:
         self.schedule = build_schedule(job_config)
-        with _superposition_train_spec(job_config):
+        with _superposition_train_spec(job_config), refusals_as_config_errors():
             super().__init__(job_config)
         self.loss_fn.bind(self.model_parts)
         if (chunks := lm_head_section(job_config).chunks) > 1 and not self.loss_fn.heads:
@@ -130,6 +132,7 @@ class SuperpositionTrainer(Trainer):
     def check(self, job_config: JobConfig) -> None:
         """What stops the job before it touches a device."""
         check_job(job_config)
+        check_launch(job_config)
 
     @override
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:

@@ -8,7 +8,8 @@ from torchtitan.components.checkpoint import TRAIN_STATE
 from torchtitan.config import Checkpoint
 from torchtitan.config import JobConfig as UpstreamJobConfig
 
-from ..job_config import ConfigError, resilience_section
+from ..config.errors import ConfigError
+from ..job_config import resilience_section
 from . import files, inventory
 from .agreement import contradiction_error, contradictions
 from .files import CheckpointError

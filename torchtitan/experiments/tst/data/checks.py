@@ -8,14 +8,9 @@ from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, build_text_dataloader
 
+from ..config.errors import ConfigError
 from ..core import Schedule
-from ..job_config import (
-    ConfigError,
-    TextDataset,
-    global_batch_size,
-    text_dataset_section,
-    token_shards_section,
-)
+from ..job_config import TextDataset, global_batch_size, text_dataset_section, token_shards_section
 from ..job_config import TokenShards as TokenShardsSection
 from .datasets import OURS, is_ours, loader_of
 from .files import check_documents, data_files

@@ -25,8 +25,8 @@ from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger, warn_once
 from typing_extensions import override
 
+from ..config.errors import ConfigError
 from ..file_checks import what_is_wrong
-from ..job_config import ConfigError
 from .tokenizer_identity import entries
 
 _TOKENIZER, _CONFIG, _MERGES = "tokenizer.json", "tokenizer_config.json", "merges.txt"

@@ -1,0 +1,76 @@
+"""One line for a command line that tyro refuses, which tells it in a box of ten."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from typing import Any, get_args
+
+from .errors import ConfigTextError
+from .values import check_value, kinds_of, unknown_key_error
+
+
+@contextmanager
+def refused_in_one_line(args: Sequence[str], config_cls: Callable[[], type]) -> Iterator[None]:
+    """Raise a :class:`ConfigError` where tyro would write a box and exit.
+
+    Args:
+        args: of the command line.
+        config_cls: gives the class that they are for, once that is known.
+    """
+    box = StringIO()
+    try:
+        with redirect_stderr(box):
+            yield
+    except SystemExit as error:
+        if error.code != 2:
+            raise
+        _find_fault(args, kinds_of(config_cls()))
+        raise ConfigTextError(f"command line: {_first_sentences(box.getvalue())}") from None
+
+
+def _find_fault(args: Sequence[str], kinds: dict[str, Any]) -> None:
+    """Raise the error of the first argument that is no key, or no value of its key."""
+    for number, arg in enumerate(args):
+        if not arg.startswith("--") or "." not in arg:
+            continue
+        name, equals, text = arg[2:].partition("=")
+        key = name.replace("-", "_")
+        if not equals and number + 1 < len(args) and not args[number + 1].startswith("--"):
+            text = args[number + 1]
+        is_switch = kinds.get(key, kinds.get(re.sub(r"\.no_(?=\w+$)", ".", key))) is bool
+        if is_switch:
+            if equals:
+                raise ConfigTextError(
+                    f"{arg}: a switch takes no value; --{key} is true, "
+                    f"--{'.no-'.join(key.rsplit('.', 1))} is false"
+                )
+        elif key not in kinds:
+            section = key.rpartition(".")[0]
+            beside = [k.rpartition(".")[2] for k in kinds if k.rpartition(".")[0] == section]
+            given = text if equals or text else True
+            raise unknown_key_error(key, given, beside or {k.split(".")[0] for k in kinds})
+        elif equals or text:
+            check_value(key, kinds[key], _value(text, kinds[key]))
+
+
+def _value(text: str, kind: Any) -> Any:
+    """The value that an argument stands for; the text itself if it is none of its kind."""
+    options = get_args(kind) or (kind,)
+    if text == "None" and type(None) in options:
+        return None
+    if list[str] in (kind, *options):
+        return text.split(",")
+    for number in (int, float):
+        if number in options:
+            try:
+                return number(text)
+            except ValueError:
+                pass
+    return text
+
+
+def _first_sentences(box: str) -> str:
+    """What a box says, without its frame, its title, and the help below it."""
+    lines = [line.strip(" │╭╮╰╯─-") for line in box.splitlines()[2:]]
+    return " ".join(" ".join(lines).partition("Argument helptext:")[0].split("For full")[0].split())

@@ -1,0 +1,152 @@
+"""Type, choice and range of every key of a job config, from its annotation and :mod:`.allowed`.
+
+Upstream takes the values of a TOML as they are, and whatever is built from them later fails.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from .allowed import ALLOWED
+from .errors import ConfigError
+from .old_keys import old_keys_error
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    list[str]: "a list of strings",
+    list[float]: "a list of numbers",
+    list[list[str]]: "a list of lists of strings",
+}
+
+
+def kinds_of(config_cls: Any, prefix: str = "") -> dict[str, Any]:
+    """The annotation of every key of a config class, such as ``training.steps``."""
+    kinds: dict[str, Any] = {}
+    for f in fields(config_cls):
+        key = f"{prefix}{f.name}"
+        kinds |= kinds_of(f.type, f"{key}.") if _is_section(f.type) else {key: f.type}
+    return kinds
+
+
+def check_values(job_config: Any) -> None:
+    """Check every value of a job config on its own.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    for key, kind in kinds_of(type(job_config)).items():
+        value = job_config
+        for name in key.split("."):
+            value = getattr(value, name)
+        check_value(key, kind, value)
+
+
+def check_toml(config_cls: type, toml: dict[str, Any]) -> None:
+    """Check every key and value of a TOML file.
+
+    Args:
+        config_cls: that the file is for.
+        toml: its content.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed; or all keys of older versions
+            of TorchTitan, each with its new place.
+    """
+    kinds = kinds_of(config_cls)
+    if error := old_keys_error(dict(_leaves(toml)), kinds):
+        raise error
+    _check_section(config_cls, "", toml)
+
+
+def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Key and value of whatever is not a section, also in sections that there are not."""
+    for name, value in table.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _check_section(section: Any, prefix: str, table: dict[str, Any]) -> None:
+    known = {f.name: f.type for f in fields(section)}
+    for name, value in table.items():
+        key = f"{prefix}{name}"
+        if name not in known:
+            raise unknown_key_error(key, value, known)
+        if not _is_section(known[name]):
+            check_value(key, known[name], value)
+        elif isinstance(value, dict):
+            _check_section(known[name], f"{key}.", value)
+        else:
+            raise ConfigError(key, value, f"must be a section, [{key}]")
+
+
+def unknown_key_error(key: str, value: object, known: Iterable[str]) -> ConfigError:
+    """The error of a key that there is not.
+
+    Args:
+        key: as it was given.
+        value: of it.
+        known: names of the keys beside it.
+    """
+    if error := old_keys_error({key: value}, ()):
+        return error
+    section, _, name = key.rpartition(".")
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    what = "key" if section or not isinstance(value, dict) else "section"
+    return ConfigError(key, value, f"unknown {what}; {hint}known {what}s are {', '.join(known)}")
+
+
+def check_value(key: str, kind: Any, value: Any) -> None:
+    """Check a value on its own.
+
+    Args:
+        key: such as ``training.steps``.
+        kind: its annotation.
+        value: of it.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    if not _fits(value, kind):
+        raise ConfigError(key, value, f"must be {_words(kind)}")
+    if key in ALLOWED and value is not None and not ALLOWED[key].has(value):
+        raise ConfigError(key, value, f"must be {ALLOWED[key].text}")
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and is_dataclass(kind)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotation; of one that is none of upstream's, any value is."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(kind))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(part, *get_args(kind)) for part in value)
+    if kind in (int, float):
+        numbers = (int, float) if kind is float else int
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (bool, str, type(None)) else True
+
+
+def _words(kind: Any) -> str:
+    """Such as "a number", for an error."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (Union, UnionType):
+        options = [option for option in get_args(kind) if option is not type(None)]
+        if float in options:
+            options = [option for option in options if option is not int]
+        return " or ".join(map(_words, options))
+    return _WORDS.get(kind, str(kind))

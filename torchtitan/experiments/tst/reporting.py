@@ -1,0 +1,90 @@
+"""How an error that ends a job is said: once for all ranks, in one line, without a traceback.
+
+All ranks find the same error, as a rule. Rank 0 says it; another rank speaks if rank 0 has not said
+the same. Under :mod:`.launch` they leave it to the launcher to say, whose output is always shown.
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+import torch.distributed as dist
+
+EXIT_CODE = 2  # of a process whose error is said
+UNDER_LAUNCH = "TST_LAUNCH"  # in the environment of the processes that .launch starts
+PATIENCE = timedelta(seconds=20)  # in which rank 0 may find the same error
+
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # which the launcher reads after a failure
+
+
+def end_with(error: str) -> NoReturn:
+    """End this rank with an error, and say it unless rank 0 says the same.
+
+    Args:
+        error: one line.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    file = os.environ.get(_ERROR_FILE)
+    if file:
+        Path(file).unlink(missing_ok=True)  # upstream has written its traceback
+    if rank == 0:
+        _say(error, file)
+        _tell_others(error)
+    elif not _rank_0_says(error):
+        _say(f"rank {rank}: {error}", file)
+    sys.exit(EXIT_CODE)
+
+
+def _say(text: str, error_file: str | None) -> None:
+    if error_file and os.environ.get(UNDER_LAUNCH):
+        _beside(error_file).write_text(text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _beside(error_file: str) -> Path:
+    """What a process has to say, beside the file in which torchrun expects a traceback."""
+    return Path(error_file).with_name("error.txt")
+
+
+def texts_of(exit_codes: Iterable[int], error_files: Iterable[str]) -> list[str] | None:
+    """What failed processes have left for their launcher to say; None if it is to show more.
+
+    Args:
+        exit_codes: of all processes; those that have not failed have been ended by a signal.
+        error_files: torchrun's, of all processes.
+    """
+    if {code for code in exit_codes if code >= 0} != {EXIT_CODE}:
+        return None
+    return [path.read_text() for path in map(_beside, error_files) if path.exists()]
+
+
+def _store() -> dist.Store | None:
+    """That of torchrun, which all ranks reach before there is a process group; None without."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+
+
+def _key() -> str:
+    return f"tst/error/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
+def _tell_others(error: str) -> None:
+    if store := _store():
+        store.set(_key(), error)
+
+
+def _rank_0_says(error: str) -> bool:
+    """Whether rank 0 ends with the same error."""
+    try:
+        store = _store()
+        return store is not None and store.get(_key()) == error.encode()
+    except dist.DistNetworkError:
+        return True  # the launcher of rank 0 is gone: it has failed, and said why
+    except dist.DistStoreError:
+        return False  # it has not failed so far
