@@ -31,10 +31,15 @@ fi
 
 if [[ -n $COMM_MODE ]]; then
     export NGPU RANK=0 LOCAL_RANK=0 WORLD_SIZE=$NGPU
-    python -m "$TRAIN_FILE" \
-        --job.config_file "$CONFIG_FILE" "$@" --comm.mode="$COMM_MODE" --training.steps=2 \
-        --superposition.steps=None --superposition.step_ratio=0.5 \
-        --checkpoint.no-enable --job.dump_folder="$(mktemp -d)" # a rank alone has no whole model
+    PLAYED=( # a rank alone has no whole model to load or save, and nothing to record
+        --comm.mode="$COMM_MODE" --job.dump_folder="$(mktemp -d)" --training.steps=2
+        --superposition.steps=None --superposition.step_ratio=0.5
+        --superposition.no-stop_at_boundary --checkpoint.no-enable --checkpoint.load_step=-1
+        --checkpoint.initial_load_path=None --checkpoint.no-initial_load_in_hf
+        --checkpoint.no-create_seed_checkpoint --profiling.no-enable_profiling
+        --profiling.no-enable_memory_snapshot --metrics.no-enable_wandb
+    )
+    python -m "$TRAIN_FILE" --job.config_file "$CONFIG_FILE" "$@" "${PLAYED[@]}"
     exit
 fi
 

@@ -27,7 +27,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import tomli
 import tomli_w
 
 from command_line import aligned, documented_parser
@@ -38,6 +37,7 @@ from torchtitan.experiments.tst.job_checks import check_config
 from torchtitan.experiments.tst.job_config import (
     SuperpositionConfigManager,
     build_schedule,
+    read_toml,
     superposition_section,
 )
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
@@ -128,7 +128,7 @@ def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]
     ]
     name = ",".join([BASELINE, *names] if off else names)
     overrides.append(f"--job.dump_folder={folder / 'runs' / name}")
-    toml = tomli.loads(Path(base).read_text())
+    toml = read_toml(base)
     for key, (_, value) in differences([base], [base, *overrides]).items():
         *sections, last = key.split(".")
         table = toml

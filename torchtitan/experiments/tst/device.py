@@ -43,6 +43,7 @@ def enable_cpu_if_alone() -> bool:
     _make_attention_parallel_on_cpu()
     _make_expert_permutation_run_on_cpu()
     _make_flex_attention_train_on_cpu()
+    _make_profiler_run_without_gpu()
     dtensor_random._rng_tracker = _CpuRNGTracker()
     # With torch 2.13 the first exp of a process is now and then wrong by 1e-5, relative; later ones
     # are right. Get it over with.
@@ -173,6 +174,17 @@ def _make_flex_attention_train_on_cpu() -> None:
 
     attention.FlexAttentionWrapper._compiled_flex_attn = staticmethod(masked_attention)
     attention._compiled_create_block_mask = functools.partial(create_block_mask, device="cpu")
+
+
+def _make_profiler_run_without_gpu() -> None:
+    """Upstream asks for the activities of a GPU, which is None where there is none."""
+
+    class Profile(torch.profiler.profile):
+        def __init__(self, *, activities: Any = None, **kwargs: Any):
+            there = None if activities is None else [a for a in activities if a is not None]
+            super().__init__(activities=there, **kwargs)
+
+    torch.profiler.profile = Profile  # type: ignore[misc]
 
 
 class _CpuRNGTracker(dtensor_random._RNGStateTracker):

@@ -5,7 +5,6 @@ Weights and their names go through upstream's state-dict adapter. The folder loa
 """
 
 import copy
-import importlib
 import json
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from . import models  # noqa: F401
 from .checkpoint import files, inventory
 from .checkpoint.files import CheckpointError
 from .checkpoint.reader import SafeLoadPlanner, SafeReader, read_metadata
+from .config.combinations import import_extension
 from .data.tokenizer import build_tokenizer
 from .job_checks import model_args_of
 from .job_config import CONFIG_FILE, SuperpositionConfigManager
@@ -60,8 +60,7 @@ def read_job(checkpoint: Path, arguments: list[str]) -> JobConfig:
             )
         arguments = [f"--job.config_file={config}", *arguments]
     job_config = SuperpositionConfigManager().parse_args(arguments)
-    if job_config.experimental.custom_import:  # may register models
-        importlib.import_module(job_config.experimental.custom_import)
+    import_extension(job_config)
     return job_config
 
 

@@ -182,15 +182,7 @@ class SuperpositionConfigManager(ConfigManager):
     @override
     def _maybe_load_toml(self, args: list[str]) -> dict[str, Any] | None:
         path = _option("config_file", args)
-        if path is None:
-            return None
-        try:
-            return tomli.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise ConfigError("job.config_file", path, f"{error.strerror}") from None
-        except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-            what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is not TOML"
-            raise ConfigError("job.config_file", path, f"{what}: {error}") from None
+        return None if path is None else read_toml(path)
 
     @override
     def _maybe_add_custom_config(
@@ -219,6 +211,25 @@ class SuperpositionConfigManager(ConfigManager):
                 "fetch one with scripts/download_hf_assets.py",
             )
         super()._validate_config()
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The content of a job's TOML.
+
+    Raises:
+        ConfigError: naming the file, and the line that is not TOML.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return tomli.loads(text)
+    except OSError as error:
+        raise ConfigError("job.config_file", path, f"{error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError("job.config_file", path, f"is not UTF-8: {error}") from None
+    except tomli.TOMLDecodeError as error:
+        end = f"at the end, line {len(text.splitlines())}"
+        why = str(error).replace("at end of document", end)
+        raise ConfigError("job.config_file", path, f"is not TOML: {why}") from None
 
 
 def _option(key: str, args: list[str]) -> str | None:

@@ -6,6 +6,7 @@ the same. Under :mod:`.launch` they leave it to the launcher to say, whose outpu
 
 import os
 import sys
+import time
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 EXIT_CODE = 2  # of a process whose error is said
 UNDER_LAUNCH = "TST_LAUNCH"  # in the environment of the processes that .launch starts
-PATIENCE = timedelta(seconds=20)  # in which rank 0 may find the same error
+PATIENCE = 20.0  # seconds in which rank 0 may find the same error
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # which the launcher reads after a failure
 
@@ -67,7 +68,7 @@ def _store() -> dist.Store | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+    return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=PATIENCE))
 
 
 def _key() -> str:
@@ -81,10 +82,13 @@ def _tell_others(error: str) -> None:
 
 def _rank_0_says(error: str) -> bool:
     """Whether rank 0 ends with the same error."""
+    end = time.monotonic() + PATIENCE
     try:
         store = _store()
-        return store is not None and store.get(_key()) == error.encode()
-    except dist.DistNetworkError:
-        return True  # the launcher of rank 0 is gone: it has failed, and said why
-    except dist.DistStoreError:
-        return False  # it has not failed so far
+        while store is not None and time.monotonic() < end:
+            if store.check([_key()]):
+                return store.get(_key()) == error.encode()
+            time.sleep(0.05)
+    except dist.DistError:
+        return True  # the launcher of rank 0 is gone: that rank has failed, and has said why
+    return False

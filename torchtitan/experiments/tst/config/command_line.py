@@ -26,7 +26,10 @@ def refused_in_one_line(args: Sequence[str], config_cls: Callable[[], type]) -> 
         if error.code != 2:
             raise
         _find_fault(args, kinds_of(config_cls()))
-        raise ConfigTextError(f"command line: {_first_sentences(box.getvalue())}") from None
+        raise ConfigTextError(f"command line: {_text_of(box.getvalue())}") from None
+    except AssertionError as error:  # from a section's __post_init__
+        _find_fault(args, kinds_of(config_cls()))
+        raise ConfigTextError(f"command line: {error}") from None
 
 
 def _find_fault(args: Sequence[str], kinds: dict[str, Any]) -> None:
@@ -70,7 +73,10 @@ def _value(text: str, kind: Any) -> Any:
     return text
 
 
-def _first_sentences(box: str) -> str:
+def _text_of(box: str) -> str:
     """What a box says, without its frame, its title, and the help below it."""
-    lines = [line.strip(" │╭╮╰╯─-") for line in box.splitlines()[2:]]
-    return " ".join(" ".join(lines).partition("Argument helptext:")[0].split("For full")[0].split())
+    lines = [line.strip(" │╭╮╰╯─-") for line in box.splitlines()]
+    _, *said = filter(None, lines)
+    return " ".join(
+        re.split("Argument helptext:|Perhaps you meant|For full", " ".join(said))[0].split()
+    )
