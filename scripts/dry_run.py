@@ -5,7 +5,7 @@ r"""Try jobs without their hardware: layout, batch and memory, at any number of 
         --parallelism.data_parallel_shard_degree=16 --training.local_batch_size=16
 
 The real trainer is built as rank 0 of all ranks and plays a step of each phase on tensors without
-content. Exits with 1 if a job cannot run or does not fit.
+content. Each job has a line; exits with 1 if one cannot run, does not fit or could not be tried.
 """
 
 import logging
@@ -15,7 +15,7 @@ import time
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all GPUs are played on the CPU
 
-from command_line import documented_parser
+from command_line import documented_parser, in_one_line
 from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
 enable_cpu_if_alone()
@@ -54,6 +54,8 @@ def describe(arguments: list[str], ranks: int | None, gpu: Gpu, play: bool) -> t
     )
     if run.untraced and play:
         return f"{text}; {run.untraced}", True
+    if run.stand_ins and play:
+        text += f" ({run.stand_ins})"
     peaks = {phase: memory.peak for phase, memory in run.memory.items()}
     fits = all(peak <= (1 - RESERVE) * gpu.memory for peak in peaks.values())
     for phase, peak in peaks.items():
@@ -85,11 +87,13 @@ def main() -> None:
             text, fits = describe(job, args.gpus, GPUS[args.gpu], not args.no_memory)
         except (ValueError, OSError) as error:
             text, fits = f"CANNOT RUN: {error}", False
+        except Exception as error:  # a fault; the other jobs are none of its business
+            text, fits = f"COULD NOT BE TRIED: {in_one_line(error)}", False
         failed += not fits
         seconds = time.perf_counter() - begin
         print(f"[{number}/{len(args.configs)}] {config}: {text} ({seconds:.0f} s)", flush=True)
     if failed:
-        sys.exit(f"{failed} of {len(args.configs)} jobs cannot run or do not fit")
+        sys.exit(f"{failed} of {len(args.configs)} jobs cannot run, do not fit or were not tried")
 
 
 if __name__ == "__main__":

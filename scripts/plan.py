@@ -15,9 +15,12 @@ from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the dry run plays all GPUs on the CPU
 
+from command_line import in_one_line
 from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
 enable_cpu_if_alone()
+
+from torchtitan.config import JobConfig  # noqa: E402
 
 from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
@@ -28,7 +31,7 @@ from torchtitan.experiments.tst.job_config import (  # noqa: E402
     superposition_section,
 )
 from torchtitan.experiments.tst.planning import paper  # noqa: E402
-from torchtitan.experiments.tst.planning.dry_run import DryRun, dry_run  # noqa: E402
+from torchtitan.experiments.tst.planning.dry_run import dry_run  # noqa: E402
 from torchtitan.experiments.tst.planning.plan import (  # noqa: E402
     GPUS,
     Gpu,
@@ -66,16 +69,22 @@ def table(plan: Plan, gpu: Gpu, mfu: float) -> list[str]:
     return [f"  {name:20}" + "".join(f"{cell:>16}" for cell in cells) for name, cells in rows]
 
 
-def memory(run: DryRun, gpu: Gpu) -> list[str]:
+def memory(config: JobConfig, ranks: int, gpu: Gpu) -> list[str]:
+    """Lines of the memory of each phase, or one that says why there are none."""
+    try:
+        run = dry_run(config, ranks)
+    except Exception as error:  # the plan does not depend on it
+        return [f"not estimated: {in_one_line(error)}"]
     if run.untraced:
         return [run.untraced]
+    stand_ins = [f"estimated {run.stand_ins}"] if run.stand_ins else []
     return [
         f"{of_phase.peak / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB on each GPU at the fullest "
         f"moment of a {phase} step: {of_phase.parameters / 1e9:.1f} parameters, "
         f"{of_phase.gradients / 1e9:.1f} gradients, {of_phase.optimizer / 1e9:.1f} optimizer, "
         f"{of_phase.rest / 1e9:.1f} activations and other"
         for phase, of_phase in run.memory.items()
-    ]
+    ] + stand_ins
 
 
 def advice(section: Superposition, plan: Plan, surface: paper.Surface) -> list[str]:
@@ -145,7 +154,7 @@ def main() -> None:
         f"{plan.local_batch_size} x {plan.accumulation} micro-batches"
     )
     if not args.no_memory:
-        print("Memory: " + "\n        ".join(memory(dry_run(config, ranks), gpu)))
+        print("Memory: " + "\n        ".join(memory(config, ranks, gpu)))
     print("Data: " + "\n      ".join(describe_data(config, plan)))
     section = superposition_section(config)
     surface = paper.nearest_surface(plan.parameters, plan.steps, section.weighting)

@@ -87,8 +87,15 @@ def section(**values):
             [*ON, "--validation.enable", "--validation.seq_len=64"],
             "validation.seq_len",
             64,
-            "must be training.seq_len = 32",
+            "must be at most training.seq_len = 32",
         ),
+        (
+            ["--validation.enable", "--validation.seq_len=30", *TP_AND_CP],
+            "validation.seq_len",
+            30,
+            "must be a multiple of 16",
+        ),
+        (["--training.seq_len=31"], "training.seq_len", 31, "31 latents, which must be a multiple"),
         (
             [*ON, "--training.dataloader.num_workers=2"],
             "training.dataloader.num_workers",

@@ -98,7 +98,7 @@ def test_the_launcher_says_it(tmp_path, errors, said):
         "except ValueError: reporting.end_with(error)\n"
     )
     launcher = launches.start(LAUNCH, [*ON_THIS_NODE, str(rank)], tmp_path / "launcher")
-    launcher.join(60)
+    launcher.join(120)
     assert launcher.exitcode == reporting.EXIT_CODE
     output = (tmp_path / "launcher" / parallel_worker.LOG.format(rank=0)).read_text()
     of_torchrun = "torch/distributed/run.py"  # that it sets OMP_NUM_THREADS

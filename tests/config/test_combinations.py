@@ -284,7 +284,7 @@ def test_what_a_machine_with_a_gpu_has(monkeypatch):
     monkeypatch.setattr(machine, "has_cuda_capability", lambda *least: least <= (10, 0))
     for name in _registry_model_converter_cls:
         check_machine(parse(f"--model.converters={name}", "--profiling.enable_memory_snapshot"))
-    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine, "_is_installed", lambda package: False)
     with pytest.raises(ConfigError, match=r"quantize.linear.mx needs the package torchao"):
         check_machine(parse(f"--model.converters={MX}"))
     with pytest.raises(ConfigError, match=r"enable_wandb = True: needs the package wandb: pip"):

@@ -64,7 +64,7 @@ def test_plan_of_another_machine(run_script, tokens):
     [
         (["--mfu", "0"], "--mfu 0.0: must be in (0, 1]"),
         (["--gpus", "-8"], "invalid positive value: '-8'"),
-        (["--parallelism.data_parallel_replicate_degree=0"], "must be at least 1"),
+        (["--parallelism.data_parallel_replicate_degree=0"], "must be an integer of at least 1"),
         (["--job.config_file=none.toml"], "none.toml"),
         (["--gpus", "7"], "parallelism.data_parallel_shard_degree = 8"),
         (["--superposition.bag_size=0"], "superposition.bag_size = 0"),
@@ -96,7 +96,7 @@ def test_diff(run_script):
     ("args", "message"),
     [
         (["one.toml"], "give two TOML files"),
-        (["no.toml", "none.toml"], "No such file or directory: 'no.toml'"),
+        (["no.toml", "none.toml"], "job.config_file = 'no.toml': No such file or directory"),
         (["--", "none.toml"], "a job begins with its TOML file"),
     ],
 )

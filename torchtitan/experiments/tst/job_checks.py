@@ -3,7 +3,6 @@
 It runs before a process group or a device is touched.
 """
 
-import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -77,6 +76,7 @@ def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:
     schedule = build_schedule(job_config)
     if schedule.enabled:
         _check_shapes(job_config, schedule)
+    _check_lengths(job_config, schedule)
     _check_pipeline(job_config)
     _check_lm_head(job_config)
     if section.stop_at_boundary and not (schedule.enabled and job_config.checkpoint.enable):
@@ -139,11 +139,9 @@ def _check_combinations(section: Superposition) -> None:
 
 
 def _check_shapes(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
-    training, validation = job_config.training, job_config.validation
-    if training.seq_len < 1:
-        raise ConfigError("training.seq_len", training.seq_len, "must be at least 1 token")
+    training = job_config.training
     try:
-        shape = schedule.batch_shape(1, training.local_batch_size, training.seq_len)
+        schedule.batch_shape(1, training.local_batch_size, training.seq_len)
     except ValueError as error:
         raise ConfigError(
             "training.seq_len",
@@ -157,40 +155,82 @@ def _check_shapes(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
             "the next s tokens do not fit into a sequence of "
             f"training.seq_len = {training.seq_len} tokens",
         )
+
+
+def _check_lengths(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
+    """Sequences of both phases, and of validation, go into TorchTitan's model as it is laid out."""
+    training, validation = job_config.training, job_config.validation
     layout = job_config.parallelism
     tensor, context = layout.tensor_parallel_degree, layout.context_parallel_degree
-    divisor = 2 * tensor * context  # TorchTitan's rule for ordinary sequences
-    if tensor * context > 1 and shape.latents % divisor:
-        raise ConfigError(
-            "training.seq_len",
-            training.seq_len,
-            f"gives {shape.latents} latents, which must be a multiple of {divisor}: 2 * "
-            f"parallelism.tensor_parallel_degree = {tensor} * "
-            f"parallelism.context_parallel_degree = {context}",
-        )
-    if validation.enable and validation.seq_len != training.seq_len:
+    divisor = 2 * tensor * context
+    of_layout = (
+        f"which must be a multiple of {divisor}: 2 * parallelism.tensor_parallel_degree = {tensor} "
+        f"* parallelism.context_parallel_degree = {context}"
+    )
+    spec = train_spec_module.get_train_spec(job_config.model.name)
+    module = getattr(spec.parallelize_fn, "__module__", "")
+    lengths = [training.seq_len] * (module.startswith("torchtitan.models.") or tensor * context > 1)
+    if tensor * context > 1:
+        shape = schedule.batch_shape(1, training.local_batch_size, training.seq_len)
+        lengths.insert(0, shape.latents)
+    for latents in lengths:
+        if latents % divisor:
+            raise ConfigError(
+                "training.seq_len", training.seq_len, f"gives {latents} latents, {of_layout}"
+            )
+    if not validation.enable:
+        return
+    if validation.seq_len > training.seq_len:
         raise ConfigError(
             "validation.seq_len",
             validation.seq_len,
-            f"must be training.seq_len = {training.seq_len} tokens, the ordinary sequence length",
+            f"must be at most training.seq_len = {training.seq_len} tokens: the model's length",
+        )
+    if tensor * context > 1 and validation.seq_len % divisor:
+        raise ConfigError(
+            "validation.seq_len", validation.seq_len, f"is a number of tokens, {of_layout}"
         )
 
 
 def _check_ranks(job_config: UpstreamJobConfig, ranks: int) -> None:
-    for f in dataclasses.fields(job_config.parallelism):
-        degree = getattr(job_config.parallelism, f.name)
-        if f.name.endswith("_degree") and degree < 1:
-            if f.name == "data_parallel_shard_degree" and degree == -1:
-                continue
-            raise ConfigError(f"parallelism.{f.name}", degree, "must be at least 1")
+    layout = job_config.parallelism
+    _check_experts(job_config)
     wanted, free = ranks_of_layout(job_config)
     if ranks % wanted if free else ranks != wanted:
-        layout = job_config.parallelism
         raise ConfigError(
             "parallelism.data_parallel_shard_degree",
             layout.data_parallel_shard_degree,
             f"with the other degrees makes {'a multiple of ' if free else ''}{wanted} ranks, and "
             f"there are {ranks}" + ("" if free else "; -1 takes as many as there are"),
+        )
+
+
+def _check_experts(job_config: UpstreamJobConfig) -> None:
+    """Ranks that share experts are those that shard the other parameters."""
+    layout, model_args = job_config.parallelism, model_args_of(job_config)
+    degree, tensor = layout.expert_parallel_degree, layout.tensor_parallel_degree
+    of_experts = layout.expert_tensor_parallel_degree
+    if degree > 1 and of_experts not in (1, tensor):
+        raise ConfigError(
+            "parallelism.expert_tensor_parallel_degree",
+            of_experts,
+            f"must be 1 or parallelism.tensor_parallel_degree = {tensor}",
+        )
+    shards = layout.data_parallel_shard_degree * layout.context_parallel_degree * tensor
+    if shards > 0 and shards % (degree * of_experts):
+        raise ConfigError(
+            "parallelism.expert_parallel_degree",
+            degree,
+            f"times expert_tensor_parallel_degree = {of_experts} must divide {shards}, "
+            "parallelism.data_parallel_shard_degree x context_parallel_degree x "
+            "tensor_parallel_degree",
+        )
+    has_experts = getattr(model_args, "moe_enabled", hasattr(model_args, "moe_args"))
+    if has_experts and (experts := model_args.moe_args.num_experts) % degree:
+        raise ConfigError(
+            "parallelism.expert_parallel_degree",
+            degree,
+            f"must divide the {experts} experts of model.flavor = {job_config.model.flavor!r}",
         )
 
 

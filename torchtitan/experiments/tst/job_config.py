@@ -5,6 +5,7 @@ What a value may be by itself is in :mod:`.config`; what must fit together, in `
 
 import argparse
 import functools
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,8 +236,9 @@ def read_toml(path: str) -> dict[str, Any]:
 def _option(key: str, args: list[str]) -> str | None:
     """A key of ``[job]`` on the command line, which is needed before that is parsed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--job.{key}", f"--job.{key.replace('_', '-')}", dest=key, nargs="?")
-    return getattr(parser.parse_known_args(args)[0], key)
+    names = (f"--job.{key}", f"--job.{key.replace('_', '-')}")
+    parser.add_argument(*names, dest="given", nargs="?", action="append", default=[])
+    return next(iter(parser.parse_known_args(args)[0].given), None)  # the first, as upstream
 
 
 def superposition_section(job_config: UpstreamJobConfig) -> Superposition:
@@ -267,12 +269,17 @@ def resilience_section(job_config: UpstreamJobConfig) -> Resilience:
 def ranks_of_layout(job_config: UpstreamJobConfig) -> tuple[int, bool]:
     """Ranks that the degrees of ``[parallelism]`` make, and whether it is any multiple of them.
 
-    It is with ``data_parallel_shard_degree = -1``, which takes as many as there are.
+    It is with ``data_parallel_shard_degree = -1``, which takes as many as there are, if experts are
+    shared by whole groups of them.
     """
     layout = job_config.parallelism
-    free = layout.data_parallel_shard_degree == -1
     ranks = _ranks_of_model(job_config) * layout.data_parallel_replicate_degree
-    return (ranks, True) if free else (ranks * layout.data_parallel_shard_degree, False)
+    if layout.data_parallel_shard_degree != -1:
+        return ranks * layout.data_parallel_shard_degree, False
+    # the shards of other parameters and the ranks of experts are the same ranks
+    of_experts = layout.expert_parallel_degree * layout.expert_tensor_parallel_degree
+    shards = layout.context_parallel_degree * layout.tensor_parallel_degree
+    return ranks * (math.lcm(of_experts, shards) // shards), True
 
 
 def dp_degree(job_config: UpstreamJobConfig, ranks: int) -> int:

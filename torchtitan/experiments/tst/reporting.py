@@ -65,7 +65,7 @@ def texts_of(exit_codes: Iterable[int], error_files: Iterable[str]) -> list[str]
 
 def _store() -> dist.Store | None:
     """That of torchrun, which all ranks reach before there is a process group; None without."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if "RANK" not in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=PATIENCE))

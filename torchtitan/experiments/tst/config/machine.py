@@ -1,6 +1,7 @@
 """What a job needs of the machine that it runs on, asked before a device is in use."""
 
 import os
+import sys
 from importlib.util import find_spec
 
 from torchtitan.components.checkpoint import AsyncMode
@@ -31,7 +32,7 @@ def check_machine(job_config: JobConfig) -> None:
             True,
             "needs an accelerator; its allocator is what keeps the record",
         )
-    if job_config.metrics.enable_wandb and find_spec("wandb") is None:
+    if job_config.metrics.enable_wandb and not _is_installed("wandb"):
         raise ConfigError(
             "metrics.enable_wandb",
             True,
@@ -41,11 +42,15 @@ def check_machine(job_config: JobConfig) -> None:
         _check_converter(job_config, name)
 
 
+def _is_installed(package: str) -> bool:
+    return package in sys.modules or find_spec(package) is not None
+
+
 def _check_converter(job_config: JobConfig, name: str) -> None:
     if not name.startswith("quantize."):
         return
     names = job_config.model.converters
-    if find_spec("torchao") is None:
+    if not _is_installed("torchao"):
         raise ConfigError("model.converters", names, f"{name} needs the package torchao")
     if name.endswith(".mx"):
         able = has_cuda_capability(*_GPU_OF_MX)

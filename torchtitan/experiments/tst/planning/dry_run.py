@@ -8,6 +8,7 @@ any size is built in seconds and every allocation of a step can be added up.
 import contextlib
 import copy
 import dataclasses
+import gc
 import logging
 import os
 import tempfile
@@ -22,17 +23,20 @@ import torchtitan.protocols.train_spec as train_spec_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import _TOTAL_KEY, MemTracker
 from torch.distributed.tensor import _random as dtensor_random
-from torchtitan.config import JobConfig
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
+from torch.utils._python_dispatch import _disable_current_modes
+from torchtitan.config import JobConfig, Model
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.models.moe import kernels as moe_kernels
 from torchtitan.models.moe import moe
+from torchtitan.protocols.model import BaseModelArgs
 from torchtitan.tools.logging import logger
 from typing_extensions import override
 
 from ..core import Phase, embedding, losses
 from ..data.loader import Batch
-from ..job_checks import check_config
+from ..job_checks import check_config, model_args_of
 from ..trainer import SuperpositionTrainer
 
 
@@ -71,12 +75,14 @@ class DryRun:
         accumulation: micro-batches in a step.
         memory: of a step of each phase that the run has; empty where steps are not played.
         untraced: why they cannot be; "" if they can.
+        stand_ins: what the memory is that of, in the place of what the job has; "" without.
     """
 
     mesh: dict[str, int]
     accumulation: int
     memory: dict[Phase, Memory]
     untraced: str
+    stand_ins: str
 
 
 def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
@@ -90,22 +96,23 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
         ConfigError: for a config that cannot run.
     """
     check_config(job_config, ranks)
-    with _without_values(job_config.model.name, ranks), tempfile.TemporaryDirectory() as folder:
+    with _without_values(job_config.model, ranks), tempfile.TemporaryDirectory() as folder:
         trainer = _DryRunTrainer(_reduced(job_config, folder))
         layout = trainer.parallel_dims
         names = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep", "etp")
-        untraced = _untraced(layout)
+        untraced = _untraced(layout, job_config)
         result = DryRun(
             mesh={name: size for name in names if (size := getattr(layout, name)) > 1},
             accumulation=trainer.gradient_accumulation_steps,
             memory=trainer.play() if play and not untraced else {},
             untraced=untraced,
+            stand_ins=_stand_ins(job_config),
         )
         trainer.close()
         return result
 
 
-def _untraced(layout: ParallelDims) -> str:
+def _untraced(layout: ParallelDims, job_config: JobConfig) -> str:
     for name, enabled in (
         ("expert", layout.ep_enabled),
         ("pipeline", layout.pp_enabled),
@@ -115,23 +122,62 @@ def _untraced(layout: ParallelDims) -> str:
             return f"memory is not estimated with parallelism.{name}_parallel_degree above 1"
     if layout.dp_replicate_enabled and not layout.fsdp_enabled:
         return "memory is not estimated under DDP, parallelism.data_parallel_shard_degree = 1"
+    if job_config.training.enable_cpu_offload:
+        return "memory is not estimated with training.enable_cpu_offload"
+    if job_config.activation_checkpoint.mode == "memory_budget":
+        return 'memory is not estimated with activation_checkpoint.mode = "memory_budget"'
     return ""
 
 
+def _stand_ins(job_config: JobConfig) -> str:
+    """In words, what :func:`_reduced` and :func:`_args_of_sdpa` put in another's place."""
+    found = []
+    if converters := [name for name in job_config.model.converters if _quantizes(name)]:
+        found.append(f"without {', '.join(converters)}")
+    if (attention := _attention(model_args_of(job_config))) in _MASKED:
+        found.append(f"{attention} attention as SDPA")
+    return ", ".join(found)
+
+
+_MASKED = ("flex", "varlen")  # kinds of attention; their kernels keep what that of SDPA keeps
+
+
+def _attention(model_args: BaseModelArgs) -> str:
+    return getattr(model_args, "attn_type", "sdpa")
+
+
+def _args_of_sdpa(model_args: BaseModelArgs) -> BaseModelArgs:
+    """A copy with a kind of attention whose kernel fake tensors have."""
+    args: Any = copy.deepcopy(model_args)
+    if _attention(args) in _MASKED:
+        args.attn_type, args.attn_mask_type = "sdpa", "causal"
+    return args
+
+
+def _quantizes(converter: str) -> bool:
+    return converter.startswith("quantize.")
+
+
 def _reduced(job_config: JobConfig, folder: str) -> JobConfig:
-    """The job without what has no part in a step."""
+    """The job without what has no part in a step, or what only a GPU or a compiler does."""
     config = copy.deepcopy(job_config)
-    config.job.dump_folder = folder
+    config.job.dump_folder, config.job.save_config_file = folder, None
     config.comm.mode = "fake_backend"
-    config.checkpoint.enable = config.validation.enable = config.compile.enable = False
+    config.checkpoint.enable = config.checkpoint.create_seed_checkpoint = False
+    config.validation.enable = config.compile.enable = False
     config.metrics.enable_tensorboard = config.metrics.enable_wandb = False
+    config.debug.deterministic = config.training.gc_debug = False
+    config.training.enable_cpu_offload = config.parallelism.enable_async_tensor_parallel = False
+    config.model.converters = [name for name in config.model.converters if not _quantizes(name)]
+    if config.activation_checkpoint.mode == "memory_budget":
+        config.activation_checkpoint.mode = "none"
     return config
 
 
 @contextlib.contextmanager
-def _without_values(model: str, ranks: int) -> Iterator[None]:
+def _without_values(model: Model, ranks: int) -> Iterator[None]:
     """What takes values of tensors, or kernels that have no fake, replaced; and put back."""
-    spec = train_spec_module.get_train_spec(model)
+    spec = train_spec_module.get_train_spec(model.name)
 
     def parallelize(*args: Any, **kwargs: Any) -> torch.nn.Module:
         parallel_model = spec.parallelize_fn(*args, **kwargs)
@@ -141,6 +187,7 @@ def _without_values(model: str, ranks: int) -> Iterator[None]:
 
     fake_spec = dataclasses.replace(
         spec,
+        model_args={model.flavor: _args_of_sdpa(spec.model_args[model.flavor])},
         build_tokenizer_fn=None,
         build_dataloader_fn=_NoData,
         parallelize_fn=parallelize,
@@ -150,8 +197,11 @@ def _without_values(model: str, ranks: int) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         for patch in (
             mock.patch.dict(os.environ, environment),
-            mock.patch.dict(train_spec_module._extra_train_specs, {model: fake_spec}),
+            mock.patch.dict(train_spec_module._extra_train_specs, {model.name: fake_spec}),
             mock.patch.object(dtensor_random, "_rng_tracker", None),
+            mock.patch.object(
+                ShardingPropagator, "_propagate_tensor_meta_non_cached", _without_tracking
+            ),
             mock.patch.object(torch.nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor),
             mock.patch.object(torch, "histc", lambda ids, bins, **_: ids.new_empty(bins)),
             mock.patch.object(moe, "_run_experts_for_loop", moe._run_experts_grouped_mm),
@@ -169,8 +219,18 @@ def _without_values(model: str, ranks: int) -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+            gc.enable()  # upstream's trainer collects when it likes
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+_propagate = ShardingPropagator._propagate_tensor_meta_non_cached
+
+
+def _without_tracking(*args: Any) -> Any:
+    """DTensor finds out shapes with tensors of the whole size, which take no memory."""
+    with _disable_current_modes():
+        return _propagate(*args)
 
 
 class _MeanOnAccelerator:
