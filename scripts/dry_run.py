@@ -9,9 +9,13 @@ content. Each job has a line; exits with 1 if one cannot run, does not fit or co
 """
 
 import logging
+import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all GPUs are played on the CPU
 
@@ -65,6 +69,25 @@ def describe(arguments: list[str], ranks: int | None, gpu: Gpu, play: bool) -> t
     return text, fits
 
 
+def attempt(*job: Any) -> tuple[str, bool]:
+    """As :func:`describe`, and what keeps the job from being tried."""
+    try:
+        return describe(*job)
+    except (ValueError, OSError) as error:
+        return f"CANNOT RUN: {error}", False
+    except Exception as error:  # a fault, and not one of the next job
+        return f"COULD NOT BE TRIED: {in_one_line(error)}", False
+
+
+def in_a_process(*job: Any) -> tuple[str, bool]:
+    """As :func:`attempt`, in a process of its own: torch keeps meshes and rules of each job."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        try:
+            return pool.submit(attempt, *job).result()
+        except BrokenProcessPool:
+            return "COULD NOT BE TRIED: its process was killed; is there enough memory?", False
+
+
 def main() -> None:
     parser = documented_parser(__doc__)
     parser.add_argument("configs", nargs="+", metavar="JOB.toml")
@@ -83,12 +106,7 @@ def main() -> None:
     for number, config in enumerate(args.configs, 1):
         begin = time.perf_counter()
         job = [f"--job.config_file={config}", *overrides]
-        try:
-            text, fits = describe(job, args.gpus, GPUS[args.gpu], not args.no_memory)
-        except (ValueError, OSError) as error:
-            text, fits = f"CANNOT RUN: {error}", False
-        except Exception as error:  # a fault; the other jobs are none of its business
-            text, fits = f"COULD NOT BE TRIED: {in_one_line(error)}", False
+        text, fits = in_a_process(job, args.gpus, GPUS[args.gpu], not args.no_memory)
         failed += not fits
         seconds = time.perf_counter() - begin
         print(f"[{number}/{len(args.configs)}] {config}: {text} ({seconds:.0f} s)", flush=True)

@@ -103,7 +103,10 @@ def section(**values):
             "must be 0 or 1",
         ),
         (
-            ["--validation.enable", "--validation.dataloader.num_workers=2"],
+            [
+                *("--validation.enable", "--validation.seq_len=32"),
+                "--validation.dataloader.num_workers=2",
+            ],
             "validation.dataloader.num_workers",
             2,
             "must be 0",
@@ -134,7 +137,10 @@ def section(**values):
             "must divide training.local_batch_size = 4",
         ),
         (
-            [PP, "--validation.enable", "--validation.local_batch_size=6"],
+            [
+                *(PP, "--validation.enable", "--validation.seq_len=32"),
+                "--validation.local_batch_size=6",
+            ],
             "validation.local_batch_size",
             6,
             "must be a multiple of 4, the pipeline's microbatches",
@@ -294,7 +300,7 @@ def test_stops_before_any_device_or_process_group(base_args, tmp_path):
     """A launch without torchrun's environment: anything past the checks would ask for it."""
     args = [*base_args, *section(bag_size=0)]
     log = parallel_worker.run_ranks(without_torchrun, 1, tmp_path, args)
-    assert log.splitlines()[0] == "rank 0 ended with 1"
+    assert log.splitlines()[0] == "rank 0 ended with 2"
     assert log.splitlines()[-1].startswith("config error: superposition.bag_size = 0")
     assert "Traceback" not in log
 

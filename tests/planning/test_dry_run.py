@@ -1,6 +1,9 @@
 """Jobs for many GPUs, built and played without them."""
 
 import dataclasses
+import os
+import signal
+import sys
 
 import pytest
 import torch
@@ -180,7 +183,7 @@ def test_command(run_script):
     first, second = result.stdout.splitlines()
     assert "CANNOT RUN: training.global_batch_size = 64" in first
     assert "CANNOT RUN: training.global_batch_size = 1024" in second
-    assert "2 of 2 jobs cannot run or do not fit" in result.stderr
+    assert "2 of 2 jobs cannot run, do not fit or were not tried" in result.stderr
     result = run_script("dry_run", "--gpu", "A100", DEMO, "--gpus", 2)
     assert result.code == 0 and result.stdout.count("GB") == 2
 
@@ -190,3 +193,38 @@ def test_command_says_what_does_not_fit(run_script, monkeypatch):
     result = run_script("dry_run", "--gpu", "A100", DEMO)
     assert result.code == 1
     assert "TOO MUCH for 0 GB less 10 %" in result.stdout
+
+
+def test_command_tries_every_job(run_script, tmp_path, monkeypatch):
+    """Whatever becomes of those before."""
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[job")
+
+    def faulty(config, *args):
+        if config.job.description == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("a fault\nof two lines")
+
+    run_script("dry_run", "--help")
+    monkeypatch.setattr(sys.modules["dry_run"], "dry_run", faulty)
+    kills = tmp_path / "kills.toml"
+    kills.write_text('[job]\ndescription = "kills"\n')
+    result = run_script("dry_run", broken, DEMO, kills, DEMO)
+    assert result.code == 1
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4
+    assert "CANNOT RUN: job.config_file" in lines[0]
+    assert "COULD NOT BE TRIED: its process was killed" in lines[2]
+    for line in (lines[1], lines[3]):
+        assert "COULD NOT BE TRIED: RuntimeError: a fault of two lines" in line
+
+
+def test_a_plan_without_an_estimate(run_script, monkeypatch):
+    def faulty(config, *args):
+        raise RuntimeError("a fault\nof two lines")
+
+    run_script("plan", "--help")
+    monkeypatch.setattr(sys.modules["plan"], "dry_run", faulty)
+    result = run_script("plan", f"--job.config_file={DEMO}")
+    assert result.code == 0, result.stderr
+    assert "Memory: not estimated: RuntimeError: a fault of two lines\n" in result.stdout

@@ -8,12 +8,13 @@ any size is built in seconds and every allocation of a step can be added up.
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -24,12 +25,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import _TOTAL_KEY, MemTracker
 from torch.distributed.tensor import _random as dtensor_random
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.distributed.tensor.experimental._attention import (
+    _disable_context_parallel_dispatcher,
+)
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._python_dispatch import _disable_current_modes
 from torchtitan.config import JobConfig, Model
 from torchtitan.distributed import ParallelDims
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.models.moe import kernels as moe_kernels
 from torchtitan.models.moe import moe
+from torchtitan.models.moe import utils as moe_utils
+from torchtitan.models.moe.kernels import generate_permute_indices
 from torchtitan.protocols.model import BaseModelArgs
 from torchtitan.tools.logging import logger
 from typing_extensions import override
@@ -96,6 +104,7 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
         ConfigError: for a config that cannot run.
     """
     check_config(job_config, ranks)
+    stand_ins = _stand_ins(job_config)
     with _without_values(job_config.model, ranks), tempfile.TemporaryDirectory() as folder:
         trainer = _DryRunTrainer(_reduced(job_config, folder))
         layout = trainer.parallel_dims
@@ -106,7 +115,7 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
             accumulation=trainer.gradient_accumulation_steps,
             memory=trainer.play() if play and not untraced else {},
             untraced=untraced,
-            stand_ins=_stand_ins(job_config),
+            stand_ins=stand_ins,
         )
         trainer.close()
         return result
@@ -179,11 +188,22 @@ def _without_values(model: Model, ranks: int) -> Iterator[None]:
     """What takes values of tensors, or kernels that have no fake, replaced; and put back."""
     spec = train_spec_module.get_train_spec(model.name)
 
-    def parallelize(*args: Any, **kwargs: Any) -> torch.nn.Module:
-        parallel_model = spec.parallelize_fn(*args, **kwargs)
-        # so far meshes have needed values, and the parameters are on the meta device
-        patches.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+    def become_fake() -> None:
+        # until now meshes have needed values, and the parameters are on the meta device
+        fake: Any = FakeTensorMode(allow_non_fake_inputs=True)
+        patches.enter_context(fake)
+
+    def parallelize(model: torch.nn.Module, layout: ParallelDims, *args: Any) -> torch.nn.Module:
+        parallel_model = spec.parallelize_fn(model, layout, *args)
+        if not layout.pp_enabled:
+            become_fake()
         return parallel_model
+
+    def pipeline(*args: Any) -> Any:
+        assert spec.pipelining_fn is not None
+        stages = spec.pipelining_fn(*args)
+        become_fake()
+        return stages
 
     fake_spec = dataclasses.replace(
         spec,
@@ -191,27 +211,32 @@ def _without_values(model: Model, ranks: int) -> Iterator[None]:
         build_tokenizer_fn=None,
         build_dataloader_fn=_NoData,
         parallelize_fn=parallelize,
+        pipelining_fn=pipeline if spec.pipelining_fn else None,
     )
     environment = {"NGPU": str(ranks), "WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
     level = logger.level
+    _clear_sharding_prop_cache()  # which has meshes in it
+    replaced: tuple[Any, ...] = (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.dict(train_spec_module._extra_train_specs, {model.name: fake_spec}),
+        mock.patch.object(dtensor_random, "_rng_tracker", None),
+        *(
+            mock.patch.object(owner, name, _with_values(getattr(owner, name)))
+            for owner, name in _OF_SHAPES
+        ),
+        mock.patch.object(torch.nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor),
+        mock.patch.object(torch, "histc", lambda ids, bins, **_: ids.new_empty(bins)),
+        mock.patch.object(moe, "_run_experts_for_loop", moe._run_experts_grouped_mm),
+        mock.patch.object(moe_utils, "generate_permute_indices", generate_permute_indices),
+        mock.patch.object(moe_kernels, "fill_indices_wrapper", _fill_indices),
+        mock.patch.object(dist_utils, "dist_sum", lambda *_, **__: 1.0),
+        # fake tensors are on the CPU and stand for an accelerator's
+        mock.patch.object(losses, "_BLOCK_OF_CPU", losses._BLOCK_OF_ACCELERATOR),
+        mock.patch.object(embedding, "_MeanOnCPU", _MeanOnAccelerator),
+        warnings.catch_warnings(),
+    )
     with contextlib.ExitStack() as patches:
-        for patch in (
-            mock.patch.dict(os.environ, environment),
-            mock.patch.dict(train_spec_module._extra_train_specs, {model.name: fake_spec}),
-            mock.patch.object(dtensor_random, "_rng_tracker", None),
-            mock.patch.object(
-                ShardingPropagator, "_propagate_tensor_meta_non_cached", _without_tracking
-            ),
-            mock.patch.object(torch.nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor),
-            mock.patch.object(torch, "histc", lambda ids, bins, **_: ids.new_empty(bins)),
-            mock.patch.object(moe, "_run_experts_for_loop", moe._run_experts_grouped_mm),
-            mock.patch.object(moe_kernels, "fill_indices_wrapper", _fill_indices),
-            mock.patch.object(dist_utils, "dist_sum", lambda *_, **__: 1.0),
-            # fake tensors are on the CPU and stand for an accelerator's
-            mock.patch.object(losses, "_BLOCK_OF_CPU", losses._BLOCK_OF_ACCELERATOR),
-            mock.patch.object(embedding, "_MeanOnCPU", _MeanOnAccelerator),
-            warnings.catch_warnings(),
-        ):
+        for patch in replaced:
             patches.enter_context(patch)
         warnings.simplefilter("ignore")
         logger.setLevel(logging.CRITICAL)
@@ -220,17 +245,28 @@ def _without_values(model: Model, ranks: int) -> Iterator[None]:
         finally:
             logger.setLevel(level)
             gc.enable()  # upstream's trainer collects when it likes
+            _disable_context_parallel_dispatcher()
+            _clear_sharding_prop_cache()
             if dist.is_initialized():
                 dist.destroy_process_group()
 
 
-_propagate = ShardingPropagator._propagate_tensor_meta_non_cached
+# methods of DTensor that find out shapes and offsets, by tensors that take no memory of a GPU
+_OF_SHAPES = (
+    (ShardingPropagator, "_propagate_tensor_meta_non_cached"),
+    (_StridedShard, "local_shard_size_and_offset"),
+)
 
 
-def _without_tracking(*args: Any) -> Any:
-    """DTensor finds out shapes with tensors of the whole size, which take no memory."""
-    with _disable_current_modes():
-        return _propagate(*args)
+def _with_values(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, on tensors that have values and that no tracker counts."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return call
 
 
 class _MeanOnAccelerator:
