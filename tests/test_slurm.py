@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import sys
+import sysconfig
+import venv
 import time
 from pathlib import Path
 
@@ -42,7 +45,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("outputs")
+    return tmp_path_factory.mktemp("outputs of jobs")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,7 @@ def test_a_signalled_job_is_the_undisturbed_one(cluster, submit, undisturbed):
 def test_recovery_is_a_second_job(cluster, outputs, undisturbed):
     """And the first one is queued again once: the second goes on waiting."""
     folder = outputs / "chain"
-    options = f"--output={folder}.out --nodes=2"
+    options = f"--output='{folder}.out' --nodes=2"
     jobs = cluster.run(
         *("scripts/slurm/chain.sh", *SHORT, f"--job.dump_folder={folder}"),
         CONFIG_FILE=DEMO,
@@ -149,7 +152,7 @@ def test_the_second_job_of_a_chain_goes_with_the_first(cluster, outputs):
     jobs = cluster.run(
         *("scripts/slurm/chain.sh", "--training.seq_len=0", f"--job.dump_folder={folder}"),
         CONFIG_FILE=DEMO,
-        SBATCH_OPTIONS=f"--output={folder}.out",
+        SBATCH_OPTIONS=f"--output='{folder}.out'",
     ).split()
     assert cluster.wait_for(jobs[0], "FAILED", "COMPLETED") == "FAILED"
     assert "training.seq_len" in output(folder)
@@ -189,9 +192,8 @@ def test_a_sweep_as_an_array_fills_its_table(cluster, outputs):
     for key, values in {"bag_size": "1,2,4", "step_ratio": "0.3"}.items():
         make += ["--vary", f"superposition.{key}={values}"]
     *_, command = cluster.run(*make).splitlines()
-    assert command == f"CONFIG_FILE={folder} sbatch --array=0-2 {TRAIN}"
-    options = ["--parsable", f"--output={folder}/%a.out", "--array=0-2"]
-    job = cluster.run("sbatch", *options, TRAIN, CONFIG_FILE=str(folder))
+    options = f"sbatch --parsable --output='{folder}/%a.out' "
+    job = cluster.run("bash", "-c", command.replace("sbatch ", options))
     cluster.wait_for(job, "COMPLETED", "FAILED")
     table = cluster.run(sys.executable, "scripts/sweep.py", "table", str(folder))
     assert "3 of 3 runs finished" in table
@@ -226,7 +228,7 @@ def test_a_chain_is_submitted_whole_or_not_at_all(cluster, outputs):
         cluster.run(
             "scripts/slurm/chain.sh",
             CONFIG_FILE=DEMO,
-            SBATCH_OPTIONS=f"--begin=now+1hour --output={outputs}/chain-not.out",
+            SBATCH_OPTIONS=f"--begin=now+1hour --output='{outputs}/chain-not.out'",
             RECOVERY_OPTIONS="--partition=nowhere",
         )
     assert cluster.run("squeue", "--noheader", "--format=%i") == before
@@ -245,3 +247,93 @@ def test_tokenization_goes_on_after_a_time_limit(cluster, outputs, corpus):
     assert "queueing again" in output(folder)
     assert TokenShards(str(folder), None).tokens > 400_000
     assert "is complete" in output(folder)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """A copy of the repository, with a .venv that has the packages of this environment."""
+    folder = tmp_path_factory.mktemp("copy") / "the repository"
+    hidden = shutil.ignore_patterns("__pycache__")
+    for name in ("scripts", "torchtitan", "train_configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=hidden)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for name in ("outputs/demo", "outputs"):
+        (ROOT / name).mkdir(parents=True, exist_ok=True)
+    (folder / "outputs").mkdir()
+    (folder / "outputs" / "demo").symlink_to(ROOT / "outputs" / "demo")
+    venv.create(folder / ".venv", symlinks=True)
+    (site,) = (folder / ".venv" / "lib").glob("python*/site-packages")
+    packages = sysconfig.get_path("purelib")
+    (site / "packages.pth").write_text(f"import site; site.addsitedir({packages!r})\n")
+    (folder / ".venv" / ".installed-demo").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def elsewhere(cluster, tmp_path_factory) -> slurm_cluster.Cluster:
+    """The cluster with another folder to submit in, which has a job."""
+    folder = tmp_path_factory.mktemp("jobs of mine")
+    shutil.copy(ROOT / DEMO, folder / "a job.toml")
+    return slurm_cluster.Cluster(cluster.environment, folder)
+
+
+def test_a_job_that_names_its_variables_is_queued_again(elsewhere, repository):
+    """With --export=NAME=VALUE, which keeps PATH, HOME and all others from the job."""
+    folder = repository / "outputs" / "a run"  # paths of the job are relative to the repository
+    variables = "CONFIG_FILE=a job.toml,NGPU=1,SRUN_OPTIONS=--label"
+    command = ["sbatch", "--parsable", f"--output={folder}.out", "--nodes=2"]
+    command += [f"--export={variables}", str(repository / TRAIN), *SHORTER]
+    job = elsewhere.run(*command, "--job.dump_folder=outputs/a run")
+    wait_for_step(elsewhere, job, folder, 3)
+    elsewhere.run("scancel", "--signal=USR1", job)
+    ends_well(elsewhere, job, folder)
+    log = output(folder)
+    assert f"start 2: {elsewhere.directory}/a job.toml on n[1-2], 1 processes each" in log
+    assert "\n0: [rank0]:" in log, "labelled, as SRUN_OPTIONS says"
+    assert steps_done(folder) == list(range(1, 41))
+
+
+def test_jobs_under_other_exports_train(elsewhere, repository):
+    steps = ["--training.steps=6", "--validation.freq=6", "--metrics.log_freq=1"]
+    named = [*steps, "--job.config-file", "a job.toml"]
+    relative = os.path.relpath(repository / TRAIN, elsewhere.directory)
+    jobs = {}
+    for name, options, script, args, variables in (
+        ("none", ["--export=NONE", "--nodes=2"], str(repository / TRAIN), named, {}),
+        ("of the environment", [], relative, named, {"SBATCH_EXPORT": "NIL"}),
+        (
+            "all",
+            ["--export=ALL,LOG_RANK=-1"],
+            str(repository / TRAIN),
+            steps,
+            {"CONFIG_FILE": "a job.toml", "TRAIN_FILE": "torchtitan.experiments.tst.train"},
+        ),
+    ):
+        folder = repository / "outputs" / name
+        command = ["sbatch", "--parsable", f"--output={folder}.out", *options, script]
+        job = elsewhere.run(*command, *args, f"--job.dump_folder=outputs/{name}", **variables)
+        jobs[job] = folder
+    for job, folder in jobs.items():
+        ends_well(elsewhere, job, folder)
+        assert steps_done(folder) == list(range(1, 7))
+        assert ("step:  6" in output(folder)) == (folder.name != "all"), "LOG_RANK=-1 shows none"
+    assert "on n[1-2], 2 processes each" in output(repository / "outputs" / "none")
+
+
+def test_tokenization_under_export_in_another_folder(elsewhere, repository, corpus):
+    (elsewhere.directory / "my corpus").symlink_to(corpus)
+    folder = elsewhere.directory / "my tokens"
+    script = str(repository / "scripts" / "slurm" / "tokenize.sbatch")
+    command = ["sbatch", "--parsable", f"--output={folder}.out", "--export=NONE", script]
+    command += ["my corpus/train.jsonl", "my tokens", "--tokenizer=my corpus/tokenizer"]
+    ends_well(elsewhere, elsewhere.run(*command), folder)
+    assert TokenShards(str(folder), None).tokens > 400_000
+
+
+def test_a_lost_script_says_what_to_do(elsewhere):
+    shutil.copy(ROOT / TRAIN, elsewhere.directory / "copy.sbatch")
+    folder = elsewhere.directory / "lost"
+    job = elsewhere.run("sbatch", "--parsable", f"--output={folder}.out", "copy.sbatch")
+    assert elsewhere.wait_for(job, "FAILED", "COMPLETED") == "FAILED"
+    (line,) = output(folder).splitlines()
+    assert line.startswith("Cannot find the repository: submit its scripts/slurm/train.sbatch")
