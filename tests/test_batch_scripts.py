@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,8 @@ STAND_INS = {
         if [[ $2 == torchtitan.experiments.tst.launch ]]; then
             echo "node ${{SLURM_NODEID:-}}: $*" >> "$RECORD"
             exit "$EXIT_CODE"
+        elif [[ $1 == scripts/* ]]; then # those of the demo
+            exit
         elif [[ $1 == */tokenize_corpus.py ]]; then
             exec printf '%s\n' "$PWD" "$@" > "$RECORD"
         fi
@@ -153,8 +156,11 @@ def elsewhere(tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["{}/the repository/scripts/slurm/train.sbatch", "../the repository/scripts/slurm/train.sbatch"]
-    + ["{}/link.sbatch"],
+    [
+        "{}/the repository/scripts/slurm/train.sbatch",
+        "../the repository/scripts/slurm/train.sbatch",
+        "{}/link.sbatch",
+    ],
     ids=["absolute", "relative", "link"],
 )
 @pytest.mark.parametrize("args", [[], ["--job.description=two words", "--x=a/scripts/slurm/b"]])
@@ -223,6 +229,14 @@ def test_a_job_that_is_not_named_clearly(script, tmp_path, path, config_file, ar
     assert line.startswith(message.format(tmp_path))
 
 
+def test_the_demo_is_known_by_any_path_of_the_repository(script, elsewhere):
+    run_train = elsewhere.parent / "the repository" / "run_train.sh"
+    result, (call,) = script(run_train, cwd=elsewhere, CONFIG_FILE="")
+    assert result.returncode == 0, result.stderr
+    assert "The demo runs on 4 processes" in result.stdout
+    assert call.endswith(f" {ROOT}/train_configs/demo/tst.toml --training.local_batch_size=16")
+
+
 def test_a_job_needs_its_config(script):
     result, calls = script("train.sbatch", CONFIG_FILE="")
     assert (result.returncode, calls) == (2, [])
@@ -244,16 +258,16 @@ def test_nodes_get_the_environment_whatever_the_job_got(script, tmp_path):
     assert (tmp_path / "record.srun").read_text().splitlines() == [*given, "exports ALL"]
 
 
-def test_an_empty_environment_gets_what_programs_need(tmp_path):
+def test_an_empty_environment_gets_what_programs_need():
+    script = f". {shlex.quote(str(SLURM / 'setup.sh'))}; exec env"
     result = subprocess.run(
-        ["/usr/bin/env", "-i", "VIRTUAL_ENV=/my venv", "bash", "-euc"]
-        + [f". {shlex.quote(str(SLURM / 'setup.sh'))}; exec env"],
+        ["/usr/bin/env", "-i", "VIRTUAL_ENV=/my venv", "bash", "-euc", script],
         capture_output=True,
         text=True,
     )
     variables = dict(line.split("=", 1) for line in result.stdout.splitlines())
     assert variables["PATH"].startswith("/my venv/bin:/")
-    assert variables["HOME"] == os.path.expanduser("~")
+    assert variables["HOME"] == str(Path("~").expanduser())
 
 
 def test_options_of_a_chain_may_hold_spaces(script, elsewhere):
