@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by run_train.sh and train.sbatch, with the job's arguments as "$@" and in the folder that
-# CONFIG_FILE is relative to: goes to the repository root, and makes ready what the job needs, which
-# are its settings, its Python, and the demo's corpus if it reads that.
+# Sourced by run_train.sh and train.sbatch, with the arguments of a job as "$@", in the folder that
+# CONFIG_FILE is relative to. Goes to the repository root and prepares the job: its settings, its
+# Python, and the demo's corpus if the job reads that.
 #
-# CONFIG_FILE or the argument --job.config_file, which is taken from "$@", names the job. DEFAULT_JOB
-# is that of neither, TASK the number of a run, if they name the folder of a sweep.
+# CONFIG_FILE or the argument --job.config_file names the job, by default DEFAULT_JOB. The argument is
+# removed from "$@". If TASK is set, they name the folder of a sweep, and TASK is the number of a run.
 
 _refuse() { # MESSAGE
     echo "$1" >&2

@@ -122,13 +122,13 @@ def test_a_job_that_is_not_to_go_on_is_not_queued_again(script, code, state):
     assert len(calls) == 2
 
 
-def test_a_chain_is_two_jobs(script):
+def test_a_chain_is_two_jobs(script, tmp_path):
     both = {"SBATCH_OPTIONS": "--nodes=2", "RECOVERY_ARGS": "--training.steps=9"}
     result, (first, second) = script("chain.sh", "--optimizer.lr=1", **both)
     assert result.returncode == 0
-    train = f"{SLURM}/train.sbatch"
-    assert first.endswith(f"{train} --superposition.stop_at_boundary --optimizer.lr=1")
-    assert second.endswith(f"{train} --optimizer.lr=1 --training.steps=9")
+    train, job = f"{SLURM}/train.sbatch", f"--job.config_file {tmp_path}/job.toml --optimizer.lr=1"
+    assert first.endswith(f"{train} --superposition.stop_at_boundary {job}")
+    assert second.endswith(f"{train} {job} --training.steps=9")
     assert "--dependency=afterok:1 " in second
     assert all("--parsable --nodes=2 " in call for call in (first, second))
 

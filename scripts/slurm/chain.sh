@@ -17,6 +17,9 @@ both=() options=() arguments=()
 split both "${SBATCH_OPTIONS:-}"
 split options "${RECOVERY_OPTIONS:-}"
 split arguments "${RECOVERY_ARGS:-}"
+if [[ -n ${CONFIG_FILE:-} ]]; then # as an argument, which any --export leaves in the job
+    set -- --job.config_file "$CONFIG_FILE" "$@"
+fi
 submit() { # OPTIONS...: prints the job's number
     sbatch --parsable "${both[@]}" "$@" | cut -d';' -f1
 }
