@@ -4,7 +4,7 @@
 #   ./run_train.sh                                      the demo: corpus, training, loss curve
 #   CONFIG_FILE=job.toml NGPU=8 ./run_train.sh [ARGS]   a job; ARGS such as --training.steps 100
 #
-#   CONFIG_FILE  the job, TOML; by default that of the demo
+#   CONFIG_FILE  the job, TOML; by default that of the demo; --job.config_file JOB.toml names it too
 #   NGPU         processes to start; by default one for each GPU, or 2 on CPU
 #   LOG_RANK     ranks whose output is shown, such as 0,1; by default 0
 #   TRAIN_FILE   the module to run; by default torchtitan.experiments.tst.train
@@ -18,8 +18,9 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-DEMO=$PWD/train_configs/demo
-CONFIG_FILE=${CONFIG_FILE:-$DEMO/tst.toml}
+DEMO=$(realpath train_configs/demo)
+DEFAULT_JOB=$DEMO/tst.toml
+TASK=
 COMM_MODE=${COMM_MODE:-}
 . scripts/job.sh
 

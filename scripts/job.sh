@@ -1,8 +1,46 @@
 # shellcheck shell=bash
-# Sourced by run_train.sh and the batch scripts, in the repository root: the settings of a job that
-# CONFIG_FILE names, its Python, and the demo's corpus if it reads that.
+# Sourced by run_train.sh and train.sbatch, with the arguments of a job as "$@", in the folder that
+# CONFIG_FILE is relative to. Goes to the repository root and prepares the job: its settings, its
+# Python, and the demo's corpus if the job reads that.
+#
+# CONFIG_FILE or the argument --job.config_file names the job, by default DEFAULT_JOB. The argument is
+# removed from "$@". If TASK is set, they name the folder of a sweep, and TASK is the number of a run.
 
+_refuse() { # MESSAGE
+    echo "$1" >&2
+    exit 2
+}
+_name_job() { # PATH
+    [[ -n $1 ]] || _refuse "--job.config_file: no file follows"
+    [[ -z ${CONFIG_FILE:-} || $1 == "$CONFIG_FILE" || $1 -ef $CONFIG_FILE ]] ||
+        _refuse "CONFIG_FILE = $CONFIG_FILE and --job.config_file = $1: two jobs; name one of them"
+    CONFIG_FILE=$1
+}
+_is_next=
+for _argument; do
+    shift
+    if [[ -n $_is_next ]]; then
+        _name_job "$_argument"
+        _is_next=
+    elif [[ $_argument =~ ^--job\.config[_-]file(=(.*))?$ ]]; then
+        if [[ $_argument == *=* ]]; then _name_job "${BASH_REMATCH[2]}"; else _is_next=1; fi
+    else
+        set -- "$@" "$_argument"
+    fi
+done
+[[ -z $_is_next ]] || _name_job ""
+
+CONFIG_FILE=${CONFIG_FILE:-${DEFAULT_JOB:-}}
+[[ -n $CONFIG_FILE ]] || _refuse "CONFIG_FILE is not set: name the job by CONFIG_FILE=JOB.toml, or by \
+the argument --job.config_file JOB.toml, which also reaches a job of sbatch --export=NONE"
+CONFIG_FILE=$CONFIG_FILE${TASK:+/$TASK.toml}
+[[ -e $CONFIG_FILE ]] || _refuse "CONFIG_FILE = $CONFIG_FILE: no such file. A path is relative to \
+$PWD${TASK:+; with sbatch --array, name the folder of a sweep (scripts/sweep.py)}"
 CONFIG_FILE=$(realpath "$CONFIG_FILE")
+unset -f _refuse _name_job
+unset _argument _is_next
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+
 export LOG_RANK=${LOG_RANK:-0}
 TRAIN_FILE=${TRAIN_FILE:-torchtitan.experiments.tst.train}
 

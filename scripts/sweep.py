@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -345,9 +346,10 @@ def main() -> None:
             points = make(args.folder, args.base, vary, arguments)
             for number, point in enumerate(points):
                 print(f"{args.folder / str(number)}.toml: {point.name}")
+            script = os.path.relpath(ROOT / "scripts/slurm/train.sbatch")
             print(
-                f"CONFIG_FILE={args.folder} sbatch --array=0-{len(points) - 1} "
-                f"scripts/slurm/train.sbatch"
+                f"CONFIG_FILE={shlex.quote(str(args.folder))} "
+                f"sbatch --array=0-{len(points) - 1} {shlex.quote(script)}"
             )
         elif args.command == "run":
             run(args.folder, args.jobs)

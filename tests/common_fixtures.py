@@ -25,6 +25,7 @@ enable_cpu_if_alone()
 
 import launches  # noqa: E402
 import parallel_worker  # noqa: E402
+import slurm_cluster  # noqa: E402
 from corpora import tokenize  # noqa: E402
 from jobs import ON, ROOT, SAVE, Run, small_job  # noqa: E402
 from launches import Launch  # noqa: E402
@@ -201,3 +202,16 @@ def run_script(monkeypatch, capsys) -> Callable[..., ScriptResult]:
         return ScriptResult(code, stdout, stderr + message)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[slurm_cluster.Cluster]:
+    """A throwaway Slurm whose jobs have this Python."""
+    os.environ.pop("SBATCH_PARTITION", None)
+    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm"), ROOT) as running:
+        running.environment |= {
+            "VIRTUAL_ENV": sys.prefix,
+            "PATH": f"{Path(sys.executable).parent}:{running.environment['PATH']}",
+            "NGPU": "1",
+        }
+        yield running

@@ -1,6 +1,7 @@
-"""A throwaway Slurm cluster of two nodes on this machine, for tests/test_slurm.py."""
+"""A throwaway Slurm cluster of two nodes on this machine, and the jobs that tests run on it."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -11,7 +12,11 @@ from pathlib import Path
 from subprocess import DEVNULL
 
 from launches import wait_until
+from torchtitan.experiments.tst.metrics import read_metrics
 
+TRAIN = "scripts/slurm/train.sbatch"
+DEMO = "train_configs/demo/tst.toml"
+SHORTER = ["--training.steps=40", "--validation.freq=20", "--metrics.log_freq=1"]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 
 CONFIG = """\
@@ -153,3 +158,32 @@ def cluster(folder: Path, directory: Path) -> Iterator[Cluster]:
         finally:
             subprocess.run(["scancel", "--user=root"], env=environment)
             wait_until(lambda: not running.run("squeue", "--noheader"))
+
+
+def ends_well(cluster: Cluster, job: str, folder: Path) -> None:
+    """Wait for a job's end, and show its output if it fails."""
+    state = cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    assert state == "COMPLETED", output(folder)[-6000:]
+
+
+def output(folder: Path) -> str:
+    """What the job of a run folder has printed."""
+    return Path(f"{folder}.out").read_text()
+
+
+def wait_for_step(cluster: Cluster, job: str, folder: Path, step: int) -> None:
+    """Wait until a job that is at work has logged a step."""
+    end = time.monotonic() + 240
+    while not (
+        (folder / "metrics.jsonl").exists() and any(m["step"] >= step for m in read_metrics(folder))
+    ):
+        assert time.monotonic() < end and cluster.state(job) in ("PENDING", "RUNNING"), output(
+            folder
+        )[-6000:]
+        time.sleep(0.2)
+
+
+def steps_done(folder: Path) -> list[int]:
+    """Steps in the order in which they were trained, also those that were trained twice."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if "lr" in line]

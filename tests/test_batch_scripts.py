@@ -1,24 +1,34 @@
 """The batch scripts with stand-ins for Slurm's commands; with a real Slurm in test_slurm.py."""
 
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from jobs import ROOT
 
+SLURM = ROOT / "scripts" / "slurm"
+RUN_TRAIN = ROOT / "run_train.sh"
 STAND_INS = {
     "python": f"""
         if [[ $2 == torchtitan.experiments.tst.launch ]]; then
-            echo "node $SLURM_NODEID: $*" >> "$RECORD"
+            echo "node ${{SLURM_NODEID:-}}: $*" >> "$RECORD"
             exit "$EXIT_CODE"
+        elif [[ $1 == scripts/* ]]; then # those of the demo
+            exit
+        elif [[ $1 == */tokenize_corpus.py ]]; then
+            exec printf '%s\n' "$PWD" "$@" > "$RECORD"
         fi
         exec {sys.executable} "$@"
     """,
     "srun": """
-        while [[ $1 == --* ]]; do shift; done
+        while [[ $1 == --* ]]; do echo "$1" >> "$RECORD.srun"; shift; done
+        echo "exports ${SRUN_EXPORT_ENV:-$SLURM_EXPORT_ENV}" >> "$RECORD.srun"
         for SLURM_NODEID in 0 1; do
             export SLURM_NODEID
             "$@" || code=$?
@@ -26,11 +36,18 @@ STAND_INS = {
         exit "${code:-0}"
     """,
     "squeue": 'echo "$STATE"',
-    # Slurm ends the job that it queues again
-    "scontrol": 'echo "scontrol $*" >> "$RECORD"; kill -KILL $PPID',
+    "scontrol": """
+        if [[ $1 == show ]]; then
+            echo "   Command=$COMMAND"
+        else # Slurm ends the job that it queues again
+            echo "scontrol $*" >> "$RECORD"
+            kill -KILL $PPID
+        fi
+    """,
     "scancel": 'echo "scancel $*" >> "$RECORD"',
     "sbatch": """
-        echo "sbatch $*" >> "$RECORD"
+        line=$(printf ' %q' "$@")
+        echo "sbatch$line" >> "$RECORD"
         [[ $* != *nowhere* ]] || exit 1
         grep -c sbatch "$RECORD"
     """,
@@ -39,7 +56,10 @@ STAND_INS = {
 
 @pytest.fixture
 def script(tmp_path):
-    """Run a batch script as the first node of job 7 on two; gives its result and what it called."""
+    """Run a batch script as the first node of job 7 on two; gives its result and what it called.
+
+    The job is one of sbatch --export=NONE, with variables that reach it all the same.
+    """
     tools, record = tmp_path / "bin", tmp_path / "record"
     tools.mkdir()
     for name, content in STAND_INS.items():
@@ -47,16 +67,17 @@ def script(tmp_path):
         (tools / name).chmod(0o755)
     (tmp_path / "job.toml").touch()
 
-    def run(name, *args, **variables):
+    def run(path, *args, cwd=ROOT, **variables):
         job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
         settings = {"CONFIG_FILE": str(tmp_path / "job.toml"), "NGPU": "4", "EXIT_CODE": "0"}
-        path = {"PATH": f"{tools}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
-        others = {"RECORD": str(record), "STATE": "RUNNING"}
+        tool_path = f"{tools}:{sys.prefix}/bin:{os.environ['PATH']}"
+        others = {"PATH": tool_path, "VIRTUAL_ENV": sys.prefix, "STATE": "RUNNING"}
+        others |= {"RECORD": str(record), "SLURM_SUBMIT_DIR": str(cwd), "SLURM_EXPORT_ENV": "NONE"}
         record.write_text("")
         result = subprocess.run(
-            ["bash", f"scripts/slurm/{name}", *args],
-            cwd=ROOT,
-            env=os.environ | job | settings | path | others | variables,
+            ["bash", str(SLURM / path), *args],
+            cwd=cwd,
+            env=os.environ | job | settings | others | variables,
             capture_output=True,
             text=True,
         )
@@ -101,13 +122,13 @@ def test_a_job_that_is_not_to_go_on_is_not_queued_again(script, code, state):
     assert len(calls) == 2
 
 
-def test_a_chain_is_two_jobs(script):
+def test_a_chain_is_two_jobs(script, tmp_path):
     both = {"SBATCH_OPTIONS": "--nodes=2", "RECOVERY_ARGS": "--training.steps=9"}
     result, (first, second) = script("chain.sh", "--optimizer.lr=1", **both)
     assert result.returncode == 0
-    train = "scripts/slurm/train.sbatch"
-    assert first.endswith(f"{train} --superposition.stop_at_boundary --optimizer.lr=1")
-    assert second.endswith(f"{train} --optimizer.lr=1 --training.steps=9")
+    train, job = f"{SLURM}/train.sbatch", f"--job.config_file {tmp_path}/job.toml --optimizer.lr=1"
+    assert first.endswith(f"{train} --superposition.stop_at_boundary {job}")
+    assert second.endswith(f"{train} {job} --training.steps=9")
     assert "--dependency=afterok:1 " in second
     assert all("--parsable --nodes=2 " in call for call in (first, second))
 
@@ -118,8 +139,156 @@ def test_a_chain_is_submitted_whole_or_not_at_all(script):
     assert calls[2:] == ["scancel 1"]
 
 
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder with a job, a link to the repository next to it, and Slurm's copy of a script."""
+    folder = tmp_path / "my jobs"
+    folder.mkdir()
+    (folder / "a job.toml").touch()
+    (tmp_path / "the repository").symlink_to(ROOT)
+    (tmp_path / "link.sbatch").symlink_to(SLURM / "train.sbatch")
+    spool = tmp_path / "spool" / "job00007"
+    spool.mkdir(parents=True)
+    for name in ("train.sbatch", "tokenize.sbatch"):
+        shutil.copy(SLURM / name, spool / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "{}/the repository/scripts/slurm/train.sbatch",
+        "../the repository/scripts/slurm/train.sbatch",
+        "{}/link.sbatch",
+    ],
+    ids=["absolute", "relative", "link"],
+)
+@pytest.mark.parametrize("args", [[], ["--job.description=two words", "--x=a/scripts/slurm/b"]])
+def test_a_job_is_submitted_from_any_folder(script, elsewhere, command, args):
+    command = " ".join([command.format(elsewhere.parent), *args])
+    spool = elsewhere.parent / "spool" / "job00007" / "train.sbatch"
+    result, calls = script(
+        spool, *args, cwd=elsewhere, CONFIG_FILE="a job.toml", COMMAND=f"{command}\n   Command=x"
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(calls) == 2
+    expected = " ".join(["--job.config_file", f"{elsewhere}/a job.toml", *args])
+    assert all(call.endswith(expected) for call in calls)
+
+
+def test_a_copy_of_the_script_is_submitted_in_the_repository_only(script, elsewhere):
+    spool = elsewhere.parent / "spool" / "job00007" / "train.sbatch"
+    copied = {"COMMAND": f"{elsewhere}/copy.sbatch"}
+    result, calls = script(spool, SLURM_SUBMIT_DIR=str(ROOT), **copied)
+    assert (result.returncode, len(calls)) == (0, 2)
+    result, calls = script(spool, cwd=elsewhere, **copied)
+    assert (result.returncode, calls) == (2, [])
+    assert result.stderr.splitlines() == [
+        "Cannot find the repository: submit its scripts/slurm/train.sbatch, no copy of it"
+    ]
+
+
+def test_paths_of_tokenization_are_relative_to_the_folder_of_submission(script, elsewhere):
+    command = f"{elsewhere.parent}/the repository/scripts/slurm/tokenize.sbatch"
+    spool = elsewhere.parent / "spool" / "job00007" / "tokenize.sbatch"
+    args = ["my corpus", "tokens", "--tokenizer=my tokenizer"]
+    result, calls = script(spool, *args, cwd=elsewhere, COMMAND=" ".join([command, *args]))
+    assert result.returncode == 0, result.stderr
+    assert calls[0] == str(elsewhere)
+    assert calls[2:] == args
+
+
+@pytest.mark.parametrize("path", ["train.sbatch", RUN_TRAIN], ids=["train.sbatch", "run_train.sh"])
+@pytest.mark.parametrize("name", ["--job.config_file {}", "--job.config-file={}"])
+@pytest.mark.parametrize("given", ["", "the same"])
+def test_an_argument_names_the_job(script, tmp_path, path, name, given):
+    job = tmp_path / "job.toml"
+    names = name.format(job).split(" ")
+    result, calls = script(path, "--first=1", *names, "--last", CONFIG_FILE=given and str(job))
+    assert result.returncode == 0, result.stderr
+    assert all(call.endswith(f" --job.config_file {job} --first=1 --last") for call in calls)
+    assert calls and not any("config-file" in call for call in calls)
+
+
+@pytest.mark.parametrize("path", ["train.sbatch", RUN_TRAIN], ids=["train.sbatch", "run_train.sh"])
+@pytest.mark.parametrize(
+    ("config_file", "args", "message"),
+    [
+        ("{}/job.toml", ["--job.config_file={}/b.toml"], "CONFIG_FILE = {0}/job.toml and --job."),
+        ("", ["--job.config_file={}/b", "--job.config-file", "{}/c"], "CONFIG_FILE = {0}/b and"),
+        ("", ["--training.steps=2", "--job.config_file"], "--job.config_file: no file follows"),
+        ("{}/none/job.toml", [], "CONFIG_FILE = {0}/none/job.toml: no such file"),
+        ("none.toml", [], f"CONFIG_FILE = none.toml: no such file. A path is relative to {ROOT}"),
+    ],
+)
+def test_a_job_that_is_not_named_clearly(script, tmp_path, path, config_file, args, message):
+    args = [arg.format(tmp_path) for arg in args]
+    result, calls = script(path, *args, CONFIG_FILE=config_file.format(tmp_path))
+    assert (result.returncode, calls) == (2, [])
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(message.format(tmp_path))
+
+
+def test_the_demo_is_known_by_any_path_of_the_repository(script, elsewhere):
+    run_train = elsewhere.parent / "the repository" / "run_train.sh"
+    result, (call,) = script(run_train, cwd=elsewhere, CONFIG_FILE="")
+    assert result.returncode == 0, result.stderr
+    assert "The demo runs on 4 processes" in result.stdout
+    assert call.endswith(f" {ROOT}/train_configs/demo/tst.toml --training.local_batch_size=16")
+
+
 def test_a_job_needs_its_config(script):
     result, calls = script("train.sbatch", CONFIG_FILE="")
-    assert result.returncode == 2
-    assert "CONFIG_FILE is not set" in result.stderr
-    assert not calls
+    assert (result.returncode, calls) == (2, [])
+    assert result.stderr.startswith("CONFIG_FILE is not set: ")
+    assert "--job.config_file JOB.toml" in result.stderr
+
+
+def test_an_array_needs_the_folder_of_a_sweep(script):
+    result, calls = script("train.sbatch", SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_JOB_ID="5")
+    assert (result.returncode, calls) == (2, [])
+    assert "job.toml/3.toml: no such file" in result.stderr
+    assert "name the folder of a sweep" in result.stderr
+
+
+def test_nodes_get_the_environment_whatever_the_job_got(script, tmp_path):
+    options = {"SRUN_OPTIONS": "--cpu-bind=none --comment='two  words' --constraint=a&b"}
+    script("train.sbatch", SRUN_EXPORT_ENV="NIL", **options)
+    given = ["--kill-on-bad-exit=0", "--cpu-bind=none", "--comment=two  words", "--constraint=a&b"]
+    assert (tmp_path / "record.srun").read_text().splitlines() == [*given, "exports ALL"]
+
+
+def test_an_empty_environment_gets_what_programs_need():
+    script = f". {shlex.quote(str(SLURM / 'setup.sh'))}; exec env"
+    result = subprocess.run(
+        ["/usr/bin/env", "-i", "VIRTUAL_ENV=/my venv", "bash", "-euc", script],
+        capture_output=True,
+        text=True,
+    )
+    variables = dict(line.split("=", 1) for line in result.stdout.splitlines())
+    assert variables["PATH"].startswith("/my venv/bin:/")
+    assert variables["HOME"] == str(Path("~").expanduser())
+
+
+def test_options_of_a_chain_may_hold_spaces(script, elsewhere):
+    result, calls = script(
+        f"{elsewhere.parent}/the repository/scripts/slurm/chain.sh",
+        "--job.description=two words",
+        cwd=elsewhere,
+        SBATCH_OPTIONS="--output='my job.out'",
+        RECOVERY_OPTIONS='--comment="a  b"',
+        RECOVERY_ARGS="--job.dump_folder='another folder'",
+    )
+    assert result.returncode == 0, result.stderr
+    first, second = map(shlex.split, calls)
+    assert all("--output=my job.out" in call for call in (first, second))
+    assert all("--job.description=two words" in call for call in (first, second))
+    assert "--comment=a  b" in second and "--comment=a  b" not in first
+    assert second[-1] == "--job.dump_folder=another folder"
+    assert f"{SLURM}/train.sbatch" in first and f"{SLURM}/train.sbatch" in second
+
+
+def test_an_open_quote_is_named(script):
+    result, calls = script("chain.sh", SBATCH_OPTIONS="--output='my job.out")
+    assert (result.returncode, calls) == (2, [])
+    assert result.stderr == "--output='my job.out: a quote is not closed\n"

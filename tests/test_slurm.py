@@ -1,18 +1,16 @@
 """The batch scripts on a real Slurm of two nodes, started for this: `scripts/slurm/try.sh`."""
 
 import csv
-import json
-import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import slurm_cluster
-from jobs import ROOT, load_full
+from jobs import load_full
 from launches import wait_until
+from slurm_cluster import DEMO, SHORTER, TRAIN, ends_well, output, steps_done, wait_for_step
 from torchtitan.experiments.tst.data.shards import TokenShards
 from torchtitan.experiments.tst.metrics import read_metrics
 
@@ -21,28 +19,13 @@ pytestmark = [
     pytest.mark.skipif(bool(slurm_cluster.missing()), reason=f"Slurm {slurm_cluster.missing()}"),
 ]
 
-TRAIN = "scripts/slurm/train.sbatch"
-DEMO = "train_configs/demo/tst.toml"
 SHORT = ["--training.steps=200", "--validation.freq=100", "--metrics.log_freq=1"]
 BOUNDARY = 60
-SHORTER = ["--training.steps=40", "--validation.freq=20", "--metrics.log_freq=1"]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    os.environ.pop("SBATCH_PARTITION", None)
-    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm"), ROOT) as running:
-        running.environment |= {
-            "VIRTUAL_ENV": sys.prefix,
-            "PATH": f"{Path(sys.executable).parent}:{running.environment['PATH']}",
-            "NGPU": "1",
-        }
-        yield running
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("outputs")
+    return tmp_path_factory.mktemp("outputs of jobs")
 
 
 @pytest.fixture(scope="module")
@@ -63,32 +46,6 @@ def undisturbed(cluster, submit) -> Path:
     job, folder = submit("undisturbed")
     ends_well(cluster, job, folder)
     return folder
-
-
-def ends_well(cluster, job: str, folder: Path) -> None:
-    state = cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-    assert state == "COMPLETED", output(folder)[-6000:]
-
-
-def output(folder: Path) -> str:
-    return Path(f"{folder}.out").read_text()
-
-
-def wait_for_step(cluster, job: str, folder: Path, step: int) -> None:
-    end = time.monotonic() + 240
-    while not (
-        (folder / "metrics.jsonl").exists() and any(m["step"] >= step for m in read_metrics(folder))
-    ):
-        assert time.monotonic() < end and cluster.state(job) in ("PENDING", "RUNNING"), output(
-            folder
-        )[-6000:]
-        time.sleep(0.2)
-
-
-def steps_done(folder: Path) -> list[int]:
-    """Steps in the order in which they were trained, also those that were trained twice."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["step"] for line in lines if "lr" in line]
 
 
 def assert_same_run(folder: Path, undisturbed: Path, steps: int = 200) -> None:
@@ -128,7 +85,7 @@ def test_a_signalled_job_is_the_undisturbed_one(cluster, submit, undisturbed):
 def test_recovery_is_a_second_job(cluster, outputs, undisturbed):
     """And the first one is queued again once: the second goes on waiting."""
     folder = outputs / "chain"
-    options = f"--output={folder}.out --nodes=2"
+    options = f"--output='{folder}.out' --nodes=2"
     jobs = cluster.run(
         *("scripts/slurm/chain.sh", *SHORT, f"--job.dump_folder={folder}"),
         CONFIG_FILE=DEMO,
@@ -149,7 +106,7 @@ def test_the_second_job_of_a_chain_goes_with_the_first(cluster, outputs):
     jobs = cluster.run(
         *("scripts/slurm/chain.sh", "--training.seq_len=0", f"--job.dump_folder={folder}"),
         CONFIG_FILE=DEMO,
-        SBATCH_OPTIONS=f"--output={folder}.out",
+        SBATCH_OPTIONS=f"--output='{folder}.out'",
     ).split()
     assert cluster.wait_for(jobs[0], "FAILED", "COMPLETED") == "FAILED"
     assert "training.seq_len" in output(folder)
@@ -189,9 +146,8 @@ def test_a_sweep_as_an_array_fills_its_table(cluster, outputs):
     for key, values in {"bag_size": "1,2,4", "step_ratio": "0.3"}.items():
         make += ["--vary", f"superposition.{key}={values}"]
     *_, command = cluster.run(*make).splitlines()
-    assert command == f"CONFIG_FILE={folder} sbatch --array=0-2 {TRAIN}"
-    options = ["--parsable", f"--output={folder}/%a.out", "--array=0-2"]
-    job = cluster.run("sbatch", *options, TRAIN, CONFIG_FILE=str(folder))
+    options = f"sbatch --parsable --output='{folder}/%a.out' "
+    job = cluster.run("bash", "-c", command.replace("sbatch ", options))
     cluster.wait_for(job, "COMPLETED", "FAILED")
     table = cluster.run(sys.executable, "scripts/sweep.py", "table", str(folder))
     assert "3 of 3 runs finished" in table
@@ -226,7 +182,7 @@ def test_a_chain_is_submitted_whole_or_not_at_all(cluster, outputs):
         cluster.run(
             "scripts/slurm/chain.sh",
             CONFIG_FILE=DEMO,
-            SBATCH_OPTIONS=f"--begin=now+1hour --output={outputs}/chain-not.out",
+            SBATCH_OPTIONS=f"--begin=now+1hour --output='{outputs}/chain-not.out'",
             RECOVERY_OPTIONS="--partition=nowhere",
         )
     assert cluster.run("squeue", "--noheader", "--format=%i") == before

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -158,6 +159,15 @@ def test_a_sweep_is_made_again_but_not_over_another(tmp_path, job):
     with pytest.raises(ValueError, match="holds another sweep"):
         make(tmp_path, job, f"{BAG_SIZE}=2")
     assert len(json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]) == 2
+
+
+def test_the_command_of_a_sweep_can_be_pasted(tmp_path, job, run_script, monkeypatch):
+    monkeypatch.setattr(sweep, "ROOT", ROOT / "the repository")
+    result = run_script("sweep", "make", tmp_path / "my sweep", job, "--vary", f"{BAG_SIZE}=2,4")
+    assert shlex.split(result.stdout.splitlines()[-1]) == [
+        f"CONFIG_FILE={tmp_path / 'my sweep'}",
+        *("sbatch", "--array=0-1", "the repository/scripts/slurm/train.sbatch"),
+    ]
 
 
 def test_nothing_is_written_of_a_sweep_that_cannot_run(tmp_path, job):

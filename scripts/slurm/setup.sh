@@ -1,0 +1,17 @@
+# shellcheck shell=bash
+# Sourced by the scripts of this folder: the environment of a job, and options in a variable.
+
+# sbatch --export=NAME=VALUE or NONE keeps these from a job, and srun would keep more from its nodes
+export PATH HOME=${HOME:-~} SLURM_EXPORT_ENV=ALL
+unset SRUN_EXPORT_ENV
+_environment=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+if [[ -n $_environment && :$PATH: != *:"$_environment/bin":* ]]; then
+    PATH=$_environment/bin:$PATH # with --export=VIRTUAL_ENV
+fi
+unset _environment
+
+# Split a text at its spaces, as a shell does: "--nodes=2 --output='my job.out'" is two options.
+split() { # ARRAY TEXT
+    mapfile -t "$1" < <(xargs -r printf '%s\n' <<<"$2" 2>/dev/null)
+    wait $! || { echo "$2: a quote is not closed" >&2 && exit 2; }
+}
