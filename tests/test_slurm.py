@@ -106,10 +106,11 @@ def test_the_second_job_of_a_chain_goes_with_the_first(cluster, outputs):
     jobs = cluster.run(
         *("scripts/slurm/chain.sh", "--training.seq_len=0", f"--job.dump_folder={folder}"),
         CONFIG_FILE=DEMO,
-        SBATCH_OPTIONS=f"--output='{folder}.out'",
+        SBATCH_OPTIONS=f"--output='{folder}.out' --nodes=2",
     ).split()
     assert cluster.wait_for(jobs[0], "FAILED", "COMPLETED") == "FAILED"
-    assert "training.seq_len" in output(folder)
+    assert output(folder).count("config error: training.seq_len = 0: must be") == 1, "of two nodes"
+    assert "Traceback" not in output(folder)
     assert cluster.wait_for(jobs[1], "CANCELLED", "FAILED", "COMPLETED") == "CANCELLED"
 
 
