@@ -285,7 +285,10 @@ def test_reading_order_names_files_that_exist():
         folders = (
             ROOT,
             package,
-            *(package / name for name in ("core", "checkpoint", "data", "planning", "results")),
+            *(
+                package / name
+                for name in ("core", "checkpoint", "config", "data", "planning", "results")
+            ),
         )
         assert any((folder / name).exists() for folder in folders), name
 
