@@ -106,10 +106,9 @@ def test_the_launcher_says_it(tmp_path, errors, said):
 
 
 def test_the_launcher_shows_more_of_other_failures(tmp_path):
-    files = [str(tmp_path / rank / "error.json") for rank in "01"]
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "error.txt").write_text("no data")
-    assert reporting.texts_of([2, -15], files) == ["no data"]
-    assert reporting.texts_of([2, 2], files) == ["no data"]
-    assert reporting.texts_of([2, 1], files) is None
-    assert reporting.texts_of([-9, -15], files) is None
+    files = [str(tmp_path / rank / "error.json") for rank in "01"]
+    assert reporting.texts_of(files) == ["no data"]
+    assert reporting.is_all([2, -15]) and reporting.is_all([2, 2])
+    assert not reporting.is_all([2, 1]) and not reporting.is_all([-9, -15])

@@ -105,7 +105,6 @@ def test_numbers_out_of_range(key):
         ("parallelism.module_fqns_per_model_part", ([["norm"]],), (["norm"], "norm", [[1]])),
         ("debug.seed", (0, -1, 2**64 - 1), (2**64,)),
         ("training.dataloader.num_workers", (0, 2), (-1,)),
-        ("job.dump_folder", ("outputs",), ("",)),
     ],
 )
 def test_ranges_are_what_upstream_can_work_with(key, good, bad):

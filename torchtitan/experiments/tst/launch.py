@@ -52,11 +52,6 @@ class _Launch:
         ended_by_signal = self.stopped and codes <= {-number for number in STOP_SIGNALS}
         return STOPPED_EXIT_CODE if STOPPED_EXIT_CODE in codes or ended_by_signal else 1
 
-    def texts(self, error: ChildFailedError) -> list[str] | None:
-        assert self.context is not None  # a process has failed
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return reporting.texts_of(codes, self.context.error_files.values())
-
 
 def _is_said_otherwise(record: logging.LogRecord) -> bool:
     """Whether a message of torchrun's tells of a process whose error is said, or of those ended."""
@@ -85,10 +80,12 @@ def main() -> None:
     except ChildFailedError as error:
         if (code := launch.exit_code(error)) == STOPPED_EXIT_CODE:
             sys.exit(code)
-        if (texts := launch.texts(error)) is None:
-            raise
-        print(*texts, sep="\n", file=sys.stderr)
-        sys.exit(reporting.EXIT_CODE)
+        assert launch.context is not None  # a process has failed
+        for text in reporting.texts_of(launch.context.error_files.values()):
+            print(text, file=sys.stderr)
+        if reporting.is_all(failure.exitcode for failure in error.failures.values()):
+            sys.exit(reporting.EXIT_CODE)
+        raise
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -51,16 +52,22 @@ def _beside(error_file: str) -> Path:
     return Path(error_file).with_name("error.txt")
 
 
-def texts_of(exit_codes: Iterable[int], error_files: Iterable[str]) -> list[str] | None:
-    """What failed processes have left for their launcher to say; None if it is to show more.
+def texts_of(error_files: Iterable[str]) -> list[str]:
+    """What processes have left for their launcher to say.
 
     Args:
-        exit_codes: of all processes; those that have not failed have been ended by a signal.
         error_files: torchrun's, of all processes.
     """
-    if {code for code in exit_codes if code >= 0} != {EXIT_CODE}:
-        return None
     return [path.read_text() for path in map(_beside, error_files) if path.exists()]
+
+
+def is_all(exit_codes: Iterable[int]) -> bool:
+    """Whether nothing else has gone wrong.
+
+    Args:
+        exit_codes: of all processes; one that has not failed has been ended by a signal.
+    """
+    return {code for code in exit_codes if code >= 0} == {EXIT_CODE}
 
 
 def _store() -> dist.Store | None:
@@ -76,8 +83,9 @@ def _key() -> str:
 
 
 def _tell_others(error: str) -> None:
-    if store := _store():
-        store.set(_key(), error)
+    with suppress(dist.DistError):  # they are gone
+        if store := _store():
+            store.set(_key(), error)
 
 
 def _rank_0_says(error: str) -> bool:

@@ -47,7 +47,6 @@ def _each_of(*choices: str) -> Allowed:
 
 
 _NOT_NEGATIVE = Allowed(lambda value: 0 <= value < math.inf, "a finite number of at least 0")
-_NOT_EMPTY = Allowed(bool, "a path, not an empty string")
 _WEIGHTS = Allowed(
     lambda weights: all(0 < weight < math.inf for weight in weights),
     "a list of finite numbers above 0",
@@ -64,7 +63,6 @@ _STATES = (
 )
 
 ALLOWED: dict[str, Allowed] = {
-    "job.dump_folder": _NOT_EMPTY,
     "profiling.profile_freq": _at_least(1),
     "profiling.profiler_active": _at_least(1),
     "profiling.profiler_warmup": _at_least(0),
@@ -102,7 +100,6 @@ ALLOWED: dict[str, Allowed] = {
     ),
     "parallelism.expert_parallel_degree": _at_least(1),
     "parallelism.expert_tensor_parallel_degree": _at_least(1),
-    "checkpoint.folder": _NOT_EMPTY,
     "checkpoint.interval": _at_least(1, "steps"),
     "checkpoint.keep_latest_k": Allowed(
         lambda count: count == 0 or count >= 2,
