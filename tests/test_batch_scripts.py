@@ -181,6 +181,8 @@ def test_a_copy_of_the_script_is_submitted_in_the_repository_only(script, elsewh
     copied = {"COMMAND": f"{elsewhere}/copy.sbatch"}
     result, calls = script(spool, SLURM_SUBMIT_DIR=str(ROOT), **copied)
     assert (result.returncode, len(calls)) == (0, 2)
+    result, calls = script(spool, SLURM_SUBMIT_DIR=str(elsewhere), **copied)  # sbatch --chdir
+    assert (result.returncode, len(calls)) == (0, 2)
     result, calls = script(spool, cwd=elsewhere, **copied)
     assert (result.returncode, calls) == (2, [])
     assert result.stderr.splitlines() == [
