@@ -8,8 +8,8 @@
 #   NGPU         processes to start; by default one for each GPU, or 2 on CPU
 #   LOG_RANK     ranks whose output is shown, such as 0,1; by default 0
 #   TRAIN_FILE   the module to run; by default torchtitan.experiments.tst.train
-#   COMM_MODE    fake_backend or local_tensor: one process plays NGPU ranks for a step of each
-#                phase, to check a config
+#   COMM_MODE    fake_backend: one process plays NGPU ranks for a step of each phase, to check a
+#                config
 #
 # SIGTERM and SIGUSR1 end a job (not the demo) between two steps, with a checkpoint and exit code 75:
 # launched again with the same command it goes on.

@@ -38,6 +38,7 @@ def check(*args, ranks=1):
     [
         (["--fault_tolerance.enable"], 1, "fault_tolerance.enable", True, "experiments.ft"),
         (["--memory_estimation.enable"], 1, "memory_estimation.enable", True, "dry_run.py"),
+        (["--comm.mode=local_tensor"], 1, "comm.mode", "local_tensor", "fake_backend plays"),
         (
             ["--experimental.custom_args_module=os"],
             1,

@@ -90,6 +90,13 @@ def _check_not_carried_out(job_config: JobConfig) -> None:
             True,
             "must be false: no trainer reads it. scripts/dry_run.py estimates the memory of a job",
         )
+    if job_config.comm.mode == "local_tensor":
+        raise ConfigError(
+            "comm.mode",
+            "local_tensor",
+            "TorchTitan does not train in it, and superposition is not built in it; fake_backend "
+            "plays a job",
+        )
     if module := job_config.experimental.custom_args_module:
         raise ConfigError(
             "experimental.custom_args_module", module, "must be empty: use job.custom_config_module"
