@@ -16,6 +16,7 @@ from torchtitan.experiments.tst.job_config import (
     SuperpositionConfigManager,
     boundary_step,
     build_schedule,
+    ranks_of_layout,
 )
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
@@ -27,6 +28,9 @@ TP_AND_CP = (
     "--parallelism.context_parallel_degree=4",
 )
 QWEN3 = ("--model.name=qwen3", "--model.flavor=debugmodel_tiny")
+
+MOE = ("--model.name=qwen3", "--model.flavor=debugmodel_moe_tiny")
+EXPERTS_ON_4 = ("--parallelism.expert_parallel_degree=4",)
 
 
 def section(**values):
@@ -200,6 +204,30 @@ def section(**values):
             -1,
             "makes a multiple of 2 ranks, and there are 1",
         ),
+        (
+            [*MOE, "--parallelism.expert_parallel_degree=3"],
+            "parallelism.expert_parallel_degree",
+            3,
+            "must divide the 4 experts",
+        ),
+        (
+            [*MOE, *EXPERTS_ON_4, "--parallelism.data_parallel_shard_degree=2"],
+            "parallelism.expert_parallel_degree",
+            4,
+            "must divide 2, parallelism.data_parallel_shard_degree x",
+        ),
+        (
+            [*MOE, *EXPERTS_ON_4, "--parallelism.expert_tensor_parallel_degree=2"],
+            "parallelism.expert_tensor_parallel_degree",
+            2,
+            "must be 1 or parallelism.tensor_parallel_degree = 1",
+        ),
+        (
+            [*MOE, *EXPERTS_ON_4],
+            "parallelism.data_parallel_shard_degree",
+            -1,
+            "makes a multiple of 4 ranks, and there are 1",
+        ),
         (["--training.global_batch_size=6"], "training.global_batch_size", 6, "a multiple of 4"),
         (["--model.name=gpt2"], "model.name", "'gpt2'", "not registered"),
         (["--model.flavor=demo2"], "model.flavor", "'demo2'", "demo"),
@@ -348,6 +376,25 @@ def test_a_ratio_of_the_toml_can_be_replaced_by_steps(tmp_path):
 )
 def test_the_boundary_of_a_ratio(ratio, total, boundary):
     assert boundary_step(Superposition(bag_size=6, step_ratio=ratio), total) == boundary
+
+
+@pytest.mark.parametrize(
+    ("degrees", "ranks"),
+    [
+        ({"expert": 8}, 8),
+        ({"expert": 8, "tensor": 2}, 8),
+        ({"expert": 8, "tensor": 2, "expert_tensor": 2}, 16),
+        ({"expert": 2, "tensor": 4, "context": 2}, 8),
+        ({"expert": 8, "pipeline": 2}, 16),
+        ({"expert": 6, "tensor": 4}, 12),
+    ],
+)
+def test_ranks_that_share_experts(degrees, ranks):
+    args = [f"--parallelism.{kind}_parallel_degree={n}" for kind, n in degrees.items()]
+    replicas = "--parallelism.data_parallel_replicate_degree=3"
+    assert ranks_of_layout(SuperpositionConfigManager().parse_args(args)) == (ranks, True)
+    config = SuperpositionConfigManager().parse_args([*args, replicas])
+    assert ranks_of_layout(config) == (3 * ranks, True)
 
 
 def test_choices_are_those_of_the_core():
