@@ -7,6 +7,8 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.activation_checkpoint import apply_ac
 from torchtitan.protocols.model_converter import build_model_converters
 
+from jobs import ROOT
+from torchtitan.experiments.tst.config import refusals
 from torchtitan.experiments.tst.config.errors import ConfigError
 from torchtitan.experiments.tst.config.refusals import refusals_as_config_errors
 from torchtitan.experiments.tst.core import Schedule
@@ -59,6 +61,14 @@ def test_other_errors_stay_what_they_are(call, kind):
     with pytest.raises(kind) as error, refusals_as_config_errors():
         call()
     assert not isinstance(error.value, ConfigError)
+
+
+def test_ours_stay_ours_in_the_folder_of_upstream(monkeypatch):
+    """As pip installs them."""
+    monkeypatch.setattr(refusals, "_UPSTREAM", str(ROOT / "torchtitan"))
+    test_other_errors_stay_what_they_are(
+        lambda: Schedule(4, 2, scale="batch").batch_shape(1, 4, 33), ValueError
+    )
 
 
 def test_a_trainer_that_upstream_refuses(make_config, one_process, monkeypatch):
