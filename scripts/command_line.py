@@ -13,11 +13,6 @@ def documented_parser(documentation: str) -> argparse.ArgumentParser:
     )
 
 
-def in_one_line(error: Exception) -> str:
-    """An unexpected exception: its type and what it says."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """A line for each row; the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

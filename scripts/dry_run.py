@@ -19,7 +19,7 @@ from typing import Any
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all GPUs are played on the CPU
 
-from command_line import documented_parser, in_one_line
+from command_line import documented_parser
 from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
 enable_cpu_if_alone()
@@ -29,7 +29,7 @@ from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
 from torchtitan.experiments.tst.job_config import (  # noqa: E402
     SuperpositionConfigManager,
 )
-from torchtitan.experiments.tst.planning.dry_run import dry_run  # noqa: E402
+from torchtitan.experiments.tst.planning.dry_run import dry_run, reason  # noqa: E402
 from torchtitan.experiments.tst.planning.plan import (  # noqa: E402
     GPUS,
     Gpu,
@@ -58,8 +58,8 @@ def describe(arguments: list[str], ranks: int | None, gpu: Gpu, play: bool) -> t
     )
     if run.untraced and play:
         return f"{text}; {run.untraced}", True
-    if run.stand_ins and play:
-        text += f" ({run.stand_ins})"
+    if run.left_out and play:
+        text += f" (without {', '.join(run.left_out)})"
     peaks = {phase: memory.peak for phase, memory in run.memory.items()}
     fits = all(peak <= (1 - RESERVE) * gpu.memory for peak in peaks.values())
     for phase, peak in peaks.items():
@@ -76,7 +76,7 @@ def attempt(*job: Any) -> tuple[str, bool]:
     except (ValueError, OSError) as error:
         return f"CANNOT RUN: {error}", False
     except Exception as error:  # a fault, and not one of the next job
-        return f"COULD NOT BE TRIED: {in_one_line(error)}", False
+        return f"COULD NOT BE TRIED: {reason(error)}", False
 
 
 def in_a_process(*job: Any) -> tuple[str, bool]:

@@ -15,23 +15,22 @@ from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the dry run plays all GPUs on the CPU
 
-from command_line import in_one_line
 from torchtitan.experiments.tst.device import enable_cpu_if_alone
 
 enable_cpu_if_alone()
 
-from torchtitan.config import JobConfig  # noqa: E402
-
 from torchtitan.experiments.tst import models  # noqa: E402, F401
+from torchtitan.experiments.tst.config.errors import ConfigError  # noqa: E402
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
 from torchtitan.experiments.tst.job_checks import check_config  # noqa: E402
 from torchtitan.experiments.tst.job_config import (  # noqa: E402
+    JobConfig,
     Superposition,
     SuperpositionConfigManager,
     superposition_section,
 )
 from torchtitan.experiments.tst.planning import paper  # noqa: E402
-from torchtitan.experiments.tst.planning.dry_run import dry_run  # noqa: E402
+from torchtitan.experiments.tst.planning.dry_run import dry_run, reason  # noqa: E402
 from torchtitan.experiments.tst.planning.plan import (  # noqa: E402
     GPUS,
     Gpu,
@@ -70,21 +69,27 @@ def table(plan: Plan, gpu: Gpu, mfu: float) -> list[str]:
 
 
 def memory(config: JobConfig, ranks: int, gpu: Gpu) -> list[str]:
-    """Lines of the memory of each phase, or one that says why there are none."""
+    """The memory of a step of each phase, or why it is not estimated.
+
+    Raises:
+        ConfigError: if the job cannot run.
+    """
     try:
         run = dry_run(config, ranks)
-    except Exception as error:  # the plan does not depend on it
-        return [f"not estimated: {in_one_line(error)}"]
+    except ConfigError:
+        raise
+    except Exception as error:  # a fault, without which there is a plan all the same
+        return [f"could not be estimated: {reason(error)}"]
     if run.untraced:
         return [run.untraced]
-    stand_ins = [f"estimated {run.stand_ins}"] if run.stand_ins else []
+    left_out = [f"without {key}, which changes it" for key in run.left_out]
     return [
         f"{of_phase.peak / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB on each GPU at the fullest "
         f"moment of a {phase} step: {of_phase.parameters / 1e9:.1f} parameters, "
         f"{of_phase.gradients / 1e9:.1f} gradients, {of_phase.optimizer / 1e9:.1f} optimizer, "
         f"{of_phase.rest / 1e9:.1f} activations and other"
         for phase, of_phase in run.memory.items()
-    ] + stand_ins
+    ] + left_out
 
 
 def advice(section: Superposition, plan: Plan, surface: paper.Surface) -> list[str]:
@@ -138,9 +143,10 @@ def main() -> None:
         config = SuperpositionConfigManager().parse_args(job_args)
         ranks = args.gpus or default_ranks(config)
         check_config(config, ranks)
+        memory_lines = [] if args.no_memory else memory(config, ranks, gpu)
+        plan = make_plan(config, ranks)
     except (ValueError, OSError) as error:
         sys.exit(f"config error: {error}")
-    plan = make_plan(config, ranks)
     of_paper = mfu_of_paper(config, plan)
     mfu = args.mfu or of_paper or ASSUMED_MFU
     source = "given" if args.mfu else "the paper's, on B200" if of_paper else "assumed"
@@ -153,8 +159,8 @@ def main() -> None:
         f"Batch: {plan.sequences:,} sequences = {plan.data_parallel_ranks} ranks x "
         f"{plan.local_batch_size} x {plan.accumulation} micro-batches"
     )
-    if not args.no_memory:
-        print("Memory: " + "\n        ".join(memory(config, ranks, gpu)))
+    if memory_lines:
+        print("Memory: " + "\n        ".join(memory_lines))
     print("Data: " + "\n      ".join(describe_data(config, plan)))
     section = superposition_section(config)
     surface = paper.nearest_surface(plan.parameters, plan.steps, section.weighting)

@@ -227,4 +227,4 @@ def test_a_plan_without_an_estimate(run_script, monkeypatch):
     monkeypatch.setattr(sys.modules["plan"], "dry_run", faulty)
     result = run_script("plan", f"--job.config_file={DEMO}")
     assert result.code == 0, result.stderr
-    assert "Memory: not estimated: RuntimeError: a fault of two lines\n" in result.stdout
+    assert "Memory: could not be estimated: RuntimeError: a fault of two lines\n" in result.stdout

@@ -1,200 +1,201 @@
-"""What TorchTitan 0.2.2 publishes for Llama 3 and Qwen 3: its configs, and its integration tests.
+"""Jobs of TorchTitan 0.2.2: its published configs, and what its integration tests run.
 
-The values that matter for a plan, under names of our own; tokenizer and data are left out.
+Of each only what has a say in layout, batch, and memory; data and tokenizer are left out.
 """
 
 from typing import NamedTuple
 
+import torch
 
-class UpstreamJob(NamedTuple):
-    """Arguments of a job, and the ranks that it is for."""
 
-    args: tuple[str, ...]
+class Job(NamedTuple):
+    """One job.
+
+    Attributes:
+        ranks: GPUs that TorchTitan runs it on.
+        args: of the command line.
+        reason: a part of the line that says why its memory is not estimated; "" if it is.
+    """
+
     ranks: int
+    args: tuple[str, ...]
+    reason: str = ""
 
 
-def _job(ranks: int, **values: object) -> UpstreamJob:
-    """``section__key=value``; True and False for switches."""
-    args = []
-    for name, value in values.items():
-        section, _, key = name.rpartition("__")
-        section = section.replace("__", ".")
-        if isinstance(value, bool):
-            args.append(f"--{section}.{key if value else f'no-{key}'}")
-        else:
-            args.append(f"--{section}.{key}={value}")
-    return UpstreamJob(tuple(args), ranks)
+PIPELINE, CONTEXT, EXPERT = (
+    f"{kind}_parallel_degree" for kind in ("pipeline", "context", "expert")
+)
+DDP = "under DDP"
+# Embedding and LM head: torch 2.13 refuses to shard them as upstream's Qwen 3 asks it to.
+TIED = "is shared with" if torch.__version__ >= "2.13" else ""
+SCHEDULE = "SCHEDULE"  # for the path of a schedule of two stages on each of two ranks
 
 
-def _config(ranks: int, name: str, flavor: str, batch: int, length: int, **others: object):
-    values: dict[str, object] = {
-        "model__name": name,
-        "model__flavor": flavor,
-        "training__local_batch_size": batch,
-        "training__seq_len": length,
-        "checkpoint__interval": 500,
-        "activation_checkpoint__selective_ac_option": "op",
-    }
-    return _job(ranks, **(values | others))
+def _job(ranks: int, text: str, reason: str = "") -> Job:
+    """A job of keys without their section, such as "tp=2 mode=full"."""
+    return Job(ranks, tuple(map(_argument, text.split())), reason)
 
 
-_PROFILED = {
-    "profiling__enable_profiling": True,
-    "profiling__profile_freq": 100,
-    "metrics__enable_tensorboard": True,
-}
-_VALIDATED = {"validation__dataset": "c4_validation", "validation__freq": 500}
-_FULL = {"activation_checkpoint__mode": "full"}
-_HALF = {"checkpoint__export_dtype": "float16", "checkpoint__last_save_model_only": False}
-_FLOAT8 = {
-    "model__converters": "quantize.linear.float8",
-    "quantize__linear__float8__enable_fsdp_float8_all_gather": True,
-    "quantize__linear__float8__precompute_float8_dynamic_scale_for_fsdp": True,
-    "quantize__linear__float8__filter_fqns": "output",
-}
-_COMPILED = {"compile__enable": True}
+def _argument(pair: str) -> str:
+    name, equals, value = pair.partition("=")
+    return f"--{_KEYS.get(name, name)}{equals}{value}"
 
-CONFIGS: dict[str, UpstreamJob] = {
-    "llama3 8B": _config(
-        64, "llama3", "8B", 1, 8192, lr_scheduler__warmup_steps=200, **_PROFILED, **_VALIDATED
-    ),
-    "llama3 70B": _config(
-        256, "llama3", "70B", 8, 8192, parallelism__tensor_parallel_degree=8, **_FULL, **_PROFILED
-    ),
-    "llama3 405B": _config(
-        *(512, "llama3", "405B", 2, 8192),
-        parallelism__tensor_parallel_degree=8,
-        parallelism__enable_async_tensor_parallel=True,
-        **_FULL,
-        **_FLOAT8,
-        **_COMPILED,
-        **_PROFILED,
-    ),
-    "qwen3 0.6B": _config(8, "qwen3", "0.6B", 4, 4096, training__steps=10, **_HALF),
-    "qwen3 1.7B": _config(8, "qwen3", "1.7B", 4, 4096, training__steps=100, **_HALF),
-    "qwen3 32B": _config(8, "qwen3", "32B", 2, 4096, training__steps=3000, **_FULL, **_HALF),
-    "qwen3 moe debug": _config(8, "qwen3", "debugmodel_moe", 4, 4096, training__steps=10, **_HALF),
+
+_KEYS = {
+    "model": "model.name",
+    "flavor": "model.flavor",
+    "converters": "model.converters",
+    "batch": "training.local_batch_size",
+    "sequence": "training.seq_len",
+    "steps": "training.steps",
+    "offload": "training.enable_cpu_offload",
+    "ac": "activation_checkpoint.mode",
+    "ac_option": "activation_checkpoint.selective_ac_option",
+    "compile": "compile.enable",
+    "profile": "profiling.enable_profiling",
+    "tensorboard": "metrics.enable_tensorboard",
+    "checkpoint": "checkpoint.enable",
+    "warmup": "lr_scheduler.warmup_steps",
+    "in_backward": "optimizer.early_step_in_backward",
+    "gather_float8": "quantize.linear.float8.enable_fsdp_float8_all_gather",
+    "precompute": "quantize.linear.float8.precompute_float8_dynamic_scale_for_fsdp",
+    "filter": "quantize.linear.float8.filter_fqns",
+    "emulate": "quantize.linear.float8.emulate",
+    "rotate": "parallelism.context_parallel_rotate_method",
+    "schedule": "parallelism.pipeline_parallel_schedule",
+    "csv": "parallelism.pipeline_parallel_schedule_csv",
+    "layers": "parallelism.pipeline_parallel_layers_per_stage",
+    "async_tp": "parallelism.enable_async_tensor_parallel",
+    "reshard": "parallelism.fsdp_reshard_after_forward",
+    "shard": "parallelism.data_parallel_shard_degree",
+    "replicate": "parallelism.data_parallel_replicate_degree",
+    "etp": "parallelism.expert_tensor_parallel_degree",
+    **{
+        f"{kind[0]}p": f"parallelism.{kind}_parallel_degree"
+        for kind in ("tensor", "pipeline", "context", "expert")
+    },
 }
 
-_PP = "parallelism__pipeline_parallel_"
-_TP2 = {"parallelism__tensor_parallel_degree": 2}
-_CP2 = {"parallelism__context_parallel_degree": 2}
+_FLOAT8 = "converters=quantize.linear.float8 gather_float8 precompute filter=output"
+_DEBUG = "batch=8 sequence=2048 steps=10 warmup=2"  # of the tests' base config
+_LLAMA = f"model=llama3 flavor=debugmodel {_DEBUG}"
+_QWEN = f"model=qwen3 flavor=debugmodel {_DEBUG}"
+_MOE = f"model=qwen3 flavor=debugmodel_moe {_DEBUG}"
+_DEEPSEEK = f"model=deepseek_v3 flavor=debugmodel {_DEBUG}"
+_LONG = "sequence=8192 profile tensorboard"  # of the published configs of Llama 3
+_LOOPED = "pp=2 schedule=Interleaved1F1B shard=2 tp=2"
 
+PUBLISHED = {  # models/*/train_configs, on the GPUs that they are presets for
+    "llama3 debug_model": _job(4, _LLAMA),
+    "llama3_8b": _job(64, f"model=llama3 flavor=8B batch=1 steps=1000 {_LONG} ac_option=op"),
+    "llama3_70b": _job(64, f"model=llama3 flavor=70B batch=8 steps=1000 {_LONG} tp=8 ac=full"),
+    "llama3_405b": _job(
+        128,
+        f"model=llama3 flavor=405B batch=2 steps=3000 {_LONG} tp=8 ac=full async_tp compile "
+        f"{_FLOAT8}",
+    ),
+    "qwen3_0.6b": _job(
+        8, "model=qwen3 flavor=0.6B batch=4 sequence=4096 steps=10 warmup=2 ac_option=op", TIED
+    ),
+    "qwen3_1.7b": _job(
+        8, "model=qwen3 flavor=1.7B batch=4 sequence=4096 steps=100 warmup=20 ac_option=op", TIED
+    ),
+    "qwen3_32b": _job(8, "model=qwen3 flavor=32B batch=2 sequence=4096 steps=3000 ac=full"),
+    "qwen3_moe_debug": _job(
+        4, "model=qwen3 flavor=debugmodel_moe batch=4 sequence=4096 steps=10 warmup=2 ac_option=op"
+    ),
+}
 
-def _shard(degree: int, replicate: int = 1) -> dict[str, object]:
-    return {
-        "parallelism__data_parallel_shard_degree": degree,
-        "parallelism__data_parallel_replicate_degree": replicate,
-    }
+INTEGRATION = {  # tests/integration_tests: features.py, models.py and h100.py
+    "default": _job(4, f"{_LLAMA} profile tensorboard"),
+    "1d_compile": _job(4, f"{_LLAMA} compile"),
+    "1d_compile_sac_op": _job(4, f"{_LLAMA} compile ac=selective ac_option=op"),
+    "2d_eager": _job(4, f"{_LLAMA} tp=2"),
+    "2d_compile": _job(4, f"{_LLAMA} tp=2 compile"),
+    "2d_asynctp_compile": _job(4, f"{_LLAMA} tp=2 compile async_tp"),
+    "full_checkpoint": _job(4, f"{_LLAMA} checkpoint"),
+    "model_only_hf_checkpoint": _job(
+        4, f"{_LLAMA} checkpoint checkpoint.last_save_model_only checkpoint.last_save_in_hf"
+    ),
+    "last_save_model_only_bf16": _job(
+        4, f"{_LLAMA} checkpoint checkpoint.last_save_model_only checkpoint.export_dtype=bfloat16"
+    ),
+    "pp_looped_zero_bubble": _job(4, f"{_LLAMA} pp=4 schedule=InterleavedZeroBubble", PIPELINE),
+    "pp_zbv": _job(2, f"{_LLAMA} pp=2 schedule=ZBVZeroBubble", PIPELINE),
+    "pp_1f1b": _job(2, f"{_LLAMA} pp=2 schedule=1F1B shard=1", PIPELINE),
+    "pp_gpipe": _job(2, f"{_LLAMA} pp=2 schedule=GPipe shard=1", PIPELINE),
+    "pp_dp_1f1b": _job(4, f"{_LLAMA} pp=2 schedule=1F1B shard=2 layers=4", PIPELINE),
+    "pp_dp_gpipe": _job(4, f"{_LLAMA} pp=2 schedule=GPipe shard=2", PIPELINE),
+    "pp_tp": _job(4, f"{_LLAMA} pp=2 tp=2", PIPELINE),
+    "pp_dp_tp": _job(8, f"{_LLAMA} pp=2 shard=2 tp=2 checkpoint", PIPELINE),
+    "3d_compile": _job(8, f"{_LLAMA} pp=2 shard=2 tp=2 compile", PIPELINE),
+    "pp_looped_1f1b": _job(4, f"{_LLAMA} pp=4 schedule=Interleaved1F1B layers=1", PIPELINE),
+    "pp_custom_csv": _job(
+        2, f"{_LLAMA} pp=2 schedule=PipelineScheduleMulti csv={SCHEDULE}", PIPELINE
+    ),
+    "optimizer_foreach": _job(2, f"{_LLAMA} optimizer.implementation=foreach"),
+    "ddp": _job(4, f"{_LLAMA} shard=1 replicate=4", DDP),
+    "hsdp": _job(4, f"{_LLAMA} shard=2 replicate=2"),
+    "fsdp+flex_attn": _job(4, f"{_LLAMA} flavor=debugmodel_flex_attn shard=4 ac=full"),
+    "fsdp+flex_attn+per_op_sac": _job(
+        4, f"{_LLAMA} flavor=debugmodel_flex_attn shard=4 ac_option=op"
+    ),
+    "fsdp+varlen_attn+per_op_sac": _job(
+        4, f"{_LLAMA} flavor=debugmodel_varlen_attn shard=4 ac_option=op"
+    ),
+    "cp_allgather": _job(4, f"{_LLAMA} cp=4 rotate=allgather", CONTEXT),
+    "cp_alltoall": _job(4, f"{_LLAMA} cp=4 rotate=alltoall", CONTEXT),
+    "hsdp+tp": _job(8, f"{_LLAMA} shard=2 replicate=2 tp=2"),
+    "fsdp+cp": _job(4, f"{_LLAMA} shard=2 cp=2", CONTEXT),
+    "hsdp+cp_without_dp_shard": _job(4, f"{_LLAMA} shard=1 replicate=2 cp=2", CONTEXT),
+    "hsdp+cp_with_dp_shard": _job(8, f"{_LLAMA} shard=2 replicate=2 cp=2", CONTEXT),
+    "fsdp+tp+cp": _job(8, f"{_LLAMA} shard=2 tp=2 cp=2", CONTEXT),
+    "cpu_offload+opt_in_bwd+TP+DP+CP": _job(
+        8, f"{_LLAMA} tp=2 cp=2 replicate=2 offload in_backward", CONTEXT
+    ),
+    "fsdp_reshard_always": _job(2, f"{_LLAMA} reshard=always"),
+    "optional_checkpoint": _job(
+        4,
+        f"{_LLAMA} checkpoint tp=2 "
+        "checkpoint.exclude_from_loading=lr_scheduler,dataloader,optimizer",
+    ),
+    "gradient_accumulation": _job(2, f"{_LLAMA} training.global_batch_size=32"),
+    "validation_tp_cp_pp": _job(
+        8,
+        f"{_LLAMA} validation.enable validation.dataset=c4_test validation.seq_len=2048 tp=2 cp=2 "
+        "pp=2 schedule=Interleaved1F1B",
+        PIPELINE,
+    ),
+    "dataloader_kwargs": _job(
+        2,
+        f"{_LLAMA} training.dataloader.num_workers=2 training.dataloader.pin_memory "
+        "training.dataloader.persistent_workers training.dataloader.prefetch_factor=4",
+    ),
+    "float8_emulation": _job(4, f"{_LLAMA} converters=quantize.linear.float8 emulate"),
+    "qwen3_fsdp+tp": _job(4, f"{_QWEN} shard=2 tp=2"),
+    "qwen3_fsdp+tp+ep+etp": _job(4, f"{_MOE} shard=2 tp=2 ep=2 etp=2", EXPERT),
+    "float8": _job(4, f"{_LLAMA} {_FLOAT8}"),
+    "fsdp+tp+pp+compile+float8": _job(
+        8, f"{_LLAMA} {_FLOAT8} compile shard=2 tp=2 pp=2 async_tp", PIPELINE
+    ),
+    "hsdp+cp+compile+float8": _job(
+        8, f"{_LLAMA} {_FLOAT8} compile shard=2 replicate=2 cp=2", CONTEXT
+    ),
+}
 
-
-def _pipeline(degree: int, schedule: str = "1F1B", **others: object) -> dict[str, object]:
-    given = {f"{_PP}{key}": value for key, value in others.items()}
-    return {f"{_PP}degree": degree, f"{_PP}schedule": schedule} | given
-
-
-def _debug(ranks: int, *values: dict[str, object], **others: object) -> UpstreamJob:
-    """On upstream's config for debugging."""
-    base: dict[str, object] = {
-        "training__steps": 10,
-        "training__dataset": "c4_test",
-        "lr_scheduler__warmup_steps": 2,
-        "lr_scheduler__decay_ratio": 0.8,
-        "checkpoint__interval": 10,
-    }
-    for some in values:
-        base |= some
-    return _job(ranks, **(base | others))
-
-
-_OP = {"activation_checkpoint__selective_ac_option": "op"}
-_FLEX = {"model__flavor": "debugmodel_flex_attn"}
-_VARLEN = {"model__flavor": "debugmodel_varlen_attn"}
-_QWEN3 = {"model__name": "qwen3", "model__flavor": "debugmodel"}
-_QWEN3_MOE = {"model__name": "qwen3", "model__flavor": "debugmodel_moe"}
-_OFFLOADED = {"training__enable_cpu_offload": True, "optimizer__early_step_in_backward": True}
-_EXPERTS = "parallelism__expert_"
-
-INTEGRATION_TESTS: dict[str, UpstreamJob] = {
-    "default": _debug(4, profiling__enable_profiling=True, metrics__enable_tensorboard=True),
-    "compile": _debug(4, _COMPILED),
-    "compile, selective op": _debug(4, _COMPILED, _OP),
-    "TP": _debug(4, _TP2),
-    "TP, compile": _debug(4, _TP2, _COMPILED),
-    "async TP": _debug(4, _TP2, _COMPILED, parallelism__enable_async_tensor_parallel=True),
-    "checkpoint": _debug(4, checkpoint__enable=True),
-    "checkpoint in Hugging Face format": _debug(
-        *(4, {"checkpoint__last_save_in_hf": True}),
-        checkpoint__enable=True,
-        checkpoint__last_save_model_only=True,
+OTHERS = {  # the same of other models, and their other attention
+    "deepseek_v3": _job(4, f"{_DEEPSEEK} shard=4"),
+    "deepseek_v3_flex": _job(4, f"{_DEEPSEEK} flavor=debugmodel_flex_attn ac_option=op"),
+    "deepseek_v3_fsdp+ep+compile": _job(4, f"{_DEEPSEEK} shard=4 ep=2 compile", EXPERT),
+    "deepseek_v3_pp+fsdp+tp+ep": _job(8, f"{_DEEPSEEK} {_LOOPED} ep=4 etp=1", EXPERT),
+    "deepseek_v3_pp+fsdp+tp+ep+etp": _job(8, f"{_DEEPSEEK} {_LOOPED} ep=2 etp=2", EXPERT),
+    "pp_dualpipev": _job(4, f"{_DEEPSEEK} pp=2 ep=2 schedule=DualPipeV ac=none", EXPERT),
+    "llama4_irope": _job(4, f"model=llama4 flavor=debugmodel_irope {_DEBUG}"),
+    "llama4_pp+fsdp+tp+ep+compile": _job(
+        8, f"model=llama4 flavor=debugmodel {_DEBUG} {_LOOPED} ep=4 etp=1 compile", EXPERT
     ),
-    "checkpoint in bfloat16": _debug(
-        4, checkpoint__enable=True, checkpoint__export_dtype="bfloat16"
-    ),
-    "zero bubble": _debug(4, _pipeline(4, "InterleavedZeroBubble")),
-    "zero bubble in a V": _debug(2, _pipeline(2, "ZBVZeroBubble")),
-    "PP": _debug(2, _pipeline(2), _shard(1)),
-    "PP, GPipe": _debug(2, _pipeline(2, "GPipe"), _shard(1)),
-    "PP, FSDP": _debug(4, _pipeline(2), _shard(2)),
-    "PP, layers per stage": _debug(4, _pipeline(2, layers_per_stage=4), _shard(2)),
-    "PP, TP": _debug(4, _pipeline(2), _TP2),
-    "PP, FSDP, TP": _debug(8, _pipeline(2), _shard(2), _TP2, checkpoint__enable=True),
-    "PP, FSDP, TP, compile": _debug(8, _pipeline(2), _shard(2), _TP2, _COMPILED),
-    "looped PP": _debug(4, _pipeline(4, "Interleaved1F1B")),
-    "looped PP, layers per stage": _debug(4, _pipeline(4, "Interleaved1F1B", layers_per_stage=1)),
-    "foreach": _debug(2, optimizer__name="AdamW", optimizer__implementation="foreach"),
-    "DDP": _debug(4, _shard(1, 4)),
-    "HSDP": _debug(4, _shard(2, 2)),
-    "flex, full": _debug(4, _shard(4), _FLEX, _FULL),
-    "flex, selective op": _debug(4, _shard(4), _FLEX, _OP),
-    "varlen, selective op": _debug(4, _shard(4), _VARLEN, _OP),
-    "CP": _debug(4, parallelism__context_parallel_degree=4),
-    "CP, alltoall": _debug(
-        *(4, {"parallelism__context_parallel_rotate_method": "alltoall"}),
-        parallelism__context_parallel_degree=4,
-    ),
-    "HSDP, TP": _debug(8, _shard(2, 2), _TP2),
-    "FSDP, CP": _debug(4, _shard(2), _CP2),
-    "HSDP, CP without FSDP": _debug(4, _shard(1, 2), _CP2),
-    "HSDP, CP": _debug(8, _shard(2, 2), _CP2),
-    "FSDP, TP, CP": _debug(8, _shard(2), _TP2, _CP2),
-    "offload": _debug(8, _TP2, _CP2, _OFFLOADED, checkpoint__enable=True),
-    "offload, HSDP": _debug(8, _shard(-1, 2), _TP2, _CP2, _OFFLOADED),
-    "always reshard": _debug(2, parallelism__fsdp_reshard_after_forward="always"),
-    "excluded from loading": _debug(
-        *(4, _TP2),
-        checkpoint__enable=True,
-        checkpoint__exclude_from_loading="lr_scheduler,dataloader,optimizer",
-    ),
-    "float8 emulated": _debug(4, _FLOAT8, quantize__linear__float8__emulate=True),
-    "gradient accumulation": _debug(2, training__global_batch_size=32),
-    "validation, TP, CP, PP": _debug(
-        *(8, _TP2, _CP2, _pipeline(2, "Interleaved1F1B")),
-        validation__enable=True,
-        validation__dataset="c4_test",
-    ),
-    "float8": _debug(4, _FLOAT8, _COMPILED),
-    "float8, async TP, PP": _debug(
-        *(8, _FLOAT8, _COMPILED, _shard(2), _TP2, _pipeline(2)),
-        parallelism__enable_async_tensor_parallel=True,
-    ),
-    "float8, HSDP, CP": _debug(8, _FLOAT8, _COMPILED, _shard(2, 2), _CP2),
-    "MX": _debug(4, _COMPILED, model__converters="quantize.linear.mx"),
-    "qwen3, FSDP, TP": _debug(4, _QWEN3, _shard(2), _TP2),
-    "qwen3, FSDP, TP, CP": _debug(8, _QWEN3, _shard(2), _TP2, _CP2),
-    "qwen3 MoE, FSDP, TP, EP": _debug(
-        4, _QWEN3_MOE, _shard(2), _TP2, **{f"{_EXPERTS}parallel_degree": 4}
-    ),
-    "qwen3 MoE, FSDP, TP, EP, ETP": _debug(
-        *(4, _QWEN3_MOE, _shard(2), _TP2),
-        **{f"{_EXPERTS}parallel_degree": 2, f"{_EXPERTS}tensor_parallel_degree": 2},
-    ),
-    "qwen3 MoE, CP, EP": _debug(
-        4, _QWEN3_MOE, _shard(2), _CP2, **{f"{_EXPERTS}parallel_degree": 2}
-    ),
-    "float8 experts": _debug(
-        *(4, _QWEN3_MOE, _COMPILED),
-        model__converters="quantize.linear.float8,quantize.grouped_mm.float8",
-        quantize__grouped_mm__float8__fqns="experts",
+    "gpt_oss": _job(4, f"model=gpt_oss flavor=debugmodel {_DEBUG}", "DynamicOutputShapeException"),
+    "gpt_oss_fsdp+tp+ep+compile": _job(
+        8, f"model=gpt_oss flavor=debugmodel {_DEBUG} shard=4 tp=2 ep=4 compile", EXPERT
     ),
 }

@@ -7,6 +7,8 @@ import torch
 import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.config import JobConfig
 
+from ..config.refusals import refusals_as_config_errors
+from ..config.values import check_values
 from ..core import Phase, Schedule
 from ..data.shards import ShardError
 from ..data.shards_loader import is_token_shards, open_mixture, tokens_to_read
@@ -148,7 +150,12 @@ def positive(text: str) -> int:
 
 
 def default_ranks(job_config: JobConfig) -> int:
-    """GPUs that the layout of the config makes; the fewest if it takes as many as there are."""
+    """GPUs that the layout of the config makes; the fewest if it takes as many as there are.
+
+    Raises:
+        ConfigError: for a value that a key cannot have.
+    """
+    check_values(job_config)
     return ranks_of_layout(job_config)[0]
 
 
@@ -194,11 +201,17 @@ def _phase_plan(
 
 
 def parameters_and_flops(job_config: JobConfig, latents: int) -> tuple[int, float]:
-    """Parameters of the model, and FLOPs for a latent in sequences of ``latents``."""
+    """Parameters of the model, and FLOPs for a latent in sequences of ``latents``.
+
+    Raises:
+        ConfigError: if TorchTitan refuses to build the model.
+    """
     spec = train_spec_module.get_train_spec(job_config.model.name)
     args = copy.deepcopy(spec.model_args[job_config.model.flavor])
-    args.update_from_config(job_config)
-    with torch.device("meta"):
+    job_config = copy.deepcopy(job_config)
+    job_config.parallelism.expert_parallel_comm_backend = "standard"  # another needs its package
+    with refusals_as_config_errors(), torch.device("meta"):
+        args.update_from_config(job_config)
         model = spec.model_cls(args)
     return args.get_nparams_and_flops(model, latents)
 
