@@ -226,7 +226,7 @@ def test_another_text_key(make_config, tmp_path):
         ["--training.dataset=c4"],
         ["--training.dataset=own"],
         ["--training.dataset=token_shards"],
-        ["--validation.enable", "--validation.dataset=c4"],
+        ["--validation.enable", "--validation.dataset=c4", "--validation.seq_len=32"],
     ],
 )
 def test_a_text_key_that_nothing_reads(make_config, monkeypatch, args):
