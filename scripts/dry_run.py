@@ -75,7 +75,7 @@ def attempt(*job: Any) -> tuple[str, bool]:
         return describe(*job)
     except (ValueError, OSError) as error:
         return f"CANNOT RUN: {error}", False
-    except Exception as error:  # a fault, and not one of the next job
+    except (Exception, SystemExit) as error:  # a fault, and not one of the next job
         return f"COULD NOT BE TRIED: {reason(error)}", False
 
 

@@ -51,7 +51,7 @@ def check(*args, ranks=1):
             1,
             "experimental.custom_import",
             "no.such",
-            "cannot be imported: No module named 'no'",
+            "cannot be imported: ModuleNotFoundError: No module named 'no'",
         ),
         (
             ["--profiling.enable_profiling", "--profiling.profile_freq=3"],

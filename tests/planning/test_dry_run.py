@@ -203,16 +203,21 @@ def test_command_tries_every_job(run_script, tmp_path, monkeypatch):
     def faulty(config, *args):
         if config.job.description == "kills":
             os.kill(os.getpid(), signal.SIGKILL)
+        if config.job.description == "exits":
+            sys.exit("its import ends the process")
         raise RuntimeError("a fault\nof two lines")
 
     run_script("dry_run", "--help")
     monkeypatch.setattr(sys.modules["dry_run"], "dry_run", faulty)
     kills = tmp_path / "kills.toml"
     kills.write_text('[job]\ndescription = "kills"\n')
-    result = run_script("dry_run", broken, DEMO, kills, DEMO)
+    exits = tmp_path / "exits.toml"
+    exits.write_text('[job]\ndescription = "exits"\n')
+    result = run_script("dry_run", broken, DEMO, kills, exits, DEMO)
     assert result.code == 1
     lines = result.stdout.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
+    assert "COULD NOT BE TRIED: SystemExit: its import ends the process" in lines.pop(3)
     assert "CANNOT RUN: job.config_file" in lines[0]
     assert "COULD NOT BE TRIED: its process was killed" in lines[2]
     for line in (lines[1], lines[3]):

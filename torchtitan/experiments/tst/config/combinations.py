@@ -44,9 +44,10 @@ def import_extension(job_config: JobConfig) -> None:
         return
     try:
         importlib.import_module(name)
-    except ImportError as error:
+    except Exception as error:  # the module may do anything
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(
-            "experimental.custom_import", name, f"cannot be imported: {error}"
+            "experimental.custom_import", name, f"cannot be imported: {why}"
         ) from error
 
 

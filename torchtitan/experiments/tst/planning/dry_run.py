@@ -113,7 +113,7 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
     )
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The type of an exception and what it says, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
