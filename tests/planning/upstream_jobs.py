@@ -1,6 +1,6 @@
 """Jobs of TorchTitan 0.2.2: its published configs, and what its integration tests run.
 
-Of each only what has a say in layout, batch, and memory; data and tokenizer are left out.
+Each has the keys that change layout, batch, or memory, and neither data nor a tokenizer.
 """
 
 from typing import NamedTuple

@@ -31,7 +31,7 @@ def own_state(job_config: JobConfig, ranks: int) -> Iterator[None]:
     with (
         mock.patch.dict(os.environ, environment),
         mock.patch.object(dtensor_random, "_rng_tracker", None),
-        # of which layers "selective" checkpoints depends on how many layers came before
+        # "selective" chooses layers by a counter that goes on from job to job
         mock.patch.object(activation_checkpoint, "_layer_sac_count", 0),
         torch.random.fork_rng(devices=[]),
         warnings.catch_warnings(),
