@@ -25,11 +25,12 @@ from torchtitan.experiments.tst.device import enable_cpu_if_alone
 enable_cpu_if_alone()
 
 from torchtitan.experiments.tst import models  # noqa: E402, F401
+from torchtitan.experiments.tst.config.errors import in_one_line  # noqa: E402
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
 from torchtitan.experiments.tst.job_config import (  # noqa: E402
     SuperpositionConfigManager,
 )
-from torchtitan.experiments.tst.planning.dry_run import dry_run, reason  # noqa: E402
+from torchtitan.experiments.tst.planning.dry_run import dry_run  # noqa: E402
 from torchtitan.experiments.tst.planning.plan import (  # noqa: E402
     GPUS,
     Gpu,
@@ -76,7 +77,7 @@ def attempt(*job: Any) -> tuple[str, bool]:
     except (ValueError, OSError) as error:
         return f"CANNOT RUN: {error}", False
     except (Exception, SystemExit) as error:  # a fault, and not one of the next job
-        return f"COULD NOT BE TRIED: {reason(error)}", False
+        return f"COULD NOT BE TRIED: {in_one_line(error)}", False
 
 
 def in_a_process(*job: Any) -> tuple[str, bool]:

@@ -20,7 +20,7 @@ from torchtitan.experiments.tst.device import enable_cpu_if_alone
 enable_cpu_if_alone()
 
 from torchtitan.experiments.tst import models  # noqa: E402, F401
-from torchtitan.experiments.tst.config.errors import ConfigError  # noqa: E402
+from torchtitan.experiments.tst.config.errors import ConfigError, in_one_line  # noqa: E402
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
 from torchtitan.experiments.tst.job_checks import check_config  # noqa: E402
 from torchtitan.experiments.tst.job_config import (  # noqa: E402
@@ -30,7 +30,7 @@ from torchtitan.experiments.tst.job_config import (  # noqa: E402
     superposition_section,
 )
 from torchtitan.experiments.tst.planning import paper  # noqa: E402
-from torchtitan.experiments.tst.planning.dry_run import dry_run, reason  # noqa: E402
+from torchtitan.experiments.tst.planning.dry_run import dry_run  # noqa: E402
 from torchtitan.experiments.tst.planning.plan import (  # noqa: E402
     GPUS,
     Gpu,
@@ -79,7 +79,7 @@ def memory(config: JobConfig, ranks: int, gpu: Gpu) -> list[str]:
     except ConfigError:
         raise
     except Exception as error:  # a fault, without which there is a plan all the same
-        return [f"could not be estimated: {reason(error)}"]
+        return [f"could not be estimated: {in_one_line(error)}"]
     if run.untraced:
         return [run.untraced]
     left_out = [f"without {key}, which changes it" for key in run.left_out]

@@ -87,6 +87,7 @@ def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:
         )
     _check_ranks(job_config, ranks)
     _check_batch(job_config, dp_degree(job_config, ranks))
+    _check_seed_checkpoint(job_config, ranks)
     _check_offload(job_config, ranks)
     check_last_save(job_config)
     skipped = resilience_section(job_config).max_skipped_steps
@@ -169,10 +170,12 @@ def _check_lengths(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
     )
     spec = train_spec_module.get_train_spec(job_config.model.name)
     module = getattr(spec.parallelize_fn, "__module__", "")
-    lengths = [training.seq_len] * (module.startswith("torchtitan.models.") or tensor * context > 1)
-    if tensor * context > 1:
+    in_parts, lengths = tensor * context > 1, []
+    if in_parts:
         shape = schedule.batch_shape(1, training.local_batch_size, training.seq_len)
-        lengths.insert(0, shape.latents)
+        lengths.append(shape.latents)
+    if in_parts or module.startswith("torchtitan.models."):  # whose models ask for it always
+        lengths.append(training.seq_len)
     for latents in lengths:
         if latents % divisor:
             raise ConfigError(
@@ -186,7 +189,7 @@ def _check_lengths(job_config: UpstreamJobConfig, schedule: Schedule) -> None:
             validation.seq_len,
             f"must be at most training.seq_len = {training.seq_len} tokens: the model's length",
         )
-    if tensor * context > 1 and validation.seq_len % divisor:
+    if in_parts and validation.seq_len % divisor:
         raise ConfigError(
             "validation.seq_len", validation.seq_len, f"is a number of tokens, {of_layout}"
         )
@@ -234,10 +237,18 @@ def _check_experts(job_config: UpstreamJobConfig) -> None:
         )
 
 
+def _check_seed_checkpoint(job_config: UpstreamJobConfig, ranks: int) -> None:
+    key = "checkpoint.create_seed_checkpoint"
+    if not job_config.checkpoint.create_seed_checkpoint:
+        return
+    if not job_config.checkpoint.enable:
+        raise ConfigError(key, True, "needs checkpoint.enable = true")
+    if ranks > 1:
+        raise ConfigError(key, True, f"needs 1 rank, not {ranks}")
+
+
 def _check_offload(job_config: UpstreamJobConfig, ranks: int) -> None:
     layout, seed = job_config.parallelism, job_config.checkpoint.create_seed_checkpoint
-    if seed and ranks > 1:
-        raise ConfigError("checkpoint.create_seed_checkpoint", True, f"needs 1 rank, not {ranks}")
     replicas = layout.data_parallel_replicate_degree * layout.tensor_parallel_degree
     shards = ranks // (replicas * layout.pipeline_parallel_degree)  # context parallel ones, too
     if job_config.training.enable_cpu_offload and shards == 1 and not seed:
@@ -272,7 +283,7 @@ def _check_pipeline(job_config: UpstreamJobConfig) -> None:
             f"must be 1: TorchTitan has no pipeline of model.name = {job_config.model.name!r}",
         )
     size = layout.pipeline_parallel_microbatch_size
-    if size < 1 or batch_size % size:
+    if batch_size % size:
         raise ConfigError(
             "parallelism.pipeline_parallel_microbatch_size",
             size,

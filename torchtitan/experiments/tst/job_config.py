@@ -305,6 +305,11 @@ def global_batch_size(job_config: UpstreamJobConfig, dp_degree: int) -> int:
     return training.global_batch_size
 
 
+def compiles(job_config: UpstreamJobConfig, component: Literal["model", "loss"]) -> bool:
+    """Whether torch.compile is to compile a component."""
+    return job_config.compile.enable and component in job_config.compile.components
+
+
 def build_schedule(job_config: UpstreamJobConfig) -> Schedule:
     """The run's schedule; with superposition off, one that is all recovery."""
     section = superposition_section(job_config)

@@ -17,6 +17,8 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.models.attention import FlexAttentionWrapper, ScaledDotProductAttentionWrapper
 from torchtitan.models.moe.moe import MoE
 
+from .job_config import compiles
+
 Parallelize = Callable[[nn.Module, ParallelDims, JobConfig], nn.Module]
 
 
@@ -30,7 +32,7 @@ def parallelize(
     mesh = parallel_dims.get_optional_mesh("tp")
     if mesh is None:
         return parallel
-    compiled = job_config.compile.enable and "model" in job_config.compile.components
+    compiled = compiles(job_config, "model")
     if compiled and parallel.tok_embeddings is not None:  # None in later stages
         parallel.tok_embeddings.register_forward_hook(lambda module, args, out: _waited_for(out))
     # ranks of tensor parallelism that are lent to experts route a part of the tokens each

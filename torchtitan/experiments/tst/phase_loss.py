@@ -11,7 +11,7 @@ from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
 from .core import BagLoss, LossHead
-from .job_config import superposition_section
+from .job_config import compiles, superposition_section
 
 
 class PhaseLoss:
@@ -42,7 +42,7 @@ class PhaseLoss:
         self.gathers_logits = job_config.parallelism.disable_loss_parallel
         self.heads: list[LossHead] = []
         self._sum = self.bag_loss.sum
-        if job_config.compile.enable and "loss" in job_config.compile.components:
+        if compiles(job_config, "loss"):
             logger.info("Compiling the bag loss with torch.compile")
             self._sum = torch.compile(self._sum, backend=job_config.compile.backend)
 

@@ -72,10 +72,6 @@ def check_loading(job_config: UpstreamJobConfig) -> Path | None:
     if not config.enable:
         _check_nothing_to_load(config)
         return None
-    if config.load_step < -1:
-        raise ConfigError(
-            "checkpoint.load_step", config.load_step, "must be a step, or -1 for the newest one"
-        )
     if config.load_step >= 0:
         inventory.check_load_step(folder, config.load_step, config.exclude_from_loading)
         return inventory.step_folder(folder, config.load_step) if config.load_step else None

@@ -5,7 +5,6 @@ Each check stands for an error, or for silence, of the upstream code that reads 
 
 import importlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ from torchtitan.distributed.pipeline_parallel import (
 )
 from torchtitan.protocols.model_converter import _registry_model_converter_cls as CONVERTERS
 
-from .errors import ConfigError
+from ..job_config import compiles
+from .errors import ConfigError, in_one_line
 
 _OPTIMIZERS = ("Adam", "AdamW")  # of upstream's build_optimizers
 
@@ -45,9 +45,8 @@ def import_extension(job_config: JobConfig) -> None:
     try:
         importlib.import_module(name)
     except Exception as error:  # the module may do anything
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(
-            "experimental.custom_import", name, f"cannot be imported: {why}"
+            "experimental.custom_import", name, f"cannot be imported: {in_one_line(error)}"
         ) from error
 
 
@@ -70,10 +69,6 @@ def check_combinations(job_config: JobConfig, model_args: Any) -> None:
     _check_context_parallel(job_config, model_args)
     _check_expert_backend(job_config, model_args)
     _check_pipeline(job_config, model_args)
-    if job_config.checkpoint.create_seed_checkpoint and not job_config.checkpoint.enable:
-        raise ConfigError(
-            "checkpoint.create_seed_checkpoint", True, "needs checkpoint.enable = true"
-        )
 
 
 def _check_not_carried_out(job_config: JobConfig) -> None:
@@ -180,19 +175,15 @@ def _check_converters(job_config: JobConfig) -> None:
             )
 
 
-def _compiles_model(job_config: JobConfig) -> bool:
-    return job_config.compile.enable and "model" in job_config.compile.components
-
-
 def _check_compile(job_config: JobConfig) -> None:
     layout, names = job_config.parallelism, job_config.model.converters
-    compiles, tensor = _compiles_model(job_config), layout.tensor_parallel_degree
+    compiled, tensor = compiles(job_config, "model"), layout.tensor_parallel_degree
     needs = 'needs compile.enable = true, with "model" in compile.components'
-    if job_config.activation_checkpoint.mode == "memory_budget" and not compiles:
+    if job_config.activation_checkpoint.mode == "memory_budget" and not compiled:
         raise ConfigError("activation_checkpoint.mode", "memory_budget", needs)
-    if layout.enable_async_tensor_parallel and tensor > 1 and not compiles:
+    if layout.enable_async_tensor_parallel and tensor > 1 and not compiled:
         raise ConfigError("parallelism.enable_async_tensor_parallel", True, needs)
-    if "quantize.linear.mx" in names and compiles and tensor > 1:
+    if "quantize.linear.mx" in names and compiled and tensor > 1:
         raise ConfigError(
             "model.converters",
             names,
@@ -293,31 +284,32 @@ def _check_pipeline(job_config: JobConfig, model_args: Any) -> None:
     _check_stages(job_config, schedule, model_args.n_layers)
 
 
-def _check_stages(job_config: JobConfig, schedule: Callable, layers: int) -> None:
+def _check_stages(job_config: JobConfig, schedule: type, layers: int) -> None:
     """That each rank has as many stages as the schedule takes, and each stage a layer."""
     layout = job_config.parallelism
     degree, by_hand = layout.pipeline_parallel_degree, layout.module_fqns_per_model_part
     first = layout.pipeline_parallel_first_stage_less_layers
     last = layout.pipeline_parallel_last_stage_less_layers
-    single = isinstance(schedule, type) and issubclass(schedule, PipelineScheduleSingle)
-    key, value = "parallelism.pipeline_parallel_degree", degree
-    stages = degree if single else 2 * degree
+    single = issubclass(schedule, PipelineScheduleSingle)
+    key, value, stages = "pipeline_parallel_degree", degree, degree if single else 2 * degree
     if layout.pipeline_parallel_layers_per_stage is not None:
-        key = "parallelism.pipeline_parallel_layers_per_stage"
-        value = layout.pipeline_parallel_layers_per_stage
+        key, value = "pipeline_parallel_layers_per_stage", layout.pipeline_parallel_layers_per_stage
         stages = math.ceil((layers + first + last) / value)
     elif by_hand is not None:
-        key, stages = "parallelism.module_fqns_per_model_part", len(by_hand)
-    in_v = schedule in (ScheduleZBVZeroBubble, ScheduleDualPipeV)
+        key, value, stages = "module_fqns_per_model_part", by_hand, len(by_hand)
     per_rank = stages / degree
-    wanted = "1 stage" if single else "2 stages" if in_v else "at least 2 stages"
-    fits = per_rank == 1 if single else per_rank == 2 if in_v else per_rank >= 2
     if schedule is _PipelineScheduleRuntime or layout.pipeline_parallel_schedule_csv:
         fits, wanted = True, "as many stages"
+    elif single:
+        fits, wanted = per_rank == 1, "1 stage"
+    elif schedule in (ScheduleZBVZeroBubble, ScheduleDualPipeV):
+        fits, wanted = per_rank == 2, "2 stages"
+    else:
+        fits, wanted = per_rank >= 2, "at least 2 stages"
     if not fits or stages % degree:
         raise ConfigError(
-            key,
-            by_hand if key.endswith("model_part") else value,
+            f"parallelism.{key}",
+            value,
             f"makes {stages} stages on {degree} ranks of the pipeline, and parallelism."
             f"pipeline_parallel_schedule = {layout.pipeline_parallel_schedule!r} takes {wanted} on "
             "each",
@@ -327,5 +319,5 @@ def _check_stages(job_config: JobConfig, schedule: Callable, layers: int) -> Non
             generate_llm_fqn_per_model_part(stages, layers, first, last)
         except ValueError as error:
             raise ConfigError(
-                key, value, f"makes {stages} stages of {layers} layers: {error}"
+                f"parallelism.{key}", value, f"makes {stages} stages of {layers} layers: {error}"
             ) from None

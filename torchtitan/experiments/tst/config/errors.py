@@ -13,3 +13,8 @@ class ConfigTextError(ConfigError):
 
     def __init__(self, text: str):
         ValueError.__init__(self, text)
+
+
+def in_one_line(error: BaseException) -> str:
+    """The type of an exception and what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

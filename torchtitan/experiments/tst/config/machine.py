@@ -8,6 +8,7 @@ from torchtitan.components.checkpoint import AsyncMode
 from torchtitan.config import JobConfig
 from torchtitan.tools.utils import device_type, has_cuda_capability, has_rocm_capability
 
+from ..job_config import compiles
 from .errors import ConfigError, ConfigTextError
 
 _GPU_OF_FLOAT8 = (8, 9)
@@ -59,8 +60,9 @@ def _check_converter(job_config: JobConfig, name: str) -> None:
         gpu = "B200, or another GPU of compute capability 10.0 or later"
     else:
         emulates = name == "quantize.linear.float8" and job_config.quantize.linear.float8.emulate
-        compiles = job_config.compile.enable and "model" in job_config.compile.components
-        able = has_cuda_capability(*_GPU_OF_FLOAT8) or (emulates and not compiles)
+        able = has_cuda_capability(*_GPU_OF_FLOAT8) or (
+            emulates and not compiles(job_config, "model")
+        )
         gpu = "GPU of compute capability 8.9 or later, such as H100"
         if name == "quantize.linear.float8":
             gpu += "; elsewhere, quantize.linear.float8.emulate = true without compile.enable"

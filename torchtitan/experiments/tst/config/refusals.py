@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torchtitan.train
 
-from .errors import ConfigTextError
+from .errors import ConfigTextError, in_one_line
 
 _UPSTREAM = str(Path(torchtitan.train.__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
@@ -50,7 +50,8 @@ def _frame_of_upstream(error: Exception) -> traceback.FrameSummary | None:
 
 def _text(error: Exception, frame: traceback.FrameSummary) -> str:
     """What an exception says, in one line; of one that says nothing, its line of code."""
-    text = " ".join(str(error).split()) or linecache.getline(frame.filename, frame.lineno or 0)
-    if isinstance(error, ValueError | NotImplementedError) or not str(error):
-        return text.strip()
-    return f"{type(error).__name__}: {text}"
+    if not str(error).strip():
+        return linecache.getline(frame.filename, frame.lineno or 0).strip()
+    if isinstance(error, ValueError | NotImplementedError):
+        return " ".join(str(error).split())
+    return in_one_line(error)

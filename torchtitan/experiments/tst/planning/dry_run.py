@@ -21,6 +21,7 @@ from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from typing_extensions import override
 
+from ..config.errors import in_one_line
 from ..core import Phase
 from ..data.loader import Batch
 from ..job_checks import check_config, model_args_of
@@ -78,8 +79,8 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
     """Build a job on ``ranks`` ranks, and ``play`` a step of each of its phases.
 
     To be called in a process without a process group, after ``enable_cpu_if_alone`` on a machine
-    without, or with hidden, accelerators. Steps are eager and in high precision: torch.compile,
-    which fuses away temporary tensors as a rule, and model converters are left out. Two
+    without, or with hidden, accelerators. Steps are eager and in high precision: it applies neither
+    torch.compile, which usually needs fewer temporary tensors, nor model converters. Two
     micro-batches stand for any number.
 
     Raises:
@@ -101,8 +102,8 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
         if play and not untraced:
             try:
                 memory = trainer.play()
-            except Exception as error:  # a job that was built, and trains for all that is known
-                untraced = f"memory could not be estimated: {reason(error)}"
+            except Exception as error:  # it has been built, and so may well train
+                untraced = f"memory could not be estimated: {in_one_line(error)}"
         trainer.close()
     return DryRun(
         mesh={name: size for name in names if (size := getattr(layout, name)) > 1},
@@ -111,11 +112,6 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
         untraced=untraced,
         left_out=("model.converters",) if job_config.model.converters else (),
     )
-
-
-def reason(error: BaseException) -> str:
-    """The type of an exception and what it says, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _untraced(job_config: JobConfig, layout: ParallelDims) -> str:
