@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import documented_parser
-from inject_faults import signal_tree
+from torchtitan.experiments.tst.testing.processes import signal_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL_BATCH = 8

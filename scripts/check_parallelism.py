@@ -26,11 +26,18 @@ from typing import NamedTuple
 
 import torch
 
-import parallel_worker
-from command_line import aligned, documented_parser
-from make_demo_corpus import make_corpus, read_sources
-from parallel_layouts import GLOBAL_BATCH, LAYOUTS, MODELS, TOLERANCE, Layout
+from command_line import documented_parser
+from torchtitan.experiments.tst.data.demo_corpus import make_corpus, read_sources
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, read_metrics
+from torchtitan.experiments.tst.results.tables import aligned
+from torchtitan.experiments.tst.testing import ranks
+from torchtitan.experiments.tst.testing.layouts import (
+    GLOBAL_BATCH,
+    LAYOUTS,
+    MODELS,
+    TOLERANCE,
+    Layout,
+)
 
 STEPS = 10
 JOB = (
@@ -175,15 +182,15 @@ class Runs:
         folder = self.folder / re.sub(r"\W+", "-", f"seed {' '.join(of_model)}")
         if not folder.exists():
             seed_only = "--checkpoint.create_seed_checkpoint"
-            if error := parallel_worker.run([*self.job, *of_model, seed_only], 1, folder):
+            if error := ranks.run([*self.job, *of_model, seed_only], 1, folder):
                 raise RuntimeError(f"No seed checkpoint of {' '.join(of_model)}:\n{error}")
         return folder / "checkpoint"
 
     def train(self, arguments: Sequence[str], processes: int, folder: Path) -> str | None:
-        """Train the job with these arguments from the seed; :func:`parallel_worker.run`."""
+        """Train the job with these arguments from the seed; :func:`ranks.run`."""
         shutil.copytree(self.seed(arguments), folder / "checkpoint")
         whole_job = [*self.job, *arguments, "--checkpoint.load_step=0"]
-        return parallel_worker.run(whole_job, processes, folder)
+        return ranks.run(whole_job, processes, folder)
 
     def _run(
         self, arguments: tuple[str, ...], processes: int, folder: Path
@@ -191,7 +198,7 @@ class Runs:
         """The steps, and why there are none."""
         if error := self.train(arguments, processes, folder):
             return [], error
-        lines, gradients = read_metrics(folder), parallel_worker.gradient_norms(folder)
+        lines, gradients = read_metrics(folder), ranks.gradient_norms(folder)
         assert [line["step"] for line in lines] == list(range(1, self.steps + 1))
         return [
             Step(line[TRAINING_LOSS], line["grad_norm"], norms)

@@ -28,6 +28,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from torchtitan.experiments.tst.testing.processes import signal_tree
+from torchtitan.experiments.tst.testing.states import read_state
+
 INTERVAL = 4  # steps from checkpoint to checkpoint
 LAUNCH_SECONDS = 8.0  # about as long as it takes until the first step
 DATASETS = {"jsonl": "train.jsonl", "token_shards": "tokens"}  # and where in the corpus
@@ -41,13 +44,14 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     options.folder.mkdir(parents=True, exist_ok=True)
     corpus = options.corpus or options.folder / "corpus"
     if not corpus.exists():
-        from make_demo_corpus import make_corpus, read_sources
+        from torchtitan.experiments.tst.data.demo_corpus import make_corpus, read_sources
 
         make_corpus(corpus, list(read_sources())[:300])
     if options.dataset == "token_shards" and not (corpus / "tokens").exists():
         source, tokenizer = corpus / "train.jsonl", corpus / "tokenizer"
-        script = [sys.executable, ROOT / "scripts" / "tokenize_corpus.py"]
-        subprocess.run([*script, source, corpus / "tokens", "--tokenizer", tokenizer], check=True)
+        tst = [sys.executable, "-m", "torchtitan.experiments.tst"]
+        command = [*tst, "tokenize", source, corpus / "tokens", "--tokenizer", tokenizer]
+        subprocess.run(command, check=True)
     chance = random.Random(options.seed)
     undisturbed = options.folder / "undisturbed"
     shutil.rmtree(undisturbed, ignore_errors=True)
@@ -91,7 +95,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that read the data")
     parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and targets")
-    parser.add_argument("--corpus", type=Path, help="made by make_demo_corpus.py")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        help="with train.jsonl and tokenizer; default: the demo's, made for this",
+    )
     parser.add_argument("--folder", type=Path, help="for the runs (default: a temporary one)")
     options = parser.parse_args(arguments)
     options.per_run = options.per_run or options.kills + options.stops
@@ -222,23 +230,6 @@ def stop(
     return f"stop: {number.name}{' to every process' if everywhere else ''}"
 
 
-def descendants(pid: int) -> list[int]:
-    """A process's children, and theirs; torchrun's are in other sessions and process groups."""
-    found = []
-    with suppress(FileNotFoundError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in map(int, (task / "children").read_text().split()):
-                found += [child, *descendants(child)]
-    return found
-
-
-def signal_tree(pid: int, number: int) -> None:
-    """Send a signal to a process and all that it has started."""
-    for target in [pid, *descendants(pid)]:
-        with suppress(ProcessLookupError):
-            os.kill(target, number)
-
-
 def kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         if pid:
@@ -313,25 +304,6 @@ def compare(undisturbed: Path, disturbed: Path, options: argparse.Namespace) -> 
 
 def same(a: Any, b: Any) -> bool:
     return a.equal(b) if hasattr(a, "equal") else a == b
-
-
-def read_state(checkpoint: Path) -> dict:
-    """Everything in a checkpoint by its name: tensors, and the plain values beside them."""
-    import torch
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-    with tempfile.NamedTemporaryFile() as file:
-        dcp_to_torch_save(checkpoint, file.name)
-        folders = [("", torch.load(file.name, weights_only=False))]
-    flat = {}
-    while folders:
-        prefix, folder = folders.pop()
-        for key, value in folder.items():
-            if isinstance(value, dict):
-                folders.append((f"{prefix}{key}.", value))
-            else:
-                flat[f"{prefix}{key}"] = value
-    return flat
 
 
 WORKER = "INJECT_FAULTS_WORKER"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by run_train.sh and train.sbatch, with the arguments of a job as "$@", in the folder that
-# CONFIG_FILE is relative to. Goes to the repository root and prepares the job: its settings, its
-# Python, and the demo's corpus if the job reads that.
+# CONFIG_FILE is relative to. Goes to the repository root and prepares the job: its settings and its
+# Python.
 #
 # CONFIG_FILE or the argument --job.config_file names the job, by default DEFAULT_JOB. The argument is
 # removed from "$@". If TASK is set, they name the folder of a sweep, and TASK is the number of a run.
@@ -35,7 +35,7 @@ CONFIG_FILE=${CONFIG_FILE:-${DEFAULT_JOB:-}}
 the argument --job.config_file JOB.toml, which also reaches a job of sbatch --export=NONE"
 CONFIG_FILE=$CONFIG_FILE${TASK:+/$TASK.toml}
 [[ -e $CONFIG_FILE ]] || _refuse "CONFIG_FILE = $CONFIG_FILE: no such file. A path is relative to \
-$PWD${TASK:+; with sbatch --array, name the folder of a sweep (scripts/sweep.py)}"
+$PWD${TASK:+; with sbatch --array, name the folder of a sweep (tst sweep make)}"
 CONFIG_FILE=$(realpath "$CONFIG_FILE")
 unset -f _refuse _name_job
 unset _argument _is_next
@@ -49,18 +49,3 @@ TRAIN_FILE=${TRAIN_FILE:-torchtitan.experiments.tst.train}
 if [[ -z ${NGPU:-} ]]; then
     NGPU=$(python -c "import torch; print(torch.accelerator.device_count() or 2)")
 fi
-
-if grep -qs outputs/demo/corpus "$CONFIG_FILE"; then
-    mkdir -p outputs
-    exec 9>outputs/.demo.lock # one at a time, where several jobs start
-    ! command -v flock >/dev/null || flock 9
-    python scripts/make_demo_corpus.py outputs/demo/corpus
-    if ! grep -qs '"complete": true' outputs/demo/corpus/tokens/corpus.json; then
-        python scripts/tokenize_corpus.py outputs/demo/corpus/train.jsonl \
-            outputs/demo/corpus/tokens --tokenizer outputs/demo/corpus/tokenizer
-    fi
-    exec 9>&-
-fi
-
-# less fragmentation of GPU memory
-export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}

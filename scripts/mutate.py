@@ -38,7 +38,7 @@ import pytest
 import tomli
 
 from command_line import documented_parser
-from inject_faults import signal_tree
+from torchtitan.experiments.tst.testing.processes import signal_tree
 
 ROOT = Path(__file__).parent.parent
 FAULTS = ROOT / "tests" / "faults.toml"

@@ -9,6 +9,7 @@ it goes on. Their losses come into docs/results/*.csv, and from there into table
 """
 
 import csv
+import functools
 import logging
 import os
 import sys
@@ -17,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import sweep
 from command_line import documented_parser
 from replication_results import (
     CURVES_CSV,
@@ -36,12 +36,13 @@ from torchtitan.experiments.tst.job_config import (
     superposition_section,
 )
 from torchtitan.experiments.tst.planning import paper
-from torchtitan.experiments.tst.planning.plan import parameters_and_flops
+from torchtitan.experiments.tst.planning.plan import parameters_and_flops, positive
+from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, STEP_RATIO, make, read_sweep
 from torchtitan.experiments.tst.results.curves import Curves, read_curves
+from torchtitan.experiments.tst.results.sweep import results, run_unfinished
 
 BASE = "train_configs/replication.toml"
 SEEDS = {"debug.seed": ["0", "1", "2"]}
-BAG_SIZE, STEP_RATIO = sweep.BAG_SIZE, sweep.STEP_RATIO
 # name of each sweep: what is varied, further arguments
 SWEEPS: dict[str, tuple[dict[str, list[str]], list[str]]] = {
     "bag_size": ({BAG_SIZE: ["1", "2", "4", "8", "16"], **SEEDS}, []),
@@ -53,16 +54,16 @@ SWEEPS: dict[str, tuple[dict[str, list[str]], list[str]]] = {
         [],
     ),
 }
-DOCUMENT = sweep.ROOT / "docs" / "results.md"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "results.md"
 
 
 def run(folder: Path, jobs: int) -> None:
     """All runs that are not finished."""
-    os.environ |= {"NGPU": "1", "OMP_NUM_THREADS": "1"}
+    os.environ["OMP_NUM_THREADS"] = "1"
     for name, (vary, arguments) in SWEEPS.items():
         print(f"Sweep {name}", flush=True)
-        sweep.make(folder / name, BASE, vary, arguments)
-        sweep.run(folder / name, jobs)
+        make(folder / name, BASE, vary, arguments)
+        run_unfinished(folder / name, jobs, 1, functools.partial(print, flush=True))
 
 
 def gather(folder: Path, output: Path) -> None:
@@ -70,7 +71,7 @@ def gather(folder: Path, output: Path) -> None:
     records, curves = [], []
     for name in SWEEPS:
         for result, entry in zip(
-            sweep.results(folder / name), sweep.read_sweep(folder / name)["runs"], strict=True
+            results(folder / name), read_sweep(folder / name)["runs"], strict=True
         ):
             if not result.finished:
                 continue
@@ -117,7 +118,7 @@ def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def report(output: Path) -> None:
     """Tables of the document and its plots, from the CSV files."""
     from plot_replication import draw_losses, draw_variants
-    from plot_surface import draw_surfaces
+    from torchtitan.experiments.tst.planning.surface_plots import draw_surfaces
 
     results = Results(read_records(output / RUNS_CSV))
     draw_losses(results, read_losses(output / CURVES_CSV), output / "losses.png")
@@ -141,7 +142,7 @@ def main() -> None:
         help="of the sweeps; default: %(default)s",
     )
     parser.add_argument(
-        "--jobs", type=sweep.positive, default=2, help="runs at a time; default: %(default)s"
+        "--jobs", type=positive, default=2, help="runs at a time; default: %(default)s"
     )
     parser.add_argument("--report", action="store_true", help="run nothing")
     args = parser.parse_args()

@@ -24,21 +24,21 @@ from torchtitan.experiments.tst.device import enable_cpu_if_alone
 enable_cpu_if_alone()
 
 import launches  # noqa: E402
-import parallel_worker  # noqa: E402
 import slurm_cluster  # noqa: E402
 from corpora import tokenize  # noqa: E402
 from jobs import ON, ROOT, SAVE, Run, small_job  # noqa: E402
 from launches import Launch  # noqa: E402
-from make_demo_corpus import make_corpus  # noqa: E402
-from parallel_worker import free_port  # noqa: E402
 from torchtitan.experiments.tst import models  # noqa: E402, F401
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
+from torchtitan.experiments.tst.data.demo_corpus import make_corpus  # noqa: E402
 from torchtitan.experiments.tst.data.tokenization import Options  # noqa: E402
 from torchtitan.experiments.tst.job_config import (  # noqa: E402
     JobConfig,
     SuperpositionConfigManager,
 )
 from torchtitan.experiments.tst.metrics import read_metrics  # noqa: E402
+from torchtitan.experiments.tst.testing import ranks  # noqa: E402
+from torchtitan.experiments.tst.testing.ranks import free_port  # noqa: E402
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer  # noqa: E402
 
 # Where tyro sees pytest it checks its caches by computing again; and it reads the source of each
@@ -168,9 +168,7 @@ def on_ranks(tmp_path) -> Callable[..., None]:
     """Call a function of a test module in several processes that can talk to each other."""
 
     def run(processes: int, function: Callable[..., None], *args: object) -> None:
-        if log := parallel_worker.run_ranks(
-            launches.in_group, processes, tmp_path, function, *args
-        ):
+        if log := ranks.run_ranks(launches.in_group, processes, tmp_path, function, *args):
             pytest.fail(log)
 
     return run

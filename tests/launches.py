@@ -15,10 +15,10 @@ import pytest
 import torch.distributed as dist
 from torchtitan.config import ConfigManager
 
-import parallel_worker
-from inject_faults import signal_tree
 from jobs import ROOT
 from torchtitan.experiments.tst.checkpoint.inventory import complete_steps
+from torchtitan.experiments.tst.testing import ranks
+from torchtitan.experiments.tst.testing.processes import signal_tree
 
 
 class Launch(NamedTuple):
@@ -38,15 +38,15 @@ def fork(module: str, args: list[str], processes: int, folder: Path, **environme
         folder: of their logs.
         environment: variables that they have in addition.
     """
-    failure = parallel_worker.run_ranks(run_module, processes, folder, module, args, environment)
-    logs = (folder / parallel_worker.LOG.format(rank=rank) for rank in range(processes))
+    failure = ranks.run_ranks(run_module, processes, folder, module, args, environment)
+    logs = (folder / ranks.LOG.format(rank=rank) for rank in range(processes))
     return Launch(failure is not None, "".join(log.read_text() for log in logs))
 
 
 def start(module: str, args: list[str], folder: Path) -> ForkServerProcess:
     """Start a module as :func:`fork` does, in one process, and do not wait for its end."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    process = parallel_worker.process_of_rank(0, 1, store, folder, run_module, module, args)
+    process = ranks.process_of_rank(0, 1, store, folder, run_module, module, args)
     process.start()
     process.store = store  # as long as there is the process
     return process

@@ -17,8 +17,8 @@ from torch._inductor.async_compile import AsyncCompile
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.utils.data import DataLoader
 
-from inject_faults import descendants
 from torchtitan.experiments.tst.stop import STOP_SIGNALS, StopRequest
+from torchtitan.experiments.tst.testing.processes import descendants
 
 
 def names(pids):

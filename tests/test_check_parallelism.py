@@ -7,7 +7,7 @@ import pytest
 
 import check_parallelism
 from check_parallelism import Deviation, Runs, Step, obstacle
-from parallel_layouts import LAYOUTS, Layout
+from torchtitan.experiments.tst.testing.layouts import LAYOUTS, Layout
 
 
 def test_table_progress_and_json(run_script, tmp_path):

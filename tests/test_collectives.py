@@ -7,9 +7,9 @@ import torch.distributed as dist
 from torch.distributed.tensor.debug import CommDebugMode
 from torchtitan.train import Trainer
 
-import parallel_worker
 from jobs import ON
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
 RANKS = 2
@@ -39,7 +39,7 @@ def collectives(base_args, tmp_path):
         folder = tmp_path / kind.__name__
         job = [*base_args, f"--job.dump_folder={folder}", "--metrics.log_freq=1000", *args]
         file = folder / "counts.json"
-        if log := parallel_worker.run_ranks(count, RANKS, folder, file, kind, job):
+        if log := ranks.run_ranks(count, RANKS, folder, file, kind, job):
             pytest.fail(log)
         return json.loads(file.read_text())
 

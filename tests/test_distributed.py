@@ -6,12 +6,18 @@ import shutil
 import pytest
 import torch
 
-import parallel_worker
 from check_parallelism import Runs
 from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, validation
-from parallel_layouts import GLOBAL_BATCH, LAYOUTS, MODELS, TOLERANCE, Layout
 from torchtitan.experiments.tst import parallelize
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
+from torchtitan.experiments.tst.testing import ranks
+from torchtitan.experiments.tst.testing.layouts import (
+    GLOBAL_BATCH,
+    LAYOUTS,
+    MODELS,
+    TOLERANCE,
+    Layout,
+)
 
 # of scripts/check_parallelism.py, which runs them all
 IN_CI = {
@@ -73,7 +79,7 @@ def test_agrees_with_one_process(runs, model, layout):
 
 def test_a_wrong_gradient_is_seen(runs, monkeypatch):
     """DDP as it is upstream's, which takes the mean over ranks of what is to be added up."""
-    monkeypatch.setattr(parallel_worker, "train", train_with_upstreams_ddp)
+    monkeypatch.setattr(ranks, "train", train_with_upstreams_ddp)
     result = runs.compare(dataclasses.replace(named("DDP 2"), note="halved"), "llama3")
     assert not result.agrees
     assert result.superposition.grad_norm == pytest.approx(0.5, rel=0.05)
@@ -81,7 +87,7 @@ def test_a_wrong_gradient_is_seen(runs, monkeypatch):
 
 def train_with_upstreams_ddp(args):
     parallelize._add_up_over_replicas = lambda model, replicas: None
-    parallel_worker.train(args)
+    ranks.train(args)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +116,7 @@ def go_on(runs, train_under, tmp_path):
         checkpoint = f"checkpoint/step-{step}"
         shutil.copytree(before / checkpoint, after / checkpoint)
         job = [*runs.job, *MODELS[model], *saving, *second.arguments]
-        log = parallel_worker.run(job, second.processes, after)
+        log = ranks.run(job, second.processes, after)
         assert log is None, log
         return ({line["step"]: line for line in read_metrics(run)} for run in (before, after))
 

@@ -6,7 +6,6 @@ import tomli_w
 from torchtitan.config.manager import custom_registry
 
 import launches
-import parallel_worker
 from jobs import TST
 from torchtitan.experiments.tst.config.errors import ConfigError
 from torchtitan.experiments.tst.core import LOSSES, MODES, SCALES, WEIGHTINGS, Schedule
@@ -18,6 +17,7 @@ from torchtitan.experiments.tst.job_config import (
     build_schedule,
     ranks_of_layout,
 )
+from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
 ON = ("--superposition.bag_size=4", "--superposition.steps=2")
@@ -327,7 +327,7 @@ def test_tokenizer_larger_than_the_model(make_config, monkeypatch):
 def test_stops_before_any_device_or_process_group(base_args, tmp_path):
     """A launch without torchrun's environment: anything past the checks would ask for it."""
     args = [*base_args, *section(bag_size=0)]
-    log = parallel_worker.run_ranks(without_torchrun, 1, tmp_path, args)
+    log = ranks.run_ranks(without_torchrun, 1, tmp_path, args)
     assert log.splitlines()[0] == "rank 0 ended with 2"
     assert log.splitlines()[-1].startswith("config error: superposition.bag_size = 0")
     assert "Traceback" not in log

@@ -5,9 +5,9 @@ import os
 import pytest
 
 import launches
-import parallel_worker
 from jobs import ON, TST
 from torchtitan.experiments.tst import reporting
+from torchtitan.experiments.tst.testing import ranks
 
 LAUNCH = "torchtitan.experiments.tst.launch"
 ON_THIS_NODE = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
@@ -47,15 +47,15 @@ def end_with(errors):
     ],
 )
 def test_ranks_that_say_the_same_and_others(tmp_path, errors, said):
-    failure = parallel_worker.run_ranks(end_with, 2, tmp_path, errors)
+    failure = ranks.run_ranks(end_with, 2, tmp_path, errors)
     assert f"ended with {reporting.EXIT_CODE}" in failure
-    logs = [(tmp_path / parallel_worker.LOG.format(rank=rank)).read_text() for rank in (0, 1)]
+    logs = [(tmp_path / ranks.LOG.format(rank=rank)).read_text() for rank in (0, 1)]
     assert "".join(logs).splitlines() == said
 
 
 def test_rank_0_is_gone(tmp_path, monkeypatch):
     """With its launcher, which has said why."""
-    port = parallel_worker.free_port()
+    port = ranks.free_port()
     for name, value in {
         "RANK": "1",
         "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -100,7 +100,7 @@ def test_the_launcher_says_it(tmp_path, errors, said):
     launcher = launches.start(LAUNCH, [*ON_THIS_NODE, str(rank)], tmp_path / "launcher")
     launcher.join(120)
     assert launcher.exitcode == reporting.EXIT_CODE
-    output = (tmp_path / "launcher" / parallel_worker.LOG.format(rank=0)).read_text()
+    output = (tmp_path / "launcher" / ranks.LOG.format(rank=0)).read_text()
     of_torchrun = "torch/distributed/run.py"  # that it sets OMP_NUM_THREADS
     assert [line for line in output.splitlines() if of_torchrun not in line] == [said]
 

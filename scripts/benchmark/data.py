@@ -23,11 +23,11 @@ import torch
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.tools.utils import device_module
 
-from make_demo_corpus import make_corpus, read_sources
 from torchtitan.experiments.tst import models  # noqa: F401
 from torchtitan.experiments.tst.core import Phase
 from torchtitan.experiments.tst.data import tokenizer_identity
 from torchtitan.experiments.tst.data.build import build_dataloader
+from torchtitan.experiments.tst.data.demo_corpus import make_corpus, read_sources
 from torchtitan.experiments.tst.data.tokenizer import open_tokenizer
 from torchtitan.experiments.tst.job_config import (
     JobConfig,
@@ -115,7 +115,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2, help="of a round, for each way")
     parser.add_argument("--tokens", type=int, default=500_000_000, help="in the shards")
     parser.add_argument(
-        "--corpus", type=Path, help="made by make_demo_corpus.py (default: made for this)"
+        "--corpus",
+        type=Path,
+        help="with train.jsonl and tokenizer (default: the demo's, made for this)",
     )
     args = parser.parse_args()
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])

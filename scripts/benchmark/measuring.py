@@ -28,7 +28,7 @@ enable_cpu_if_alone()
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from torchtitan.tools.utils import device_module, device_type  # noqa: E402
 
-from command_line import aligned  # noqa: E402
+from torchtitan.experiments.tst.results.tables import aligned  # noqa: E402
 
 Run = Callable[[], object]
 

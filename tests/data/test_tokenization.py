@@ -15,18 +15,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenize_corpus
 import zstandard
 from datatrove.pipeline.tokens.tokenizer import TokenizedFile
 from tokenizers import Tokenizer, processors
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-import parallel_worker
-import tokenize_corpus
 from corpora import DCLM, FINEWEB_EDU, documents, prepare_here, tokenize, write_jsonl
 from jobs import ROOT
 from torchtitan.experiments.tst.data import tokenization_input
 from torchtitan.experiments.tst.data.shards import ShardError, TokenShards
 from torchtitan.experiments.tst.data.tokenization import Options, TokenizationError
+from torchtitan.experiments.tst.testing import ranks
 
 SCRIPT = ROOT / "scripts" / "tokenize_corpus.py"
 
@@ -221,7 +221,7 @@ def test_killed_in_a_task_and_again_gives_the_same_shards(texts, corpus, tmp_pat
         write_jsonl(source / f"{number}.jsonl", texts[number::5])
     options = Options(str(corpus / "tokenizer"))
     tokenize(source, tmp_path / "whole", options)
-    log = parallel_worker.run_ranks(tokenize_until_killed, 1, tmp_path, source, folder, options)
+    log = ranks.run_ranks(tokenize_until_killed, 1, tmp_path, source, folder, options)
     assert log.startswith(f"rank 0 ended with {-signal.SIGKILL}")
     with pytest.raises(ShardError, match="its tokenization was not finished"):
         TokenShards(folder)

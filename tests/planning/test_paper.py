@@ -9,8 +9,8 @@ import tomli
 from torchtitan.models.llama3 import llama3_args
 from torchtitan.models.qwen3 import qwen3_args
 
-from diff_configs import ALLOWED, differences, is_allowed
 from jobs import ROOT
+from torchtitan.experiments.tst.config.differences import ALLOWED, differences, is_allowed
 from torchtitan.experiments.tst.job_checks import check_config
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 from torchtitan.experiments.tst.planning import paper

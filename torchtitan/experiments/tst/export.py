@@ -9,7 +9,8 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from .checkpoint import files, inventory
 from .checkpoint.files import CheckpointError
 from .checkpoint.reader import SafeLoadPlanner, SafeReader, read_metadata
 from .config.combinations import import_extension
-from .data.tokenizer import build_tokenizer
+from .data.tokenizer import TokenizerError, build_tokenizer, open_tokenizer
 from .job_checks import model_args_of
 from .job_config import CONFIG_FILE, SuperpositionConfigManager
 
@@ -62,6 +63,38 @@ def read_job(checkpoint: Path, arguments: list[str]) -> JobConfig:
     job_config = SuperpositionConfigManager().parse_args(arguments)
     import_extension(job_config)
     return job_config
+
+
+@contextmanager
+def exported(model: Path, job_arguments: list[str]) -> Iterator[Path]:
+    """Yield an exported folder: the model itself, or a temporary one (TMPDIR) of a checkpoint.
+
+    Args:
+        model: checkpoint, run folder or exported folder.
+        job_arguments: of the job of a checkpoint, as for :func:`read_job`.
+
+    Raises:
+        ValueError: for an exported folder whose tokenizer cannot be read, or arguments with it.
+        CheckpointError: for a checkpoint that cannot be read.
+        ExportError: for one that cannot be exported.
+    """
+    if (model / "config.json").is_file():
+        if job_arguments:
+            raise ValueError(
+                f"{model} is exported already: {' '.join(job_arguments)} has no meaning"
+            )
+        try:
+            open_tokenizer(model)  # transformers names no file
+        except TokenizerError as error:
+            raise ValueError(f"{model}: {error}") from error
+        yield model
+        return
+    checkpoint = inventory.find_checkpoint(model)
+    job_config = read_job(checkpoint, job_arguments)
+    with tempfile.TemporaryDirectory(prefix="export-") as folder:
+        output = Path(folder, checkpoint.name)
+        export(checkpoint, output, job_config)
+        yield output
 
 
 def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:

@@ -34,16 +34,34 @@ from .job_config import (
 )
 
 
-def check_job(job_config: UpstreamJobConfig) -> None:
+def check_job(
+    job_config: UpstreamJobConfig,
+    ranks: int | None = None,
+    *,
+    machine: bool = True,
+    files: bool = True,
+) -> Path | None:
     """Check that the job can run.
+
+    Args:
+        job_config: of the job.
+        ranks: processes that it is to run on; None for those of this launch.
+        machine: whether this machine is one that it is to run on.
+        files: whether its tokenizer, data, folders and checkpoints are here.
+
+    Returns:
+        The checkpoint that it loads, as :func:`.checkpoint.checks.check_loading` tells.
 
     Raises:
         ConfigError: naming the key, its value and what is allowed.
         CheckpointError: if the config contradicts the checkpoint that the job would go on from.
     """
-    ranks = _ranks(job_config)
+    ranks = ranks or _ranks(job_config)
     schedule = check_config(job_config, ranks)
-    check_machine(job_config)
+    if machine:
+        check_machine(job_config)
+    if not files:
+        return None
     tokenizer = _check_tokenizer(job_config)
     degree = dp_degree(job_config, ranks)
     mixture = check_data(job_config, schedule, tokenizer, degree)
@@ -51,6 +69,7 @@ def check_job(job_config: UpstreamJobConfig) -> None:
     if checkpoint := check_loading(job_config):
         facts = run_facts(job_config, schedule, tokenizer, mixture, degree)
         check_agreement(job_config, facts, checkpoint)
+    return checkpoint
 
 
 def check_config(job_config: UpstreamJobConfig, ranks: int) -> Schedule:

@@ -73,7 +73,9 @@ def main() -> None:
 
     api.PContext.start = start_and_listen  # type: ignore[method-assign, assignment]
     launch.listen()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # as .start leaves them
     os.environ[reporting.UNDER_LAUNCH] = "1"
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # less fragmentation
     logging.getLogger(api.__name__).addFilter(lambda record: not _is_said_otherwise(record))
     try:
         run.main()

@@ -8,7 +8,7 @@ validation; the first step of a launch holds its start.
 
 import os
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,20 @@ class Curves:
     def end(self) -> Place:
         """Of the last logged step."""
         return self.training[-1].at
+
+
+def read_runs(folders: Sequence[Path]) -> list[Curves]:
+    """Read runs, each with the shortest name that tells it from the others.
+
+    Raises:
+        MetricsError: for a folder without metrics, or given twice.
+    """
+    absolute = [folder.resolve() for folder in folders]
+    if len(set(absolute)) < len(absolute):
+        raise MetricsError("a run is given twice")
+    common = os.path.commonpath([folder.parent for folder in absolute])
+    names = [os.path.relpath(folder, common) for folder in absolute]
+    return [read_curves(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:

@@ -1,7 +1,4 @@
-"""Tokenize a corpus once, to token shards that training reads as fast as the disk gives them.
-
-Explained by ``python scripts/tokenize_corpus.py --help``.
-"""
+"""Where a tokenization runs: this machine, Slurm or Ray, by datatrove's executors."""
 
 import contextlib
 import fcntl
@@ -10,16 +7,14 @@ import io
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 os.environ.setdefault("LOGURU_LEVEL", "CRITICAL")  # datatrove tells all in its log files
 
 import multiprocess
-import tyro
 from datatrove.executor import (
     LocalPipelineExecutor,
     RayPipelineExecutor,
@@ -30,14 +25,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import PipelineStats
 from tqdm import tqdm
 
-from torchtitan.experiments.tst.data.shards import ShardError
-from torchtitan.experiments.tst.data.tokenization import (
-    LOCKS,
-    Options,
-    TokenizationError,
-    prepare,
-    read_corpus_file,
-)
+from .tokenization import LOCKS, Options, TokenizationError, prepare
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -86,7 +74,7 @@ class LocalExecutor(LocalPipelineExecutor):
             return super()._run_for_rank(rank, local_rank, node_rank)
 
 
-def make_executor(
+def _make_executor(
     machine: Machine, pipeline: list[PipelineStep], name: str, tasks: int, logs: Path
 ) -> PipelineExecutor:
     common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(logs)}
@@ -118,7 +106,7 @@ def make_executor(
 
 
 @contextlib.contextmanager
-def progress(description: str, tasks: int, logs: Path, folder: Path) -> Iterator[None]:
+def _progress(description: str, tasks: int, logs: Path, folder: Path) -> Iterator[None]:
     """A bar of the tasks done, and what is written so far."""
     done = threading.Event()
 
@@ -141,7 +129,7 @@ def progress(description: str, tasks: int, logs: Path, folder: Path) -> Iterator
         thread.join()
 
 
-def run(machine: Machine, executors: list[PipelineExecutor], folder: Path) -> None:
+def _run(machine: Machine, executors: list[PipelineExecutor], folder: Path) -> None:
     """The executors, one after the other."""
     if machine.executor == "slurm":
         first, last = executors
@@ -150,51 +138,29 @@ def run(machine: Machine, executors: list[PipelineExecutor], folder: Path) -> No
         return
     for executor, description in zip(executors, ("Tokenizing", "Finishing"), strict=True):
         logs = Path(executor.logging_dir.path)
-        with progress(description, executor.world_size, logs, folder):
+        with _progress(description, executor.world_size, logs, folder):
             executor.run()
         if failed := executor.get_incomplete_ranks(skip_completed=True):
             raise TokenizationError(f"tasks {failed} failed; their logs are in {logs}/logs")
 
 
-def main(
-    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]],
-    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]],
-    options: Options,
-    machine: Machine,
-) -> None:
-    """Tokenize a corpus once, to token shards that training reads as fast as the disk gives them.
-
-    The tokens of a document are those that tokenizing while training gives. Launched again with
-    the same arguments after it was cut short, it goes on. datatrove does the work; its logs, and
-    what became of each task, are in FOLDER/logs.
+def tokenize(source: str, folder: Path, options: Options, machine: Machine) -> bool:
+    """Tokenize what is left to do of a corpus, or submit it.
 
     Args:
-        source: JSON lines (also .gz and .zst) or Parquet: a file, a folder, a pattern in quotes,
-            or a URL such as hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT. Or the name of a
-            dataset on the Hugging Face hub, such as allenai/c4.
-        folder: For the shards, to be training.dataset_path.
-        options: How to tokenize.
-        machine: Where to do it.
+        source: as :func:`.tokenization.prepare` takes it.
+        folder: for the shards.
+        options: how to tokenize.
+        machine: where to do it.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        TokenizationError: for a source or options that cannot be, or a task that failed.
+        ShardError: for a folder with other shards.
     """
-    folder, begin = folder.absolute(), time.perf_counter()
-    try:
-        executors = prepare(source, folder, options, functools.partial(make_executor, machine))
-        if executors:
-            run(machine, executors, folder)
-    except (TokenizationError, ShardError) as error:
-        sys.exit(f"error: {error}")
-    content = read_corpus_file(folder)
-    if not content["complete"]:
-        print(f"Submitted. {folder} is complete when corpus.json there says so")
-        return
-    print(
-        f"{folder} is complete: {content['documents']:,} documents, {content['tokens']:,} tokens "
-        f"in {len(content['shards'])} shards; {content['dropped_tokens']:,} tokens dropped"
-    )
+    executors = prepare(source, folder, options, functools.partial(_make_executor, machine))
     if executors:
-        seconds = time.perf_counter() - begin
-        print(f"{seconds:.0f} s, {content['tokens'] / seconds / 1e6:.2f}M tokens/s")
-
-
-if __name__ == "__main__":
-    tyro.cli(main, config=(tyro.conf.OmitArgPrefixes,))
+        _run(machine, executors, folder)
+    return bool(executors)

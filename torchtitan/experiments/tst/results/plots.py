@@ -12,13 +12,13 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from torchtitan.experiments.tst.results.comparison import (
+from .comparison import (
     Axis,
     Comparison,
     comparable_points,
     flops,
 )
-from torchtitan.experiments.tst.results.curves import Curves, Point
+from .curves import Curves, Point
 
 PANELS: list[tuple[str, str, Axis]] = [
     ("Over steps", "steps", lambda at: at.step),
@@ -28,7 +28,7 @@ PANELS: list[tuple[str, str, Axis]] = [
 ]
 
 
-def draw(runs: Sequence[Curves], comparison: Comparison, output: Path) -> None:
+def draw_curves(runs: Sequence[Curves], comparison: Comparison, output: Path) -> None:
     """Over steps, data tokens and hours, and over FLOPs the stretch where the runs cross.
 
     Args:
@@ -43,8 +43,8 @@ def draw(runs: Sequence[Curves], comparison: Comparison, output: Path) -> None:
         for index, (run, points) in enumerate(zip(runs, compared, strict=True)):
             color = f"C{index % 10}"
             if not zoom:
-                draw_training(panel, run, axis, color)
-            draw_comparable(panel, run, points, comparison.kind, axis, color)
+                _draw_training(panel, run, axis, color)
+            _draw_comparable(panel, run, points, comparison.kind, axis, color)
         end = max(axis(run.end) for run in runs)
         start = _start_of_zoom(runs, comparison) if zoom else 0
         losses = [
@@ -67,7 +67,7 @@ def draw(runs: Sequence[Curves], comparison: Comparison, output: Path) -> None:
     plt.close(figure)
 
 
-def draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
+def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
     """Training loss, pale; dotted where it is over bags."""
     for in_superposition, style in ((True, ":"), (False, "-")):
         points = [p for p in run.training if (p.at.step <= run.boundary) == in_superposition]
@@ -86,7 +86,7 @@ def draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
         panel.axvline(axis(boundary), color=color, linestyle="--", linewidth=1)
 
 
-def draw_comparable(
+def _draw_comparable(
     panel: Axes, run: Curves, points: Sequence[Point], kind: str, axis: Axis, color: str
 ) -> None:
     """The losses that are compared, in full colour; no line across the boundary."""

@@ -1,8 +1,9 @@
-"""The layouts that check_parallelism.py compares with one process."""
+"""The layouts that are compared with one process, to show that bags are exact under them."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 GLOBAL_BATCH = 8  # sequences of a step
 TOLERANCE = 1e-5  # relative, in float32
@@ -100,6 +101,7 @@ def _layout(
 
 
 def _one_dimension() -> Iterator[Layout]:
+    degrees: dict[str, Any]
     yield _layout(replicate=2)
     yield _layout(shard=2)
     yield _layout(shard=4)
@@ -170,12 +172,15 @@ def _over_documents() -> Iterator[Layout]:
 
 
 def _checkpointed_and_compiled() -> Iterator[Layout]:
+    degrees: dict[str, Any]
     for mode in ("selective", "full", "memory_budget"):
         checkpointing = f"--activation_checkpoint.mode={mode}"
         compiled = ("--compile.enable",) if mode == "memory_budget" else ()
         yield _layout(checkpointing, *compiled, shard=2, note=f"checkpointing {mode}")
-    per_layer = ("--activation_checkpoint.mode=selective",)
-    per_layer += ("--activation_checkpoint.selective_ac_option=2",)
+    per_layer = (
+        "--activation_checkpoint.mode=selective",
+        "--activation_checkpoint.selective_ac_option=2",
+    )
     yield _layout(*per_layer, shard=2, note="checkpointing of every 2nd layer")
     both = ("--activation_checkpoint.mode=selective", "--compile.enable")
     yield _layout(*both, shard=2, models=LLAMA, note="checkpointing selective, compiled")
@@ -196,6 +201,7 @@ def _checkpointed_and_compiled() -> Iterator[Layout]:
 
 
 def _options_of_superposition() -> Iterator[Layout]:
+    degrees: dict[str, Any]
     for loss in ("mce_alt", "bce", "hinge"):
         yield _layout(job=(f"--superposition.loss={loss}",), TP=2, models=LLAMA, note=loss)
     weighted = ("--superposition.weighting=power_law", "--superposition.scale=batch")

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from torchtitan.experiments.tst.device import enable_cpu_if_alone
+from ..device import enable_cpu_if_alone
 
 enable_cpu_if_alone()
 
@@ -33,12 +33,12 @@ import torchtitan.train as upstream  # noqa: E402
 from torchtitan.models.llama3 import llama3_args  # noqa: E402
 from torchtitan.models.qwen3 import qwen3_args  # noqa: E402
 
-from make_demo_corpus import VOCAB_SIZE  # noqa: E402
-from torchtitan.experiments.tst import models  # noqa: E402, F401
-from torchtitan.experiments.tst.core import IGNORE_INDEX  # noqa: E402
-from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager  # noqa: E402
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer  # noqa: E402
+from .. import models  # noqa: E402, F401
+from ..core import IGNORE_INDEX  # noqa: E402
+from ..data import datasets  # noqa: E402, F401
+from ..data.demo_corpus import VOCAB_SIZE  # noqa: E402
+from ..job_config import SuperpositionConfigManager  # noqa: E402
+from ..trainer import SuperpositionTrainer  # noqa: E402
 
 # Embeddings as small as the demo's: torch's norm of a larger one on CPU, in float32, is itself
 # further than 1e-5 from the norm of its parts.
@@ -207,18 +207,9 @@ def process_of_rank(
 
 
 def _start_fork_server() -> None:
-    """It finds this module by the environment: before Python 3.13 it is not told sys.path."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), before or ""])
-    try:
-        preload = [Path(__file__).stem, "scipy.io"]  # which datasets imports to read a file
-        multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+    preload = [__name__, "scipy.io"]  # which datasets imports to read a file
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
+    multiprocessing.forkserver.ensure_running()
 
 
 def _rank(

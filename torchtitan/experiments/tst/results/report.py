@@ -1,16 +1,21 @@
-"""A comparison as one HTML file that needs nothing else: words, tables, plots, definitions."""
+"""A comparison as files: numbers as JSON, a plot, and one HTML file that needs nothing else."""
 
 import base64
+import dataclasses
 import html
+import json
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from comparison_tables import NOTES, VIEWS, rows_of_runs, rows_of_view, title
-from diff_configs import differences
-from torchtitan.experiments.tst.job_config import CONFIG_FILE
-from torchtitan.experiments.tst.results.comparison import Comparison, Pair, flops
-from torchtitan.experiments.tst.results.curves import Curves
+from ..config.differences import differences
+from ..job_config import CONFIG_FILE
+from .comparison import Comparison, Pair, flops
+from .curves import Curves, Place
+from .plots import draw_curves
+from .tables import NOTES, VIEWS, rows_of_runs, rows_of_view, title
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 72rem; margin: 2rem auto;
@@ -51,15 +56,44 @@ in nats per token (superposition.loss other than "mce").</dd>
 """
 
 
-def write_report(runs: Sequence[Curves], comparison: Comparison, plot: Path, output: Path) -> None:
-    """The report.
+def write_comparison(runs: Sequence[Curves], comparison: Comparison, folder: Path) -> list[Path]:
+    """Write comparison.json, loss.png and report.html.
 
     Args:
         runs: all that are compared.
         comparison: of them.
-        plot: PNG of their losses.
-        output: the HTML file.
+        folder: for the files; made if need be.
+
+    Returns:
+        The files for people: the report and the plot.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers, plot, report = (folder / f for f in ("comparison.json", "loss.png", "report.html"))
+    numbers.write_text(json.dumps(_numbers(comparison), indent=2) + "\n")
+    draw_curves(runs, comparison, plot)
+    report.write_text(_html(runs, comparison, plot))
+    return [report, plot]
+
+
+def _numbers(comparison: Comparison) -> dict[str, Any]:
+    """All numbers, unrounded, with the speed-ups and gains."""
+    axes: dict[str, Callable[[Place], float]] = {
+        "flops": flops,
+        "hours": lambda at: at.hours,
+        "steps": lambda at: at.step,
+    }
+    content = dataclasses.asdict(comparison)
+    for entry, pair in zip(content["pairs"], comparison.pairs, strict=True):
+        entry["equal_flops"]["gain"] = pair.equal_flops.gain
+        entry["equal_data"]["gain"] = pair.equal_data.gain
+        if pair.equal_loss:
+            speed_up = {name: pair.equal_loss.speed_up(axis) for name, axis in axes.items()}
+            entry["equal_loss"]["speed_up"] = speed_up
+    return content
+
+
+def _html(runs: Sequence[Curves], comparison: Comparison, plot: Path) -> str:
+    """Words, tables, plots, definitions."""
     image = base64.b64encode(plot.read_bytes()).decode()
     names = ", ".join(run.name for run in runs)
     parts = [
@@ -76,9 +110,9 @@ def write_report(runs: Sequence[Curves], comparison: Comparison, plot: Path, out
             parts.append(_table(rows_of_view(comparison, view)))
         parts += ["<h2>What differs in the configs</h2>", _config_differences(runs, comparison)]
     parts += ["<h2>How it is counted</h2>", _DEFINITIONS]
-    command = html.escape(" ".join(["python", *sys.argv]))
+    command = html.escape(shlex.join(["tst", *sys.argv[1:]]))
     parts.append(f'<p class="note">Written by <code>{command}</code></p>')
-    output.write_text(
+    return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{html.escape(names)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(parts)

@@ -1,7 +1,9 @@
 """A comparison of runs as tables of text, for the console and for the report."""
 
-from torchtitan.experiments.tst.planning.plan import count
-from torchtitan.experiments.tst.results.comparison import (
+from collections.abc import Sequence
+
+from ..planning.plan import count
+from .comparison import (
     TRAINING,
     VALIDATION,
     Comparison,
@@ -23,6 +25,15 @@ NOTES = {
     TRAINING: "Not every run has validation: losses are next-token training losses, trailing means "
     "over 2 % of the logged steps.",
 }
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
 
 
 def rows_of_runs(comparison: Comparison) -> list[list[str]]:

@@ -1,12 +1,10 @@
-"""Make the demo's corpus and tokenizer from this interpreter's standard-library sources.
+"""The demo's corpus and tokenizer, made from this interpreter's standard-library sources.
 
-Writes train.jsonl, validation.jsonl (held-out files) and tokenizer/ into a folder. Nothing is
-downloaded; the text is what the running Python brings, about 30 MB where its tests are installed.
-Files are cut into pieces and the pieces shuffled: batches of consecutive windows of one long file
-hurt small runs.
+Nothing is downloaded; the text is what the running Python brings, about 30 MB where its tests are
+installed. Files are cut into pieces and the pieces shuffled: batches of consecutive windows of one
+long file hurt small runs.
 """
 
-import argparse
 import json
 import random
 import shutil
@@ -14,8 +12,14 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torchtitan.config import JobConfig
 
+from .shards import CORPUS_FILE
+
+FOLDER = Path("outputs/demo/corpus")  # that the jobs of the demo read
+TOKENS = "tokens"  # in it: train.jsonl as token shards
 VOCAB_SIZE = 1024  # that of the llama3 flavor "demo"
 PIECE_CHARACTERS = 700  # about 256 tokens, one superposition sequence of the demo
 VALIDATION_SHARE = 0.05  # of the files
@@ -24,7 +28,7 @@ SPECIAL_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|
 
 
 def read_sources() -> Iterator[str]:
-    """The standard library's .py files that are valid UTF-8, in order of their paths."""
+    """Yield the standard library's .py files that are valid UTF-8, in order of their paths."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         if "site-packages" in path.parts:
@@ -36,7 +40,7 @@ def read_sources() -> Iterator[str]:
 
 
 def cut(source: str) -> Iterator[str]:
-    """Pieces of whole lines, each of at least PIECE_CHARACTERS but the last."""
+    """Yield pieces of whole lines, each of at least PIECE_CHARACTERS but the last."""
     piece, length = [], 0
     for line in source.splitlines(keepends=True):
         piece.append(line)
@@ -49,7 +53,7 @@ def cut(source: str) -> Iterator[str]:
 
 
 def train_tokenizer(pieces: list[str]) -> Tokenizer:
-    """A byte-level BPE of VOCAB_SIZE entries."""
+    """Train a byte-level BPE of VOCAB_SIZE entries."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -89,17 +93,39 @@ def make_corpus(folder: Path, sources: list[str]) -> None:
     unfinished.rename(folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="made anew; left alone if it is there already")
-    folder = parser.parse_args().folder
-    if folder.exists():
-        print(f"{folder} is there already")
+def make_if_read(job_config: JobConfig) -> None:
+    """Make the corpus in ``outputs/demo/corpus`` if a job reads it and it is not there.
+
+    Args:
+        job_config: its paths are looked at.
+
+    Raises:
+        ModuleNotFoundError: if it reads token shards, and the extra that makes them is missing.
+    """
+    corpus, tokens = FOLDER.absolute(), (FOLDER / TOKENS).absolute()
+    paths = (
+        job_config.model.hf_assets_path,
+        job_config.training.dataset_path,
+        job_config.validation.dataset_path,
+    )
+    read = [Path(path).absolute() for path in paths if path]
+    if not any(path.is_relative_to(corpus) for path in read):
         return
-    print("Making the demo corpus from the standard library's sources")
-    make_corpus(folder, list(read_sources()))
-    print(f"corpus and tokenizer are in {folder}")
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(FOLDER.with_name(f".{FOLDER.name}.lock")):  # where several jobs start
+        if not FOLDER.exists():
+            print("Making the demo corpus from the standard library's sources", flush=True)
+            make_corpus(FOLDER, list(read_sources()))
+        if tokens in read and not _is_complete(tokens):
+            from .executors import Machine, tokenize  # of an extra
+            from .tokenization import Options
+
+            options = Options(tokenizer=str(FOLDER / "tokenizer"))
+            tokenize(str(FOLDER / "train.jsonl"), tokens, options, Machine())
 
 
-if __name__ == "__main__":
-    main()
+def _is_complete(tokens: Path) -> bool:
+    try:
+        return bool(json.loads((tokens / CORPUS_FILE).read_text())["complete"])
+    except FileNotFoundError:
+        return False

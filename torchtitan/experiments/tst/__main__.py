@@ -1,0 +1,62 @@
+"""The command ``tst``, or ``python -m torchtitan.experiments.tst``: see :mod:`.commands`."""
+
+import ast
+import difflib
+import itertools
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from . import commands
+from .device import enable_cpu_if_alone
+from .reporting import EXIT_CODE
+
+_COMMANDS = list(itertools.chain(*commands.COMMANDS.values()))
+_ON_CPU = ("plan", "dry-run")  # which play all GPUs on the CPU
+
+
+def main() -> None:
+    """Run a command; an error is one line, with exit code 2."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(_overview())
+        return
+    if name not in _COMMANDS and not name.startswith("--tyro-"):
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(_COMMANDS)}"
+        print(f"tst {name}: no such command; {hint}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    if name in _ON_CPU:
+        _hide_accelerators()
+    enable_cpu_if_alone()  # before anything of upstream's that asks for the device
+    from .commands import running
+
+    if name in _COMMANDS:
+        running.run(name, arguments)
+    else:
+        running.complete(_COMMANDS, sys.argv[1:])
+
+
+def _hide_accelerators() -> None:
+    """Start anew without GPUs where there are some: TorchTitan has looked for them already."""
+    if torch.accelerator.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        command = [sys.executable, "-m", str(__package__), *sys.argv[1:]]
+        os.execve(sys.executable, command, os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def _overview() -> str:
+    """The help of ``tst`` itself; the purpose of each command is the first line of its module."""
+    lines = ["usage: tst COMMAND ...", "", "Token Superposition Training for TorchTitan."]
+    for title, names in commands.COMMANDS.items():
+        lines += ["", f"{title}:"]
+        for name in names:
+            path = Path(commands.__path__[0], f"{name.replace('-', '_')}.py")
+            purpose = ast.get_docstring(ast.parse(path.read_text())) or ""
+            lines.append(f"  {name:10}{purpose.partition(chr(10))[0]}")
+    return "\n".join([*lines, "", "tst COMMAND --help: an example and the options of a command"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What the commands share: how a job is named, and how its own arguments are told from theirs."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from torchtitan.tools.logging import init_logger
+from tyro.conf import Positional, arg
+
+Job = Annotated[Positional[Path], arg(metavar="JOB.toml", help="The job.")]
+Model = Annotated[
+    Positional[Path],
+    arg(metavar="MODEL", help="Checkpoint, run folder, of which it takes the last, or exported."),
+]
+Ranks = Annotated[int | None, arg(metavar="N", help="GPUs. By default those of its layout.")]
+
+GpuKind = Literal["A100", "H100", "H200", "B200"]
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command's own arguments from those of the job, ``--section.key``.
+
+    The values that follow a job's argument are the job's too, and so is all that follows "--".
+    """
+    own: list[str] = []
+    overrides: list[str] = []
+    into = own
+    for number, argument in enumerate(arguments):
+        if argument == "--":
+            return own, [*overrides, *arguments[number:]]
+        if argument.startswith("--"):
+            into = overrides if "." in argument.partition("=")[0] else own
+        into.append(argument)
+    return own, overrides
+
+
+def job_arguments(job: Path, overrides: Sequence[str]) -> list[str]:
+    """Return a job's arguments as TorchTitan takes them.
+
+    Args:
+        job: its TOML.
+        overrides: over the TOML.
+
+    Raises:
+        ValueError: for overrides that name another job.
+    """
+    overrides = [argument for argument in overrides if argument != "--"]
+    if named := [argument for argument in overrides if argument.startswith("--job.config")]:
+        raise ValueError(f"{named[0]}: the job is {job}; name no other")
+    return [f"--job.config_file={job}", *overrides]
+
+
+def log_progress() -> None:
+    """Show TorchTitan's log lines on the console, without those of the hub's library."""
+    init_logger()
+    logging.getLogger("huggingface_hub").setLevel(logging.WARNING)

@@ -1,0 +1,40 @@
+"""Check everything that would stop a job, without starting it.
+
+    tst check JOB.toml
+    tst check JOB.toml --ranks 64 --training.local_batch_size=8
+
+Reads the config, the tokenizer, the data and the checkpoints, and asks this machine for what the
+job needs. Each launch begins with it. Further arguments are the job's, over the TOML.
+"""
+
+from typing import Annotated
+
+from tyro.conf import arg
+
+from ..start import check, default_processes
+from .arguments import Job, job_arguments
+
+
+def main(
+    overrides: list[str],
+    job: Job,
+    /,
+    ranks: Annotated[int | None, arg(metavar="N")] = None,
+    nproc: Annotated[int | None, arg(metavar="N")] = None,
+    nnodes: Annotated[int, arg(metavar="N")] = 1,
+    files: bool = True,
+) -> None:
+    """Check a job.
+
+    Args:
+        overrides: the job's arguments.
+        job: its TOML.
+        ranks: Check for so many GPUs of a cluster that is not here: this machine is not asked.
+        nproc: Processes on this machine. By default one for each GPU, or 2 on CPU.
+        nnodes: Machines like this one.
+        files: Look at tokenizer, data, folders and checkpoints.
+    """
+    arguments = job_arguments(job, overrides)
+    processes = ranks or nnodes * (nproc or default_processes())
+    lines = check(arguments, processes, machine=ranks is None, files=files)
+    print("\n  ".join([f"{job}: all checks passed", *lines]))

@@ -1,0 +1,59 @@
+"""Compare runs as the paper does: at equal FLOPs, at equal loss, at equal data.
+
+    tst compare outputs/demo/tst
+    tst compare outputs/mine UPSTREAM_RUN/tb --output outputs/comparison
+
+Prints tables, and writes comparison.json, loss.png and report.html, one file with everything. A run
+is its folder; of TorchTitan's own trainer TensorBoard's files will do.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from ..job_config import SuperpositionConfigManager
+from ..results.comparison import VALIDATION, compare
+from ..results.curves import read_runs
+from ..results.report import write_comparison
+from ..results.tables import NOTES, VIEWS, aligned, rows_of_runs, rows_of_view
+from .arguments import job_arguments
+
+
+def main(
+    overrides: list[str],
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN", help="Run folders.")],
+    /,
+    loss: Literal["validation", "training"] | None = None,
+    output: Path | None = None,
+    job: Annotated[Path | None, arg(metavar="JOB.toml")] = None,
+) -> None:
+    """Compare runs.
+
+    Args:
+        overrides: arguments of `job`.
+        runs: their folders.
+        loss: What to compare. By default validation, if all runs have it.
+        output: Folder for the files. By default, of a single run, its own.
+        job: Take the run of this job too. Further arguments are the job's, over the TOML.
+    """
+    folders = list(runs)
+    if job:
+        config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))
+        folders.append(Path(config.job.dump_folder))
+    elif overrides:
+        raise ValueError(f"{' '.join(overrides)}: needs --job JOB.toml")
+    if not folders:
+        raise ValueError("give a run folder")
+    if len(folders) > 1 and not output:
+        raise ValueError("--output: give a folder for the report of several runs")
+    curves = read_runs(folders)
+    if loss == VALIDATION and (without := [run.name for run in curves if not run.validation]):
+        raise ValueError(f"--loss validation: {', '.join(without)} has none")
+    comparison = compare(curves, loss)
+    report, plot = write_comparison(curves, comparison, output or folders[0])
+    print("\n".join(aligned(rows_of_runs(comparison))))
+    if comparison.pairs:
+        for view in VIEWS:
+            print(f"\nAt {view}:", *aligned(rows_of_view(comparison, view)), sep="\n")
+    print(f"\n{NOTES[comparison.kind]}\nreport: {report}\nloss curve: {plot}")

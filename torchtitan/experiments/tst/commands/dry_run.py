@@ -1,0 +1,52 @@
+"""Try jobs without their GPUs: layout, batch and memory, a line for each.
+
+    tst dry-run train_configs/paper/*.toml
+    tst dry-run JOB.toml --ranks 16 --parallelism.data_parallel_shard_degree=16
+
+The real trainer is built as rank 0 of all ranks and plays a step of each phase on tensors without
+content. Exits with 1 if a job cannot run, does not fit or could not be tried. For one job's tokens
+and hours: tst plan. Further arguments are the jobs', over their TOMLs.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from .. import models  # noqa: F401
+from ..data import datasets  # noqa: F401
+from ..planning.plan import GPUS
+from ..planning.trials import try_job
+from .arguments import GpuKind, Ranks, job_arguments
+
+
+def main(
+    overrides: list[str],
+    jobs: Annotated[Positional[tuple[Path, ...]], arg(metavar="JOB.toml", help="The jobs.")],
+    /,
+    ranks: Ranks = None,
+    gpu: GpuKind = "B200",
+    memory: bool = True,
+) -> None:
+    """Try jobs.
+
+    Args:
+        overrides: the jobs' arguments.
+        jobs: their TOMLs.
+        ranks: GPUs.
+        gpu: Their kind.
+        memory: Play steps and estimate the memory. Without, jobs are built only, which is faster.
+    """
+    if not jobs:
+        raise ValueError("give a JOB.toml")
+    failed = 0
+    for number, job in enumerate(jobs, 1):
+        begin = time.perf_counter()
+        text, fits = try_job(job_arguments(job, overrides), ranks, GPUS[gpu], memory)
+        failed += not fits
+        seconds = time.perf_counter() - begin
+        print(f"[{number}/{len(jobs)}] {job}: {text} ({seconds:.0f} s)", flush=True)
+    if failed:
+        sys.exit(f"{failed} of {len(jobs)} jobs cannot run, do not fit or were not tried")

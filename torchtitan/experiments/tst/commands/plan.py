@@ -1,0 +1,62 @@
+"""Estimate what a job costs: steps, tokens, FLOPs, GPU hours, memory, data.
+
+    tst plan train_configs/paper/3B-20k-tst.toml
+    tst plan JOB.toml --gpu H100 --ranks 32 --mfu 0.35 --plot plan.png
+
+One job in full, with what the paper found at its size. Needs the config alone: no GPU, no
+tokenizer; data are counted if they are there. For many jobs in a line each, and their layouts: tst
+dry-run. Further arguments are the job's, over the TOML.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from .. import models  # noqa: F401
+from ..data import datasets  # noqa: F401
+from ..job_checks import check_config
+from ..job_config import SuperpositionConfigManager, superposition_section
+from ..planning.plan import GPUS, default_ranks, make_plan
+from ..planning.summary import memory_lines, nearest_surface, summary
+from .arguments import GpuKind, Job, Ranks, job_arguments
+
+
+def main(
+    overrides: list[str],
+    job: Job,
+    /,
+    ranks: Ranks = None,
+    gpu: GpuKind = "B200",
+    mfu: Annotated[float | None, arg(metavar="SHARE")] = None,
+    memory: bool = True,
+    plot: Annotated[Path | None, arg(metavar="PNG")] = None,
+) -> None:
+    """Estimate a job.
+
+    Args:
+        overrides: the job's arguments.
+        job: its TOML.
+        ranks: GPUs.
+        gpu: Their kind.
+        mfu: Share of the GPU's peak in (0, 1]. By default what the paper's hours give for its
+            models, and 0.4 for others.
+        memory: Estimate the memory, by a dry run.
+        plot: The paper's losses around the job, as a picture.
+    """
+    if mfu is not None and not 0 < mfu <= 1:
+        raise ValueError(f"--mfu {mfu}: must be in (0, 1]")
+    config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))
+    ranks = ranks or default_ranks(config)
+    check_config(config, ranks)
+    of_memory = memory_lines(config, ranks, GPUS[gpu]) if memory else []
+    plan = make_plan(config, ranks)
+    print("\n".join(summary(config, plan, GPUS[gpu], mfu, of_memory)))
+    if plot:
+        from ..planning.surface_plots import draw_surfaces  # of an extra
+
+        surface = nearest_surface(config, plan)
+        bag_size = superposition_section(config).bag_size
+        mark = bag_size if bag_size > 1 else None
+        draw_surfaces({f"paper: {surface.title}": surface}, plot, mark=mark)
+        print(f"Plot: {plot}")

@@ -1,0 +1,99 @@
+"""How a command runs: its arguments parsed by tyro, and its errors in one line."""
+
+import functools
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import NoReturn
+
+import tyro
+
+from ..checkpoint.files import CheckpointError
+from ..config.errors import ConfigError
+from ..data.assets import AssetsError
+from ..data.records import DataError
+from ..export import ExportError
+from ..planning.sweep import SweepError
+from ..reporting import EXIT_CODE
+from .arguments import split_overrides
+
+_CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+# What this package itself does not need, and the extra that brings it
+_EXTRAS = {
+    "datatrove": "data",
+    "multiprocess": "data",
+    "tqdm": "data",
+    "matplotlib": "demo",
+    "lm_eval": "eval",
+    "transformers": "eval",
+}
+
+
+def run(name: str, arguments: Sequence[str]) -> None:
+    """Run a command.
+
+    Args:
+        name: of it.
+        arguments: as on the command line.
+
+    Raises:
+        SystemExit: with exit code 2 for an error that the user can mend.
+    """
+    logging.getLogger().setLevel(logging.CRITICAL)  # torchtitan's: that there is no tokenizer
+    try:
+        module = _module(name)
+        takes_job = _takes_overrides(module)
+        own, overrides = split_overrides(arguments) if takes_job else (arguments, [])
+        tyro.cli(
+            _function(module, overrides),
+            prog=f"tst {name}",
+            description=module.__doc__,
+            args=own,
+            config=_CONFIG,
+        )
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        extra = _EXTRAS[package]
+        _end_with(f'tst {name} needs {package}: pip install "torchtitan-tst[{extra}]"')
+    except ConfigError as error:
+        _end_with(f"config error: {error}")
+    except CheckpointError as error:
+        _end_with(f"checkpoint error: {error}")
+    except (ValueError, OSError, AssetsError, DataError, ExportError, SweepError) as error:
+        _end_with(f"error: {error}")
+
+
+def complete(names: Sequence[str], arguments: Sequence[str]) -> None:
+    """Print or write tyro's shell completion of all commands.
+
+    Args:
+        names: of the commands.
+        arguments: such as ``--tyro-print-completion bash``.
+    """
+    functions = {name: _function(_module(name), []) for name in names}
+    tyro.extras.subcommand_cli_from_dict(
+        functions, prog="tst", args=list(arguments), config=_CONFIG
+    )
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".{name.replace('-', '_')}", __package__)
+
+
+def _function(module: ModuleType, overrides: list[str]) -> Callable[..., None]:
+    """The function of a command, with the job's arguments where it takes them."""
+    return functools.partial(module.main, overrides) if _takes_overrides(module) else module.main
+
+
+def _takes_overrides(module: ModuleType) -> bool:
+    return "overrides" in inspect.signature(module.main).parameters
+
+
+def _end_with(text: str) -> NoReturn:
+    print(text, file=sys.stderr)
+    sys.exit(EXIT_CODE)

@@ -1,0 +1,79 @@
+"""Vary some values of a job: write the configs, run them, gather the results.
+
+    tst sweep make outputs/sweep JOB.toml --vary superposition.bag_size=4,6 --vary debug.seed=0,1
+    tst sweep run outputs/sweep
+    tst sweep table outputs/sweep
+
+"run" is without Slurm: here, one run after the other, or --jobs at a time.
+"""
+
+import functools
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
+
+from .. import models  # noqa: F401
+from ..data import datasets  # noqa: F401
+from ..planning.sweep import make, parse_vary, submission
+from ..results.sweep import run_unfinished, write_table
+from .arguments import Job
+
+Folder = Annotated[Positional[Path], arg(metavar="FOLDER", help="Of the sweep.")]
+
+
+@dataclass
+class Make:
+    """Write the configs. Further arguments are the job's, for all runs."""
+
+    folder: Folder
+    job: Job
+    vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=V1,V2,...")]
+    """Values of a key; every combination of them is a run."""
+
+
+@dataclass
+class Run:
+    """Run here what is not finished."""
+
+    folder: Folder
+    jobs: Annotated[int, arg(metavar="N")] = 1
+    """Runs at a time. On GPUs they share them."""
+    nproc: Annotated[int | None, arg(metavar="N")] = None
+    """Processes of each run. By default one for each GPU, or 2 on CPU."""
+
+
+@dataclass
+class Table:
+    """Gather the results into table.csv and losses.png."""
+
+    folder: Folder
+
+
+def main(
+    overrides: list[str],
+    action: Annotated[Make, subcommand("make")]
+    | Annotated[Run, subcommand("run")]
+    | Annotated[Table, subcommand("table")],
+) -> None:
+    """Work on a sweep.
+
+    Args:
+        overrides: the job's arguments.
+        action: what to do.
+    """
+    if overrides and not isinstance(action, Make):
+        raise ValueError(f"{' '.join(overrides)}: only `tst sweep make` takes arguments of the job")
+    if isinstance(action, Make):
+        points = make(action.folder, str(action.job), parse_vary(action.vary), overrides)
+        for number, point in enumerate(points):
+            print(f"{action.folder / str(number)}.toml: {point.name}")
+        here = f"tst sweep run {shlex.quote(str(action.folder))}"
+        print(submission(action.folder, len(points)) or here)
+    elif isinstance(action, Run):
+        say = functools.partial(print, flush=True)
+        run_unfinished(action.folder, action.jobs, action.nproc, say)
+    else:
+        print("\n".join(write_table(action.folder)))

@@ -1,0 +1,50 @@
+"""Tokenize a corpus once, to token shards that training reads at the speed of the disk.
+
+    tst tokenize corpus/*.jsonl.zst tokens --tokenizer assets/hf/Llama-3.1-8B
+    tst tokenize hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT tokens --tokenizer TOKENIZER
+
+The tokens of a document are those that tokenizing while training gives. Launched again with the
+same arguments after it was cut short, it goes on. datatrove does the work; its logs, and what
+became of each task, are in FOLDER/logs.
+"""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from ..data.executors import Machine, tokenize
+from ..data.tokenization import Options, read_corpus_file
+
+
+def main(
+    source: Annotated[Positional[str], arg(metavar="SOURCE")],
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")],
+    /,
+    options: Options,
+    machine: Machine,
+) -> None:
+    """Tokenize a corpus.
+
+    Args:
+        source: JSON lines (also .gz and .zst) or Parquet: a file, a folder, a pattern in quotes,
+            or a URL such as hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT. Or the name of a
+            dataset on the Hugging Face hub, such as allenai/c4.
+        folder: For the shards, to be training.dataset_path.
+        options: How to tokenize.
+        machine: Where to do it.
+    """
+    folder, begin = folder.absolute(), time.perf_counter()
+    worked = tokenize(source, folder, options, machine)
+    content = read_corpus_file(folder)
+    if not content["complete"]:
+        print(f"Submitted. {folder} is complete when corpus.json there says so")
+        return
+    print(
+        f"{folder} is complete: {content['documents']:,} documents, {content['tokens']:,} tokens "
+        f"in {len(content['shards'])} shards; {content['dropped_tokens']:,} tokens dropped"
+    )
+    if worked:
+        seconds = time.perf_counter() - begin
+        print(f"{seconds:.0f} s, {content['tokens'] / seconds / 1e6:.2f}M tokens/s")

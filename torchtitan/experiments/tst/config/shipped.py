@@ -1,0 +1,49 @@
+"""The job configs that come with the package: the demo's, debug ones, and the paper's runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+NAME = "train_configs"
+_PACKAGE = Path(__file__).parents[1]
+_FOLDERS = ("demo", "debug", "paper")
+
+
+def shipped_configs() -> Iterator[tuple[Path, str]]:
+    """Yield each TOML, relative to the folder of all, and its first comment line.
+
+    Raises:
+        FileNotFoundError: in a copy of the package without them.
+    """
+    folder = _folder()
+    for name in _FOLDERS:
+        for path in sorted(folder.joinpath(name).rglob("*.toml")):
+            yield path.relative_to(folder), path.read_text().partition("\n")[0].lstrip("# ")
+
+
+def copy_configs(folder: Path) -> list[Path]:
+    """Copy the configs to FOLDER/train_configs, all of them or nothing.
+
+    Raises:
+        FileExistsError: for a file that is there already and differs.
+        FileNotFoundError: in a copy of the package without them.
+    """
+    source = _folder()
+    content = {folder / NAME / path: (source / path).read_text() for path, _ in shipped_configs()}
+    for path, text in content.items():
+        if path.exists() and path.read_text() != text:
+            raise FileExistsError(f"{path} is there already, and differs; give another folder")
+    for path, text in content.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return list(content)
+
+
+def _folder() -> Path:
+    """In the package where it is installed; beside it in a checkout."""
+    for folder in (_PACKAGE / NAME, _PACKAGE.parents[2] / NAME):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        "this copy of torchtitan.experiments.tst came without job configs; "
+        "pip install torchtitan-tst brings them"
+    )

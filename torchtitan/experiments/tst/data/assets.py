@@ -1,0 +1,75 @@
+"""Tokenizers and configs from the Hugging Face hub, as ``model.hf_assets_path`` wants them."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from .tokenizer import open_tokenizer
+from .tokenizer_identity import entries
+
+ASSETS = {
+    "tokenizer": (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+    ),
+    "config": ("config.json", "generation_config.json"),
+    "index": ("model.safetensors.index.json",),
+    "safetensors": ("*.safetensors",),
+}
+
+
+class AssetsError(RuntimeError):
+    """Assets that the hub does not give; the message says why."""
+
+
+def download(
+    repo_id: str,
+    assets: Sequence[str],
+    local_dir: Path,
+    token: str | None = None,
+    revision: str | None = None,
+) -> Path:
+    """Fetch assets of a model into ``local_dir`` / its name.
+
+    Args:
+        repo_id: owner/name on the hub.
+        assets: some of :data:`ASSETS`.
+        local_dir: above the folder to fill.
+        token: of the hub; by default HF_TOKEN, or that of ``hf auth login``.
+        revision: branch, tag or commit; by default main.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AssetsError: for a name, permission or connection that fails, or if the model has none of
+            one of the assets.
+    """
+    folder = local_dir / repo_id.rpartition("/")[2]
+    patterns = [pattern for name in assets for pattern in ASSETS[name]]
+    try:
+        snapshot_download(
+            repo_id, allow_patterns=patterns, local_dir=folder, token=token, revision=revision
+        )
+    except Exception as error:  # the hub's have no common class but this one
+        raise AssetsError(f"{repo_id}: {error}") from error
+    names = [path.name for path in folder.iterdir()]
+    for asset in assets:
+        if not any(fnmatch(name, pattern) for name in names for pattern in ASSETS[asset]):
+            raise AssetsError(f"{repo_id} has no {asset} ({', '.join(ASSETS[asset])})")
+    return folder
+
+
+def vocabulary(folder: Path) -> int:
+    """Return the number of entries of a tokenizer that was fetched.
+
+    Raises:
+        TokenizerError: if it cannot be read.
+    """
+    return entries(open_tokenizer(folder))

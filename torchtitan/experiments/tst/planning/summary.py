@@ -1,0 +1,129 @@
+"""A job's plan in words: what it costs, and what the paper found at its size."""
+
+import math
+
+from ..config.errors import ConfigError, in_one_line
+from ..job_config import JobConfig, superposition_section
+from . import paper
+from .dry_run import dry_run
+from .plan import Gpu, PhasePlan, Plan, count, describe_data, mfu_of_paper
+
+ASSUMED_MFU = 0.4
+
+
+def _table(plan: Plan, gpu: Gpu, mfu: float) -> list[str]:
+    phases = [phase for phase in plan.phases if phase.steps]
+    wholes: list[PhasePlan | Plan] = [*phases, plan] if len(phases) > 1 else [*phases]
+    hours_per_flop = plan.gpu_hours(gpu, mfu) / plan.flops
+    rows: list[tuple[str, list[str]]] = [
+        ("", [*(str(phase.phase) for phase in phases), "total"][: len(wholes)]),
+        ("steps", [f"{x.steps:,}" for x in wholes]),
+        ("bag size", [f"{phase.bag_size}" for phase in phases]),
+        ("data tokens a step", [f"{phase.data_tokens_per_step:,}" for phase in phases]),
+        ("latents a step", [f"{phase.latents_per_step:,}" for phase in phases]),
+        ("FLOPs a step", [f"{phase.flops_per_step:.3e}" for phase in phases]),
+        ("data tokens", [count(x.data_tokens) for x in wholes]),
+        ("latents", [count(x.latents) for x in wholes]),
+        (f"{gpu.name} hours", [f"{hours_per_flop * x.flops:,.1f}" for x in wholes]),
+        (
+            f"hours on {plan.ranks}",
+            [f"{hours_per_flop * x.flops / plan.ranks:,.1f}" for x in wholes],
+        ),
+    ]
+    return [f"  {name:20}" + "".join(f"{cell:>16}" for cell in cells) for name, cells in rows]
+
+
+def memory_lines(config: JobConfig, ranks: int, gpu: Gpu) -> list[str]:
+    """Return the memory of a step of each phase, or why it is not estimated.
+
+    Args:
+        config: of the job.
+        ranks: GPUs.
+        gpu: their kind.
+
+    Raises:
+        ConfigError: if the job cannot run.
+    """
+    try:
+        run = dry_run(config, ranks)
+    except ConfigError:
+        raise
+    except Exception as error:  # a fault, without which there is a plan all the same
+        return [f"could not be estimated: {in_one_line(error)}"]
+    if run.untraced:
+        return [run.untraced.removeprefix("memory is ")]
+    left_out = [f"{key} is not taken into account" for key in run.left_out]
+    return [
+        f"{of_phase.peak / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB on each GPU at the fullest "
+        f"moment of a {phase} step: {of_phase.parameters / 1e9:.1f} parameters, "
+        f"{of_phase.gradients / 1e9:.1f} gradients, {of_phase.optimizer / 1e9:.1f} optimizer, "
+        f"{of_phase.rest / 1e9:.1f} activations and other"
+        for phase, of_phase in run.memory.items()
+    ] + left_out
+
+
+def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[str]:
+    """The paper's good range for this size, and its losses around the config's values."""
+    section = superposition_section(job_config)
+    model = paper.nearest_model(plan.parameters)
+    (low, high), (least, most) = paper.GOOD_BAG_SIZES[model], paper.GOOD_STEP_RATIOS
+    bag_sizes = f"s = {low}" if low == high else f"s from {low} to {high}"
+    best = min(surface.losses, key=surface.losses.__getitem__)
+    lines = [
+        f"at {model}, the nearest size: {bag_sizes}, r from {least} to {most}",
+        f"final loss at {surface.title} weighting: "
+        f"baseline {surface.baseline}, best {surface.losses[best]} at r = {best[0]}, s = {best[1]}",
+    ]
+    s, ratio = section.bag_size, plan.phases[0].steps / plan.steps
+    columns = [size for size in surface.bag_sizes if abs(size - max(s, 2)) <= 2]
+    if s > 1 and columns:
+        lines.append("    r \\ s" + "".join(f"{size:>8}" for size in columns))
+        nearest = min(surface.ratios, key=lambda r: abs(r - ratio))
+        lines += [
+            f"    {r:<5}"
+            + "".join(f"{surface.losses.get((r, size), math.nan):8.4f}" for size in columns)
+            for r in surface.ratios
+            if abs(r - nearest) < 0.15
+        ]
+    return lines
+
+
+def nearest_surface(job_config: JobConfig, plan: Plan) -> paper.Surface:
+    """Return the paper's losses over s and r for the model and the steps nearest to a job's."""
+    weighting = superposition_section(job_config).weighting
+    return paper.nearest_surface(plan.parameters, plan.steps, weighting)
+
+
+def summary(
+    job_config: JobConfig, plan: Plan, gpu: Gpu, mfu: float | None, memory: list[str]
+) -> list[str]:
+    """Return the plan as lines of text.
+
+    Args:
+        job_config: of the job.
+        plan: of it.
+        gpu: what it is to run on.
+        mfu: share of the GPU's peak in (0, 1]; None for what the paper's hours give for its models,
+            else an assumed one.
+        memory: as :func:`memory_lines` gives it; empty to say nothing of it.
+    """
+    of_paper = mfu_of_paper(job_config, plan)
+    source = "given" if mfu else "the paper's, on B200" if of_paper else "assumed"
+    mfu = mfu or of_paper or ASSUMED_MFU
+    model = job_config.model
+    lines = [
+        f"{model.name} {model.flavor}, {plan.parameters:,} parameters, on {plan.ranks} {gpu.name} "
+        f"at {100 * mfu:.0f} % MFU ({source})",
+        *_table(plan, gpu, mfu),
+        f"Batch: {plan.sequences:,} sequences = {plan.data_parallel_ranks} ranks x "
+        f"{plan.local_batch_size} x {plan.accumulation} micro-batches",
+    ]
+    surface = nearest_surface(job_config, plan)
+    for title, block in (
+        ("Memory", memory),
+        ("Data", describe_data(job_config, plan)),
+        ("Paper", _advice(job_config, plan, surface)),
+    ):
+        for number, line in enumerate(block):
+            lines.append(f"{'' if number else title + ':':{len(title) + 1}} {line}")
+    return lines

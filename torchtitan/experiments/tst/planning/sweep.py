@@ -1,0 +1,167 @@
+"""Sweeps: one job with some of its values varied, as configs."""
+
+import itertools
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ..config.differences import differences, flatten
+from ..job_checks import check_config
+from ..job_config import SuperpositionConfigManager, build_schedule, read_toml
+from .plan import default_ranks
+
+BAG_SIZE, STEP_RATIO, STEPS = (
+    f"superposition.{key}" for key in ("bag_size", "step_ratio", "steps")
+)
+BASELINE = "baseline"
+_ROOT = Path(__file__).parents[4]  # of a checkout
+
+
+class SweepError(RuntimeError):
+    """A run of a sweep that failed."""
+
+
+@dataclass
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder.
+        values: of each varied key; None where it has no meaning without superposition.
+        steps: of the whole run.
+        last_logged: the last step that is logged.
+        toml: its config.
+    """
+
+    name: str
+    values: dict[str, Any]
+    steps: int
+    last_logged: int
+    toml: dict[str, Any]
+
+
+def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[str]) -> list[Point]:
+    """Write a sweep's configs: FOLDER/0.toml and so on, and sweep.json.
+
+    Args:
+        folder: of the sweep.
+        base: TOML that all runs share.
+        vary: values of each key as on the command line; every combination is a run. Those without
+            superposition are all the same run, the baseline.
+        arguments: of the job, for all runs.
+
+    Raises:
+        ValueError: for a config that cannot run, or a folder with another sweep.
+    """
+    folder = folder.absolute()
+    points: dict[str, Point] = {}
+    for values in itertools.product(*vary.values()):
+        point = _point(folder, base, dict(zip(vary, values, strict=True)), arguments)
+        points.setdefault(point.name, point)
+    runs = [
+        {
+            "name": point.name,
+            "values": point.values,
+            "steps": point.steps,
+            "last_logged": point.last_logged,
+            "folder": point.toml["job"]["dump_folder"],
+        }
+        for point in points.values()
+    ]
+    content = {"base": base, "arguments": arguments, "vary": vary, "runs": runs}
+    files = {folder / "sweep.json": json.dumps(content, indent=2) + "\n"}
+    for number, point in enumerate(points.values()):
+        head = f"# Run {number}, {point.name}, of a sweep over {base}; made by `tst sweep make`\n\n"
+        files[folder / f"{number}.toml"] = head + tomli_w.dumps(point.toml)
+    for file, text in files.items():
+        if file.exists() and file.read_text() != text:
+            raise ValueError(f"{folder} holds another sweep ({file.name}); give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, text in files.items():
+        file.write_text(text)
+    return list(points.values())
+
+
+def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]) -> Point:
+    overrides = [*arguments, *(f"--{key}={value}" for key, value in values.items())]
+    for given, other in ((STEP_RATIO, STEPS), (STEPS, STEP_RATIO)):
+        if given in values:
+            overrides.append(f"--{other}=None")  # one of the two says where the boundary is
+    config = SuperpositionConfigManager().parse_args([f"--job.config_file={base}", *overrides])
+    check_config(config, default_ranks(config))
+    off = not build_schedule(config).enabled
+    resolved = dict(flatten(config.to_dict()))
+    typed = {
+        key: None if off and key.startswith("superposition.") else resolved[key] for key in values
+    }
+    names = [
+        f"{key.rpartition('.')[2]}={value}" for key, value in typed.items() if value is not None
+    ]
+    name = ",".join([BASELINE, *names] if off else names)
+    overrides.append(f"--job.dump_folder={folder / 'runs' / name}")
+    toml = read_toml(base)
+    for key, (_, value) in differences([base], [base, *overrides]).items():
+        *sections, last = key.split(".")
+        table = toml
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[last] = value
+        if value is None:
+            del table[last]
+    if off:
+        toml.pop("superposition", None)
+    steps, log_freq = config.training.steps, config.metrics.log_freq
+    boundary = build_schedule(config).boundary
+    last_logged = max(1, steps // log_freq * log_freq, min(steps, boundary + 1) if boundary else 0)
+    return Point(name, typed, steps, last_logged, toml)
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """Return the content of sweep.json.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        return json.loads((folder / "sweep.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no sweep (sweep.json)") from None
+
+
+def parse_vary(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of each key, from texts such as "superposition.bag_size=4,6".
+
+    Raises:
+        ValueError: for a text that is none, or a key that is given twice.
+    """
+    vary: dict[str, list[str]] = {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        if not values or "." not in key:
+            raise ValueError(f"--vary {text}: must be section.key=value,value")
+        if key in vary:
+            raise ValueError(f"--vary {text}: {key} is given twice; its values go into one")
+        vary[key] = values.split(",")
+    return vary
+
+
+def submission(folder: Path, runs: int) -> str | None:
+    """Return the command that submits a sweep to Slurm; None where there is no batch script.
+
+    Args:
+        folder: of the sweep.
+        runs: of it.
+    """
+    script = _ROOT / "scripts/slurm/train.sbatch"
+    if not script.is_file():
+        return None
+    return (
+        f"CONFIG_FILE={shlex.quote(str(folder))} sbatch --array=0-{runs - 1} "
+        f"{shlex.quote(os.path.relpath(script))}"
+    )

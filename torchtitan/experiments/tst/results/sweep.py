@@ -1,0 +1,184 @@
+"""Sweeps: what has become of the runs, as a table and a plot, and those that are left to do."""
+
+import csv
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ..job_config import SuperpositionConfigManager, superposition_section
+from ..metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
+from ..planning import paper
+from ..planning.plan import parameters_and_flops
+from ..planning.surface_plots import draw_lines, draw_surfaces
+from ..planning.sweep import BAG_SIZE, BASELINE, STEP_RATIO, SweepError, read_sweep
+from .tables import aligned
+
+
+@dataclass
+class Result:
+    """What has become of a run.
+
+    Attributes:
+        name: of the run.
+        values: of each varied key; None where superposition is off.
+        step: the last that is logged so far; 0 if there is none.
+        steps: of the whole run.
+        finished: whether the last step that is logged has been.
+        training_loss: at ``step``.
+        validation_loss: the last.
+    """
+
+    name: str
+    values: dict[str, Any]
+    step: int
+    steps: int
+    finished: bool
+    training_loss: float | None
+    validation_loss: float | None
+
+
+def results(folder: Path) -> list[Result]:
+    """Return what has become of all runs of a sweep, in its order."""
+    found = []
+    for run in read_sweep(folder)["runs"]:
+        try:
+            metrics = read_metrics(run["folder"])
+        except FileNotFoundError:
+            metrics = []
+        last: dict[str, Any] = {}
+        for line in metrics:
+            last |= {k: line[k] for k in ("step", TRAINING_LOSS, VALIDATION_LOSS) if k in line}
+        step = last.get("step", 0)
+        found.append(
+            Result(
+                run["name"],
+                run["values"],
+                step,
+                run["steps"],
+                step >= run["last_logged"],
+                last.get(TRAINING_LOSS),
+                last.get(VALIDATION_LOSS),
+            )
+        )
+    return found
+
+
+def write_table(folder: Path) -> list[str]:
+    """Write table.csv and, of the finished runs, losses.png; return what they say as lines."""
+    found = results(folder)
+    keys = list(read_sweep(folder)["vary"])
+    head = ["run", *keys, "step", "steps", "training_loss", "validation_loss"]
+    rows = [
+        [n, *(r.values[key] for key in keys), r.step, r.steps, r.training_loss, r.validation_loss]
+        for n, r in enumerate(found)
+    ]
+    with (folder / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+    finished = [result for result in found if result.finished]
+    lines = [
+        *aligned([head, *([_cell(value) for value in row] for row in rows)]),
+        f"{len(finished)} of {len(found)} runs finished; table: {folder / 'table.csv'}",
+    ]
+    if any(result.values[key] is not None for result in finished for key in keys):
+        _plot(folder, keys, finished)
+        lines.append(f"plot: {folder / 'losses.png'}")
+    return lines
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) and value > 0.1 else f"{value}"
+
+
+def _plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
+    """Loss over s for each r beside the paper's; of another sweep, over its first key."""
+    validated = all(result.validation_loss is not None for result in finished)
+    kind = "validation" if validated else "training"
+    losses: list[tuple[Result, Any]] = [
+        (r, r.validation_loss if validated else r.training_loss) for r in finished
+    ]
+    if set(keys) == {BAG_SIZE, STEP_RATIO}:
+        own = _surface(folder, losses)
+        nearest = paper.nearest_surface(own.parameters, own.steps, own.weighting)
+        draw_surfaces(
+            {f"this sweep, {kind} loss: {own.title}": own, f"paper: {nearest.title}": nearest},
+            folder / "losses.png",
+        )
+        return
+    lines: dict[str, list[tuple[Any, float]]] = {}
+    for result, loss in losses:
+        x, *others = (result.values[key] for key in keys)
+        label = ", ".join(
+            BASELINE if value is None else f"{key} = {value}"
+            for key, value in zip(keys[1:], others, strict=True)
+        )
+        lines.setdefault(label, []).append((BASELINE if x is None else x, loss))
+    draw_lines(lines, keys[0], f"final {kind} loss", folder / "losses.png")
+
+
+def _surface(folder: Path, losses: list[tuple[Result, Any]]) -> paper.Surface:
+    """Of a sweep over s and r, with at least one run in superposition."""
+    by_place = {(r.values[STEP_RATIO], r.values[BAG_SIZE]): loss for r, loss in losses}
+    baseline = by_place.pop((None, None), None)
+    runs = read_sweep(folder)["runs"]
+    number = next(n for n, run in enumerate(runs) if run["values"][BAG_SIZE] is not None)
+    job = f"--job.config_file={folder / f'{number}.toml'}"
+    config = SuperpositionConfigManager().parse_args([job])
+    return paper.Surface(
+        model=config.model.flavor,
+        parameters=parameters_and_flops(config, config.training.seq_len)[0],
+        steps=config.training.steps,
+        weighting=superposition_section(config).weighting,
+        baseline=baseline,
+        losses=by_place,
+    )
+
+
+def run_unfinished(
+    folder: Path, jobs: int, processes: int | None, say: Callable[[str], None]
+) -> None:
+    """Run here what is not finished.
+
+    Args:
+        folder: of the sweep.
+        jobs: runs at a time; with more than one, their output goes to FOLDER/N.log.
+        processes: of each run, as ``--nproc`` of ``tst train``.
+        say: what to do with a line of progress.
+
+    Raises:
+        SweepError: after the first that fails, once those that are going on have ended.
+    """
+    found = results(folder)
+    waiting = [(n, result) for n, result in enumerate(found) if not result.finished]
+    say(f"{len(found) - len(waiting)} of {len(found)} runs are finished")
+    train = [sys.executable, "-m", __package__.rpartition(".")[0], "train"]
+    options = [] if processes is None else [f"--nproc={processes}"]
+    failed = threading.Event()
+
+    def run_one(number: int, name: str) -> None:
+        if failed.is_set():
+            return
+        head, began = f"[{number + 1}/{len(found)}] {name}", time.monotonic()
+        say(head)
+        log = folder / f"{number}.log"
+        with log.open("w") if jobs > 1 else nullcontext() as output:
+            command = [*train, str(folder / f"{number}.toml"), *options]
+            code = subprocess.run(command, stdout=output, stderr=output).returncode
+        if code:
+            failed.set()
+            seen = f"; see {log}" if jobs > 1 else ""
+            raise SweepError(f"{name} ended with exit code {code}{seen}")
+        say(f"{head}: {timedelta(seconds=round(time.monotonic() - began))}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in [pool.submit(run_one, number, result.name) for number, result in waiting]:
+            future.result()

@@ -1,0 +1,138 @@
+"""Start a job on this machine: check it in this process, then become its launcher.
+
+Nothing is started for a job that cannot run, so that its error is said once.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import NoReturn
+
+import torch
+from torchtitan.config import JobConfig
+
+from . import models  # noqa: F401
+from .core import Phase
+from .data import datasets  # noqa: F401
+from .data.demo_corpus import make_if_read
+from .job_checks import check_config, check_job
+from .job_config import SuperpositionConfigManager
+from .planning.plan import Plan, count, make_plan
+from .stop import STOP_SIGNALS, STOPPED_EXIT_CODE
+
+TRAIN_MODULE = f"{__package__}.train"
+_LAUNCH_MODULE = f"{__package__}.launch"
+
+# A rank alone has no whole model to load or save, and nothing to record.
+_PLAYED = (
+    "--training.steps=2",
+    "--superposition.steps=None",
+    "--superposition.step_ratio=0.5",
+    "--superposition.no-stop_at_boundary",
+    "--checkpoint.no-enable",
+    "--checkpoint.load_step=-1",
+    "--checkpoint.initial_load_path=None",
+    "--checkpoint.no-initial_load_in_hf",
+    "--checkpoint.no-create_seed_checkpoint",
+    "--profiling.no-enable_profiling",
+    "--profiling.no-enable_memory_snapshot",
+    "--metrics.no-enable_wandb",
+)
+
+
+def default_processes() -> int:
+    """Return the number of processes for this machine: one for each GPU, or 2 on CPU."""
+    return torch.accelerator.device_count() or 2
+
+
+def check(
+    arguments: list[str], ranks: int, *, machine: bool = True, files: bool = True
+) -> list[str]:
+    """Check everything that would stop a job; make the demo's corpus if the job reads it.
+
+    Args:
+        arguments: of the job, as on the command line.
+        ranks: processes that it is to run on.
+        machine: whether this machine is one that it is to run on.
+        files: whether its tokenizer, data, folders and checkpoints are here.
+
+    Returns:
+        What the job comes to, as lines of text.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+        CheckpointError: if the config contradicts the checkpoint that the job would resume from.
+    """
+    job_config = SuperpositionConfigManager().parse_args(arguments)
+    check_config(job_config, ranks)
+    if files:
+        make_if_read(job_config)
+    checkpoint = check_job(job_config, ranks, machine=machine, files=files)
+    lines = _numbers(job_config, make_plan(job_config, ranks))
+    return [*lines, f"loads {checkpoint}"] if checkpoint else lines
+
+
+def _numbers(job_config: JobConfig, plan: Plan) -> list[str]:
+    model = job_config.model
+    lines = [
+        f"{model.name} {model.flavor}, {plan.parameters:,} parameters, on {plan.ranks} ranks",
+        f"batch: {plan.sequences:,} sequences = {plan.data_parallel_ranks} data-parallel ranks x "
+        f"{plan.local_batch_size} x {plan.accumulation} micro-batches",
+    ]
+    first = 1
+    for phase in plan.phases:
+        if not phase.steps:
+            continue
+        last = first + phase.steps - 1
+        bags = f", bags of {phase.bag_size} tokens" if phase.phase == Phase.SUPERPOSITION else ""
+        lines.append(
+            f"{phase.phase}: steps {first:,} to {last:,}{bags}; "
+            f"{phase.data_tokens_per_step:,} data tokens a step, {count(phase.data_tokens)} in all"
+        )
+        first = last + 1
+    return [*lines, f"run folder: {job_config.job.dump_folder}"]
+
+
+def start(arguments: list[str], processes: int, log_rank: str, module: str) -> NoReturn:
+    """Check a job and become its launcher, :mod:`.launch`.
+
+    A job with ``comm.mode = "fake_backend"`` is played by one process, which stands for rank 0 of
+    ``processes``, for a step of each phase.
+
+    Args:
+        arguments: of the job, as on the command line.
+        processes: to start.
+        log_rank: ranks whose output is shown, such as "0,1".
+        module: what each of them runs; only a job of :mod:`.train` is checked.
+
+    Raises:
+        ConfigError: as :func:`check`.
+        CheckpointError: likewise.
+    """
+    for number in STOP_SIGNALS:  # to nothing that has begun
+        signal.signal(number, lambda *_: sys.exit(STOPPED_EXIT_CODE))
+    if module == TRAIN_MODULE:
+        job_config = SuperpositionConfigManager().parse_args(arguments)
+        if job_config.comm.mode != "default":
+            make_if_read(job_config)
+            sys.exit(_play(arguments, processes))
+        check(arguments, processes)
+    sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the launcher listens
+    launch = [
+        *(sys.executable, "-m", _LAUNCH_MODULE, f"--nproc_per_node={processes}"),
+        *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
+        *(f"--local-ranks-filter={log_rank}", "--role=rank", "--tee=3", "-m", module, *arguments),
+    ]
+    os.execv(sys.executable, launch)
+
+
+def _play(arguments: list[str], ranks: int) -> int:
+    """Play a step of each phase as rank 0; gives the exit code."""
+    of_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": f"{ranks}", "NGPU": f"{ranks}"}
+    with tempfile.TemporaryDirectory() as folder:
+        played = [*arguments, *_PLAYED, f"--job.dump_folder={folder}"]
+        command = [sys.executable, "-m", TRAIN_MODULE, *played]
+        return subprocess.run(command, env=os.environ | of_rank).returncode
