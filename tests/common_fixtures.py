@@ -29,6 +29,7 @@ from corpora import tokenize  # noqa: E402
 from jobs import ON, ROOT, SAVE, Run, small_job  # noqa: E402
 from launches import Launch  # noqa: E402
 from torchtitan.experiments.tst import models  # noqa: E402, F401
+from torchtitan.experiments.tst.__main__ import main as tst_main  # noqa: E402
 from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
 from torchtitan.experiments.tst.data.demo_corpus import make_corpus  # noqa: E402
 from torchtitan.experiments.tst.data.tokenization import Options  # noqa: E402
@@ -180,24 +181,40 @@ class ScriptResult(NamedTuple):
     stderr: str
 
 
+def _run_main(main: Callable[[], None], capsys: pytest.CaptureFixture) -> ScriptResult:
+    level, code, message = logging.getLogger().level, 0, ""
+    try:
+        with mock.patch.dict(os.environ):
+            main()
+    except SystemExit as end:  # as Python does: a message goes to standard error
+        code, message = (1, end.code) if isinstance(end.code, str) else (end.code or 0, "")
+    finally:
+        logging.getLogger().setLevel(level)
+    stdout, stderr = capsys.readouterr()
+    return ScriptResult(code, stdout, stderr + message)
+
+
 @pytest.fixture
 def run_script(monkeypatch, capsys) -> Callable[..., ScriptResult]:
     """Run one of scripts/ in this process, which saves seconds of imports each time."""
 
     def run(name: str, *args: object) -> ScriptResult:
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *map(str, args)])
-        level, code, message = logging.getLogger().level, 0, ""
         monkeypatch.syspath_prepend(ROOT.joinpath("scripts", name).parent)
-        try:
-            with mock.patch.dict(os.environ):
-                importlib.import_module(Path(name).name).main()
-        except SystemExit as end:  # as Python does: a message goes to standard error
-            code, message = (1, end.code) if isinstance(end.code, str) else (end.code or 0, "")
-        finally:
-            logging.getLogger().setLevel(level)
-        stdout, stderr = capsys.readouterr()
-        return ScriptResult(code, stdout, stderr + message)
+        monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *map(str, args)])
+        monkeypatch.chdir(ROOT)
+        return _run_main(lambda: importlib.import_module(Path(name).name).main(), capsys)
+
+    return run
+
+
+@pytest.fixture
+def tst(monkeypatch, capsys) -> Callable[..., ScriptResult]:
+    """Run a command of ``tst`` in this process, which saves seconds of imports each time."""
+
+    def run(*args: object) -> ScriptResult:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["tst", *map(str, args)])
+        return _run_main(tst_main, capsys)
 
     return run
 

@@ -35,13 +35,13 @@ def what_is_wrong(path: Path) -> str | None:
     if start.startswith(_LFS):
         return (
             "is a Git LFS pointer and not the file itself; run `git lfs pull` in "
-            f"{path.absolute().parent}, or fetch it with scripts/download_hf_assets.py"
+            f"{path.absolute().parent}, or fetch it with `tst assets`"
         )
     if _ANNEX.match(start):
         return "is a git-annex pointer and not the file itself; run `git annex get` on it"
     if _PAGE.match(start):
         return (
             "is a web page (HTML or XML), such as a login page or an error; fetch the file again, "
-            "for example with scripts/download_hf_assets.py"
+            "for example with `tst assets`"
         )
     return None

@@ -105,7 +105,7 @@ class TextDataset:
     text_key: str = "text"
     """
     The field of a record (JSON lines) or the column (Parquet) that holds the text, as `--text-key`
-    of scripts/tokenize_corpus.py.
+    of `tst tokenize`.
     """
 
 
@@ -209,7 +209,7 @@ class SuperpositionConfigManager(ConfigManager):
                 path,
                 "is a file, and must be a folder with tokenizer.json. Convert the tokenizer with "
                 "transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER), or "
-                "fetch one with scripts/download_hf_assets.py",
+                "fetch one with `tst assets`",
             )
         super()._validate_config()
 

@@ -84,7 +84,7 @@ def _check_not_carried_out(job_config: JobConfig) -> None:
         raise ConfigError(
             "memory_estimation.enable",
             True,
-            "must be false: no trainer reads it. scripts/dry_run.py estimates the memory of a job",
+            "must be false: no trainer reads it. `tst plan` estimates the memory of a job",
         )
     if job_config.comm.mode == "local_tensor":
         raise ConfigError(

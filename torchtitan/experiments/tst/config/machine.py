@@ -79,5 +79,5 @@ def check_launch(job_config: JobConfig) -> None:
     missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name not in os.environ]
     if missing and job_config.comm.mode == "default":
         raise ConfigTextError(
-            f"{', '.join(missing)}: not set; start a job with run_train.sh or torchrun"
+            f"{', '.join(missing)}: not set; start a job with `tst train` or torchrun"
         )

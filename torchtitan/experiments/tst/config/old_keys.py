@@ -81,7 +81,7 @@ OLD_KEYS: dict[str, NewPlace] = {
     "job.print_args": NewPlace("job.print_config"),
     "job.use_for_integration_test": NewPlace("", "leave it out"),
     "lr_scheduler.lr_min": NewPlace("lr_scheduler.min_lr_factor"),
-    "memory_estimation.enabled": NewPlace("", "scripts/dry_run.py estimates the memory"),
+    "memory_estimation.enabled": NewPlace("", "`tst plan` estimates the memory"),
     "metrics.enable_color_printing": NewPlace("metrics.disable_color_printing", "the opposite"),
     "metrics.rank_0_only": NewPlace("metrics.save_for_all_ranks", "the opposite"),
     "model.attn_mask_type": NewPlace("model.flavor", 'such as "8B_flex" or "8B_varlen"'),

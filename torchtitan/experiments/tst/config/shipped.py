@@ -9,7 +9,7 @@ _FOLDERS = ("demo", "debug", "paper")
 
 
 def shipped_configs() -> Iterator[tuple[Path, str]]:
-    """Yield each TOML, relative to the folder of all, and its first comment line.
+    """Yield each TOML, relative to the folder of all, and the first sentence of its comment.
 
     Raises:
         FileNotFoundError: in a copy of the package without them.
@@ -17,7 +17,8 @@ def shipped_configs() -> Iterator[tuple[Path, str]]:
     folder = _folder()
     for name in _FOLDERS:
         for path in sorted(folder.joinpath(name).rglob("*.toml")):
-            yield path.relative_to(folder), path.read_text().partition("\n")[0].lstrip("# ")
+            comment = path.read_text().partition("\n\n")[0].replace("\n# ", " ")
+            yield path.relative_to(folder), comment.removeprefix("# ").partition(". ")[0]
 
 
 def copy_configs(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
     file (JSON lines or Parquet, local or a URL) -> records -> documents (texts that are not empty)
 
-Training on text and ``scripts/tokenize_corpus.py`` both read with these functions. So both read the
+Training on text and ``tst tokenize`` both read with these functions. So both read the
 same documents, or refuse the same record with the same words. A blank line is not a record, and an
 empty text is not a document: they are skipped. Every other record without a text is an error, which
 names the file and the record.

@@ -3,7 +3,7 @@
 The format is datatrove's: ``NAME.ds`` holds token ids of 2 or 4 bytes (little endian),
 ``NAME.ds.index`` the end of each document in tokens (8 bytes each), ``NAME.ds.metadata`` the name
 of the tokenizer, the bytes of a token and the number of tokens. Folders written by
-``scripts/tokenize_corpus.py`` also have ``corpus.json``, which says that they are complete.
+``tst tokenize`` also have ``corpus.json``, which says that they are complete.
 """
 
 import functools
@@ -189,7 +189,7 @@ def _listed_shards(folder: Path) -> dict[str, int] | None:
         raise ShardError(f"{corpus_file} is damaged: {error!r}") from error
     if not complete:
         raise ShardError(
-            f"{folder}: its tokenization was not finished; launch scripts/tokenize_corpus.py as "
+            f"{folder}: its tokenization was not finished; run `tst tokenize` as "
             "before to finish it"
         )
     return listed

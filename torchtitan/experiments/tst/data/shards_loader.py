@@ -74,7 +74,7 @@ def announce_data(job_config: JobConfig, mixture: Mixture, dp_degree: int) -> No
         logger.info(f"Data: {what}: {epochs:.2f} epochs")
         if not source.same_tokenizer:
             logger.warning(
-                f"{source.folder} was not made by scripts/tokenize_corpus.py: it is not known "
+                f"{source.folder} was not made by `tst tokenize`: it is not known "
                 "whether its tokenizer is the run's"
             )
         if epochs > 1 and mixture.repeat:

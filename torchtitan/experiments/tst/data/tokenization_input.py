@@ -1,4 +1,4 @@
-"""What ``scripts/tokenize_corpus.py`` reads: its source, for datatrove."""
+"""What ``tst tokenize`` reads: its source, for datatrove."""
 
 import re
 import sys

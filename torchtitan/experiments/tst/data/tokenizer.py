@@ -271,7 +271,7 @@ def _files(names: set[str]) -> list[str]:
 
 def _no_folder(path: Path) -> str:
     if not path.is_file():
-        return "no such folder (it holds the tokenizer); scripts/download_hf_assets.py fetches one"
+        return "no such folder (it holds the tokenizer); `tst assets` fetches one"
     parent = path.absolute().parent
     names = {sibling.name for sibling in parent.iterdir()}
     if _files(names):

@@ -100,8 +100,12 @@ def _layout(
     return Layout(degrees, options, job, models, note, gpu)
 
 
+def _degrees(*parallelisms: str) -> list[dict[str, Any]]:
+    """Degrees of 2 for each of them, such as "shard TP"."""
+    return [dict.fromkeys(names.split(), 2) for names in parallelisms]
+
+
 def _one_dimension() -> Iterator[Layout]:
-    degrees: dict[str, Any]
     yield _layout(replicate=2)
     yield _layout(shard=2)
     yield _layout(shard=4)
@@ -117,7 +121,7 @@ def _one_dimension() -> Iterator[Layout]:
     for schedule in ("1F1B", "Interleaved1F1B", "GPipe", "InterleavedZeroBubble"):
         option = f"--parallelism.pipeline_parallel_schedule={schedule}"
         yield _layout(option, PP=2, note=schedule)
-    for degrees in ({"replicate": 2}, {"shard": 2}, {"TP": 2}, {"PP": 2}):
+    for degrees in _degrees("replicate", "shard", "TP", "PP"):
         size = 4 if "TP" in degrees or "PP" in degrees else 2
         batch = f"--training.local_batch_size={size}"
         yield _layout(batch, note="2 micro-batches", **degrees)
@@ -172,7 +176,6 @@ def _over_documents() -> Iterator[Layout]:
 
 
 def _checkpointed_and_compiled() -> Iterator[Layout]:
-    degrees: dict[str, Any]
     for mode in ("selective", "full", "memory_budget"):
         checkpointing = f"--activation_checkpoint.mode={mode}"
         compiled = ("--compile.enable",) if mode == "memory_budget" else ()
@@ -184,10 +187,10 @@ def _checkpointed_and_compiled() -> Iterator[Layout]:
     yield _layout(*per_layer, shard=2, note="checkpointing of every 2nd layer")
     both = ("--activation_checkpoint.mode=selective", "--compile.enable")
     yield _layout(*both, shard=2, models=LLAMA, note="checkpointing selective, compiled")
-    for degrees in ({"TP": 2}, {"CP": 2}, {"PP": 2}):
+    for degrees in _degrees("TP", "CP", "PP"):
         yield _layout("--activation_checkpoint.mode=full", note="checkpointing full", **degrees)
     yield _layout("--compile.enable", note="compiled", TP=2, EP=2)
-    for degrees in ({"shard": 2}, {"TP": 2}, {"shard": 2, "TP": 2}, {"CP": 2}, {"PP": 2}):
+    for degrees in _degrees("shard", "TP", "shard TP", "CP", "PP"):
         yield _layout("--compile.enable", note="compiled", **degrees)
     yield _layout(
         "--compile.enable",
@@ -201,7 +204,6 @@ def _checkpointed_and_compiled() -> Iterator[Layout]:
 
 
 def _options_of_superposition() -> Iterator[Layout]:
-    degrees: dict[str, Any]
     for loss in ("mce_alt", "bce", "hinge"):
         yield _layout(job=(f"--superposition.loss={loss}",), TP=2, models=LLAMA, note=loss)
     weighted = ("--superposition.weighting=power_law", "--superposition.scale=batch")
@@ -213,10 +215,10 @@ def _options_of_superposition() -> Iterator[Layout]:
     }
     for note, job in variants.items():
         length = ("--training.seq_len=64",) if "--superposition.scale=batch" in job else ()
-        for degrees in ({"shard": 2}, {"TP": 2}, {"CP": 2}, {"PP": 2}):
+        for degrees in _degrees("shard", "TP", "CP", "PP"):
             yield _layout(job=(*job, *length), models=LLAMA, note=note, **degrees)
     chunks = "--lm_head.chunks=3"
-    for degrees in ({"shard": 2}, {"TP": 2}, {"CP": 2}, {"shard": 2, "TP": 2}):
+    for degrees in _degrees("shard", "TP", "CP", "shard TP"):
         yield _layout(chunks, note="LM head in chunks", **degrees)
     gathered = "--parallelism.disable_loss_parallel"
     yield _layout(chunks, gathered, TP=2, note="LM head in chunks, without loss parallel")
