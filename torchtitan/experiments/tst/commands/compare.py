@@ -15,7 +15,6 @@ from tyro.conf import Positional, arg
 from ..job_config import SuperpositionConfigManager
 from ..results.comparison import VALIDATION, compare
 from ..results.curves import read_runs
-from ..results.report import write_comparison
 from ..results.tables import NOTES, VIEWS, aligned, rows_of_runs, rows_of_view
 from .arguments import job_arguments
 
@@ -37,6 +36,8 @@ def main(
         output: Folder for the files. By default, of a single run, its own.
         job: Take the run of this job too. Further arguments are the job's, over the TOML.
     """
+    from ..results.report import write_comparison  # of an extra
+
     folders = list(runs)
     if job:
         config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))

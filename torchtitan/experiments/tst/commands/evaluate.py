@@ -12,7 +12,6 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ..results.evaluation import METRICS, Harness, evaluate, table
 from .arguments import Model, log_progress
 
 
@@ -20,7 +19,7 @@ def main(
     overrides: list[str],
     model: Model,
     /,
-    tasks: str = ",".join(METRICS),
+    tasks: str | None = None,
     include_path: Annotated[Path | None, arg(metavar="FOLDER")] = None,
     output: Annotated[Path | None, arg(metavar="JSON")] = None,
     batch_size: str = "auto",
@@ -32,7 +31,7 @@ def main(
     Args:
         overrides: the job's arguments.
         model: what to score.
-        tasks: Of the harness, separated by commas.
+        tasks: Of the harness, separated by commas. By default those of Table 3.
         include_path: Further tasks, in the harness's YAML.
         output: By default evaluation.json in an exported folder, and evaluation-step-N.json in the
             run folder of a checkpoint.
@@ -40,8 +39,11 @@ def main(
         limit: Documents of each task, for a quick try.
         device: By default the accelerator, or cpu.
     """
+    from ..results.evaluation import METRICS, Harness, evaluate, table  # of an extra
+
     log_progress()
-    harness = Harness(tasks.split(","), include_path, batch_size, limit, device)
+    chosen = tasks.split(",") if tasks else list(METRICS)
+    harness = Harness(chosen, include_path, batch_size, limit, device)
     rows, written = evaluate(model, overrides, output, harness)
     print("\n".join(table(rows)))
     if limit:

@@ -1,4 +1,4 @@
-"""Export a checkpoint's model as a Hugging Face folder, for transformers and all that builds on it.
+"""Export a checkpoint's model as a Hugging Face folder, as transformers loads it.
 
     tst export outputs/demo/tst outputs/demo/hf
     tst export RUN/checkpoint/boundary FOLDER --checkpoint.export_dtype=bfloat16

@@ -5,7 +5,6 @@
 Further arguments are the job's, as for tst export.
 """
 
-from ..results.sampling import sample
 from .arguments import Model
 
 
@@ -32,6 +31,8 @@ def main(
         top_k: Draw from so many of the likeliest tokens. 0 for all.
         seed: Of the draws.
     """
+    from ..results.sampling import sample  # of an extra
+
     texts = sample(
         model,
         overrides,

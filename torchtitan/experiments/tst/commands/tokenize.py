@@ -14,8 +14,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ..data.executors import Machine, tokenize
-from ..data.tokenization import Options, read_corpus_file
+from ..data.tokenization_options import Machine, Options
 
 
 def main(
@@ -35,6 +34,9 @@ def main(
         options: How to tokenize.
         machine: Where to do it.
     """
+    from ..data.executors import tokenize  # of an extra
+    from ..data.tokenization import read_corpus_file
+
     folder, begin = folder.absolute(), time.perf_counter()
     worked = tokenize(source, folder, options, machine)
     content = read_corpus_file(folder)

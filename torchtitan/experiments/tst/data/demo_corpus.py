@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torchtitan.config import JobConfig
 
 from .shards import CORPUS_FILE
+from .tokenization_options import Machine, Options
 
 FOLDER = Path("outputs/demo/corpus")  # that the jobs of the demo read
 TOKENS = "tokens"  # in it: train.jsonl as token shards
@@ -117,8 +118,7 @@ def make_if_read(job_config: JobConfig) -> None:
             print("Making the demo corpus from the standard library's sources", flush=True)
             make_corpus(FOLDER, list(read_sources()))
         if tokens in read and not _is_complete(tokens):
-            from .executors import Machine, tokenize  # of an extra
-            from .tokenization import Options
+            from .executors import tokenize  # of an extra
 
             options = Options(tokenizer=str(FOLDER / "tokenizer"))
             tokenize(str(FOLDER / "train.jsonl"), tokens, options, Machine())

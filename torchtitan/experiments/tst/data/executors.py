@@ -8,9 +8,8 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 os.environ.setdefault("LOGURU_LEVEL", "CRITICAL")  # datatrove tells all in its log files
 
@@ -25,38 +24,10 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import PipelineStats
 from tqdm import tqdm
 
-from .tokenization import LOCKS, Options, TokenizationError, prepare
+from .tokenization import LOCKS, TokenizationError, prepare
+from .tokenization_options import Machine, Options
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@dataclass
-class Machine:
-    """Where the work is done, which does not change the shards."""
-
-    executor: Literal["local", "slurm", "ray"] = "local"
-    """This machine; job arrays that are submitted from here; a Ray cluster that is running."""
-
-    workers: int | None = None
-    """Tasks at the same time. By default, locally as many as there are cores, else no limit."""
-
-    partition: str | None = None
-    """Slurm: where the jobs run."""
-
-    time: str = "24:00:00"
-    """Slurm: the limit of a task."""
-
-    qos: str | None = None
-    """Slurm: quality of service."""
-
-    sbatch: dict[str, str] = field(default_factory=dict)
-    """Slurm: further options, such as account NAME."""
-
-    cpus_per_task: int = 1
-    """Slurm and Ray."""
-
-    gigabytes_per_cpu: int = 4
-    """Slurm and Ray: memory."""
 
 
 class LocalExecutor(LocalPipelineExecutor):

@@ -13,11 +13,10 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -28,54 +27,13 @@ from typing_extensions import override
 
 from .shards import CORPUS_FILE, read_shards
 from .tokenization_input import TokenizationError, build_reader, list_inputs
+from .tokenization_options import Options
 from .tokenizer import TokenizerError, announce_tokenizer, open_tokenizer
 from .tokenizer_identity import entries, label
 
 TOKENIZE = "tokenize"  # the first of two pipelines
 LOCKS = "locks"  # in the logs of the first: a file for each task that was begun here
 _LOGS, _PARTS, _INPUTS = "logs", "parts", "inputs.txt"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to tokenize: what the shards depend on, beside the text."""
-
-    tokenizer: str
-    """Folder of a Hugging Face tokenizer: what model.hf_assets_path of the runs will be."""
-
-    text_key: str = "text"
-    """Field of a record that holds the text."""
-
-    hub_config: str | None = None
-    """Of a dataset on the hub: its configuration, such as en."""
-
-    hub_split: str = "train"
-    """Of a dataset on the hub: its split."""
-
-    shuffle: Literal["none", "documents", "chunks"] = "documents"
-    """
-    Order of the tokens in a shard: 'none', as they come; 'documents' in random order; 'chunks':
-    documents in random order, cut into chunks of `chunk_tokens`, these in random order. A small run
-    is hurt if one long document fills a batch, which 'chunks' prevents.
-    """
-
-    chunk_tokens: int = 8192
-    """Tokens of a chunk. What is left over at the end of a task is dropped."""
-
-    merge: bool = False
-    """
-    Merge the shards of all tasks into one random order, in a single process that writes all tokens
-    once more. For a corpus whose files differ, such as one file a crawl: shards are read in order.
-    """
-
-    seed: int = 0
-    """Of the random orders."""
-
-    tasks: int | None = None
-    """Parts of the work. By default one for each input file, and one for a dataset on the hub."""
-
-    shard_tokens: int | None = None
-    """Begin another shard after that many tokens, when shuffling or merging. By default never."""
 
 
 class UpstreamTokenizer(DocumentTokenizer):

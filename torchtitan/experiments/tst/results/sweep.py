@@ -17,7 +17,6 @@ from ..job_config import SuperpositionConfigManager, superposition_section
 from ..metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 from ..planning import paper
 from ..planning.plan import parameters_and_flops
-from ..planning.surface_plots import draw_lines, draw_surfaces
 from ..planning.sweep import BAG_SIZE, BASELINE, STEP_RATIO, SweepError, read_sweep
 from .tables import aligned
 
@@ -101,6 +100,8 @@ def _cell(value: Any) -> str:
 
 def _plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
     """Loss over s for each r beside the paper's; of another sweep, over its first key."""
+    from ..planning.surface_plots import draw_lines, draw_surfaces  # of an extra
+
     validated = all(result.validation_loss is not None for result in finished)
     kind = "validation" if validated else "training"
     losses: list[tuple[Result, Any]] = [

@@ -1,0 +1,163 @@
+"""How ``tst`` finds a command, tells its arguments from the job's, and says an error."""
+
+import builtins
+import subprocess
+import sys
+from itertools import chain
+
+import pytest
+
+from jobs import ROOT
+from torchtitan.experiments.tst import __main__ as entry
+from torchtitan.experiments.tst.commands import COMMANDS, running
+from torchtitan.experiments.tst.commands.arguments import job_arguments, split_overrides
+
+PACKAGE = "torchtitan.experiments.tst"
+DEMO = "train_configs/demo/tst.toml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own", "overrides"),
+    [
+        ("JOB --ranks 8 --training.steps 100", "JOB --ranks 8", "--training.steps 100"),
+        ("JOB --training.steps=100 --ranks 8", "JOB --ranks 8", "--training.steps=100"),
+        ("JOB --optimizer.lr 3.0 --gpu B200", "JOB --gpu B200", "--optimizer.lr 3.0"),
+        ("JOB --checkpoint.load_step -1", "JOB", "--checkpoint.load_step -1"),
+        ("JOB --vary superposition.bag_size=2,4", "JOB --vary superposition.bag_size=2,4", ""),
+        ("JOB --plot=a.png --compile.enable", "JOB --plot=a.png", "--compile.enable"),
+        ("A --x.y 1 -- B --ranks 2", "A", "--x.y 1 -- B --ranks 2"),
+        ("A -- B", "A", "-- B"),
+        ("", "", ""),
+    ],
+)
+def test_the_jobs_arguments_have_a_dot(arguments, own, overrides):
+    assert split_overrides(arguments.split()) == (own.split(), overrides.split())
+
+
+def test_one_job_is_named():
+    assert job_arguments("a.toml", ["--", "--training.steps=1"]) == [
+        "--job.config_file=a.toml",
+        "--training.steps=1",
+    ]
+    with pytest.raises(ValueError, match=r"the job is a\.toml; name no other"):
+        job_arguments("a.toml", ["--job.config-file", "b.toml"])
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("chekc", "did you mean check?"),
+        ("dryrun", "did you mean dry-run?"),
+        ("frobnicate", "it must be one of configs, assets,"),
+    ],
+)
+def test_an_unknown_command_suggests_the_nearest(tst, name, hint):
+    result = tst(name, DEMO)
+    assert result.code == 2 and result.stdout == ""
+    assert result.stderr.startswith(f"tst {name}: no such command; {hint}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_unknown_option_suggests_the_nearest(tst):
+    result = tst("plan", DEMO, "--rank", 8)
+    assert result.code == 2
+    assert "Unrecognized options: --rank" in result.stderr and "--ranks N" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ([DEMO, "--training.stepz=3"], "config error: training.stepz = '3': unknown key"),
+        (["no.toml"], "config error: job.config_file = 'no.toml': No such file"),
+        ([DEMO, "--job.config_file=b.toml"], "error: --job.config_file=b.toml: the job is"),
+        ([DEMO, "--mfu=2"], "error: --mfu 2.0: must be in (0, 1]"),
+    ],
+)
+def test_an_error_is_one_line(tst, command, error):
+    result = tst("plan", *command)
+    assert result.code == 2 and result.stdout == ""
+    assert result.stderr.startswith(error) and result.stderr.count("\n") == 1
+
+
+def test_a_fault_of_the_code_keeps_its_traceback(tst, monkeypatch):
+    def fail(*args):
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(running._module("plan"), "make_plan", fail)
+    with pytest.raises(KeyError, match="a fault"):
+        tst("plan", DEMO, "--no-memory")
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Make packages of extras look as if they were not installed."""
+
+    def hide(*packages):
+        import_ = builtins.__import__
+
+        def import_others(name, *args, **kwargs):
+            if name.partition(".")[0] in packages:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return import_(name, *args, **kwargs)
+
+        for name in list(sys.modules):  # of ours, which may have imported them
+            if name.startswith(f"{PACKAGE}.") and name != f"{PACKAGE}.__main__":
+                monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setattr(builtins, "__import__", import_others)
+
+    return hide
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        (("compare", "run"), "matplotlib", "demo"),
+        (("tokenize", "source", "folder", "--tokenizer=t"), "datatrove", "data"),
+        (("sample", "run"), "transformers", "eval"),
+        (("evaluate", "run"), "lm_eval", "eval"),
+    ],
+)
+def test_a_missing_extra_is_named(tst, without, command, package, extra):
+    without(package)
+    result = tst(*command)
+    assert result.code == 2
+    assert result.stderr == (
+        f'tst {command[0]} needs {package}: pip install "torchtitan-tst[{extra}]"\n'
+    )
+
+
+def test_help_needs_no_extra(tst, without):
+    without(*running._EXTRAS)
+    for name in chain(*COMMANDS.values()):
+        result = tst(name, "--help")
+        assert result.code == 0 and f"usage: tst {name}" in result.stdout, result.stderr
+    assert tst("--tyro-print-completion", "bash").code == 0
+
+
+def test_shell_completion_is_tyros(tst):
+    result = tst("--tyro-print-completion", "bash")
+    assert result.code == 0
+    assert "dry-run" in result.stdout and "--nnodes" in result.stdout
+
+
+def test_planning_starts_anew_without_gpus_where_there_are_some(monkeypatch):
+    calls = []
+    monkeypatch.setattr(entry.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(entry.os, "execve", lambda *args: calls.append(args))
+    monkeypatch.setattr(sys, "argv", ["tst", "plan", "--help"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(SystemExit):
+        entry.main()
+    ((program, command, environment),) = calls
+    assert command == [program, "-m", "torchtitan.experiments.tst", "plan", "--help"]
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as it is then
+    with pytest.raises(SystemExit):
+        entry.main()
+    assert len(calls) == 1
+
+
+def test_the_package_is_a_command():
+    command = [sys.executable, "-m", "torchtitan.experiments.tst", "configs", "lits"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "Unrecognized options: lits" in result.stderr
