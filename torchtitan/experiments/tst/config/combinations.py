@@ -29,6 +29,7 @@ from torchtitan.protocols.model_converter import _registry_model_converter_cls a
 
 from ..job_config import compiles
 from .errors import ConfigError, in_one_line
+from .modules import check_module_names
 
 _OPTIMIZERS = ("Adam", "AdamW")  # of upstream's build_optimizers
 
@@ -69,6 +70,7 @@ def check_combinations(job_config: JobConfig, model_args: Any) -> None:
     _check_context_parallel(job_config, model_args)
     _check_expert_backend(job_config, model_args)
     _check_pipeline(job_config, model_args)
+    check_module_names(job_config)
 
 
 def _check_not_carried_out(job_config: JobConfig) -> None:

@@ -1,13 +1,10 @@
 """What a run comes to, from its config alone: steps, tokens, FLOPs, hours, data."""
 
-import copy
 from dataclasses import dataclass
 
-import torch
-import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.config import JobConfig
 
-from ..config.refusals import refusals_as_config_errors
+from ..config.modules import model_on_meta
 from ..config.values import check_values
 from ..core import Phase, Schedule
 from ..data.shards import ShardError
@@ -206,13 +203,7 @@ def parameters_and_flops(job_config: JobConfig, latents: int) -> tuple[int, floa
     Raises:
         ConfigError: if TorchTitan refuses to build the model.
     """
-    spec = train_spec_module.get_train_spec(job_config.model.name)
-    args = copy.deepcopy(spec.model_args[job_config.model.flavor])
-    job_config = copy.deepcopy(job_config)
-    job_config.parallelism.expert_parallel_comm_backend = "standard"  # another needs its package
-    with refusals_as_config_errors(), torch.device("meta"):
-        args.update_from_config(job_config)
-        model = spec.model_cls(args)
+    args, model = model_on_meta(job_config)
     return args.get_nparams_and_flops(model, latents)
 
 
