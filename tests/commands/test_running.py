@@ -58,6 +58,26 @@ def test_an_unknown_command_suggests_the_nearest(tst, name, hint):
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("check", DEMO, "--ranks"),
+        ("check", DEMO, "--nproc"),
+        ("check", DEMO, "--nnodes"),
+        ("plan", DEMO, "--ranks"),
+        ("dry-run", DEMO, "--ranks"),
+        ("train", DEMO, "--nproc"),
+        ("sweep", "run", "no sweep", "--jobs"),
+        ("sweep", "run", "no sweep", "--nproc"),
+        ("evaluate", "no model", "--limit"),
+    ],
+)
+def test_numbers_of_things_are_positive(tst, command):
+    result = tst(*command, 0)
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr == f"error: {command[-1]} 0: must be at least 1\n"
+
+
 def test_an_unknown_option_suggests_the_nearest(tst):
     result = tst("plan", DEMO, "--rank", 8)
     assert result.code == 2

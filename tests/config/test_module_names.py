@@ -45,5 +45,5 @@ def test_modules_to_recompute_are_linear():
     check(*QWEN3, names=["moe.router.gate"])
     with pytest.raises(ConfigError, match=r"'attention' is in layers\.0\.attention, which is none"):
         check(names=["attention"])
-    with pytest.raises(ConfigError, match="'attention.wx' is in none"):
+    with pytest.raises(ConfigError, match=r"'attention\.wx' is in none"):
         check(names=["output", "attention.wx"])

@@ -14,6 +14,10 @@ from .device import enable_cpu_if_alone
 from .reporting import EXIT_CODE
 
 _COMMANDS = list(itertools.chain(*commands.COMMANDS.values()))
+_HINTS = (
+    "tst COMMAND --help                an example and the options of a command",
+    "tst --tyro-print-completion bash  completion for bash, zsh or tcsh",
+)
 _ON_CPU = ("plan", "dry-run")  # which play all GPUs on the CPU
 
 
@@ -55,7 +59,7 @@ def _overview() -> str:
             path = Path(commands.__path__[0], f"{name.replace('-', '_')}.py")
             purpose = ast.get_docstring(ast.parse(path.read_text())) or ""
             lines.append(f"  {name:10}{purpose.partition(chr(10))[0]}")
-    return "\n".join([*lines, "", "tst COMMAND --help: an example and the options of a command"])
+    return "\n".join([*lines, "", *_HINTS])
 
 
 if __name__ == "__main__":

@@ -51,6 +51,17 @@ def job_arguments(job: Path, overrides: Sequence[str]) -> list[str]:
     return [f"--job.config_file={job}", *overrides]
 
 
+def check_positive(**options: int | None) -> None:
+    """Check that options that are given are at least 1.
+
+    Raises:
+        ValueError: naming one that is not.
+    """
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value}: must be at least 1")
+
+
 def log_progress() -> None:
     """Show TorchTitan's log lines on the console, without those of the hub's library."""
     init_logger()

@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from ..start import check, default_processes
-from .arguments import Job, job_arguments
+from .arguments import Job, check_positive, job_arguments
 
 
 def main(
@@ -34,6 +34,7 @@ def main(
         nnodes: Machines like this one.
         files: Look at tokenizer, data, folders and checkpoints.
     """
+    check_positive(ranks=ranks, nproc=nproc, nnodes=nnodes)
     arguments = job_arguments(job, overrides)
     processes = ranks or nnodes * (nproc or default_processes())
     lines = check(arguments, processes, machine=ranks is None, files=files)

@@ -19,7 +19,7 @@ from .. import models  # noqa: F401
 from ..data import datasets  # noqa: F401
 from ..planning.plan import GPUS
 from ..planning.trials import try_job
-from .arguments import GpuKind, Ranks, job_arguments
+from .arguments import GpuKind, Ranks, check_positive, job_arguments
 
 
 def main(
@@ -39,6 +39,7 @@ def main(
         gpu: Their kind.
         memory: Play steps and estimate the memory. Without, jobs are built only, which is faster.
     """
+    check_positive(ranks=ranks)
     if not jobs:
         raise ValueError("give a JOB.toml")
     failed = 0

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from .arguments import Model, log_progress
+from .arguments import Model, check_positive, log_progress
 
 
 def main(
@@ -41,6 +41,7 @@ def main(
     """
     from ..results.evaluation import METRICS, Harness, evaluate, table  # of an extra
 
+    check_positive(limit=limit)
     log_progress()
     chosen = tasks.split(",") if tasks else list(METRICS)
     harness = Harness(chosen, include_path, batch_size, limit, device)

@@ -19,7 +19,7 @@ from ..job_checks import check_config
 from ..job_config import SuperpositionConfigManager, superposition_section
 from ..planning.plan import GPUS, default_ranks, make_plan
 from ..planning.summary import memory_lines, nearest_surface, summary
-from .arguments import GpuKind, Job, Ranks, job_arguments
+from .arguments import GpuKind, Job, Ranks, check_positive, job_arguments
 
 
 def main(
@@ -44,6 +44,7 @@ def main(
         memory: Estimate the memory, by a dry run.
         plot: The paper's losses around the job, as a picture.
     """
+    check_positive(ranks=ranks)
     if mfu is not None and not 0 < mfu <= 1:
         raise ValueError(f"--mfu {mfu}: must be in (0, 1]")
     config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))

@@ -19,7 +19,7 @@ from .. import models  # noqa: F401
 from ..data import datasets  # noqa: F401
 from ..planning.sweep import make, parse_vary, submission
 from ..results.sweep import run_unfinished, write_table
-from .arguments import Job
+from .arguments import Job, check_positive
 
 Folder = Annotated[Positional[Path], arg(metavar="FOLDER", help="Of the sweep.")]
 
@@ -73,6 +73,7 @@ def main(
         here = f"tst sweep run {shlex.quote(str(action.folder))}"
         print(submission(action.folder, len(points)) or here)
     elif isinstance(action, Run):
+        check_positive(jobs=action.jobs, nproc=action.nproc)
         say = functools.partial(print, flush=True)
         run_unfinished(action.folder, action.jobs, action.nproc, say)
     else:

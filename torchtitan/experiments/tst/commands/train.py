@@ -13,7 +13,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from ..start import TRAIN_MODULE, default_processes, start
-from .arguments import Job, job_arguments
+from .arguments import Job, check_positive, job_arguments
 
 
 def main(
@@ -33,4 +33,5 @@ def main(
         log_rank: Ranks whose output is shown, such as 0,1.
         module: What each process runs.
     """
+    check_positive(nproc=nproc)
     start(job_arguments(job, overrides), nproc or default_processes(), log_rank, module)
