@@ -6,8 +6,10 @@ import math
 import pytest
 
 import check_parallelism
-from check_parallelism import Deviation, Runs, Step, obstacle
+from check_parallelism import obstacle
 from torchtitan.experiments.tst.testing.layouts import LAYOUTS, Layout
+from torchtitan.experiments.tst.testing.runs import Deviation, Runs, Step, relative
+from torchtitan.experiments.tst.testing.runs import deviation as largest_deviation
 
 
 def test_table_progress_and_json(run_script, tmp_path):
@@ -52,12 +54,12 @@ def test_what_does_not_agree_or_fails_is_told(run_script, tmp_path, monkeypatch)
     [(1.1, 1.0, 0.1), (0.0, 0.0, 0.0), (1e-9, 0.0, math.inf), (math.nan, 1.0, math.inf)],
 )
 def test_relative_deviation(value, reference, deviation):
-    assert check_parallelism._relative(value, reference) == pytest.approx(deviation)
+    assert relative(value, reference) == pytest.approx(deviation)
 
 
 def test_the_worst_rank_and_parameter_counts():
     of_one = [Step(2.0, 1.0, {"a": [1.0], "b": [4.0]})]
-    found = check_parallelism._deviation([Step(2.0, 1.1, {"a": [1.0, 1.0], "b": [4, 5]})], of_one)
+    found = largest_deviation([Step(2.0, 1.1, {"a": [1.0, 1.0], "b": [4, 5]})], of_one)
     assert found == Deviation(0.0, pytest.approx(0.1), 0.25)
     assert found.within(0.25) and not found.within(0.2)
 

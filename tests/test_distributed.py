@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 
-from check_parallelism import Runs
 from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, validation
 from torchtitan.experiments.tst import parallelize
 from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
@@ -18,6 +17,7 @@ from torchtitan.experiments.tst.testing.layouts import (
     TOLERANCE,
     Layout,
 )
+from torchtitan.experiments.tst.testing.runs import Runs
 
 # of scripts/check_parallelism.py, which runs them all
 IN_CI = {

@@ -121,7 +121,7 @@ def test_messages_name_no_file_that_pip_users_lack():
     for path in modules():
         for text in strings_of(path):
             files = re.findall(
-                r"\b(?:scripts|docs|tests)/[\w./-]*|\b[\w.]+\.(?:sbatch|sh|md)\b", text
+                r"\b(?:scripts|docs|tests)/[\w./-]*|\b[\w.]+\.(?:sbatch|sh|md|py)\b", text
             )
             files += re.findall(r"train_configs/[\w./-]+\.toml", text)
             assert set(files) <= shipped | ASKED_FOR, (path, text)
