@@ -6,8 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
+from functools import wraps
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +22,8 @@ from torchtitan.hf_datasets.text_datasets import DATASETS
 
 import launches
 from jobs import ON, ROOT, SAVE, column
+from torchtitan.experiments.tst import start
+from torchtitan.experiments.tst.commands import COMMANDS, running
 from torchtitan.experiments.tst.job_config import (
     JobConfig,
     LMHead,
@@ -28,29 +36,35 @@ from torchtitan.experiments.tst.job_config import (
 )
 from torchtitan.experiments.tst.metrics import read_metrics
 
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = DOCUMENTS[0].read_text()
+PACKAGE = ROOT / "torchtitan/experiments/tst"
 JOB_SH = (ROOT / "scripts" / "job.sh").read_text()
 SHORT = ["--training.steps=12", "--validation.freq=6", "--validation.steps=1"]
 SHORT += ["--metrics.log_freq=2"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands() -> list[str]:
+def commands(text: str) -> list[str]:
     lines = [
-        line.partition(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()
+        line.partition(" #")[0].strip()
+        for block in blocks("bash", text)
+        for line in block.replace("\\\n", "").splitlines()
     ]
-    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    inline = re.findall(r"`((?:python|scripts/|\./)[^`\n]* [^`\n]*|scripts/[\w./]+\.sh)`", prose)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    inline = re.findall(
+        r"`((?:python|scripts/|\./)[^`\n]* [^`\n]*|tst [^`\s]+ [^`\n]+|scripts/[\w./]+\.sh)`", prose
+    )
     return sorted({*lines, *inline})
 
 
 PYTHON = f"""#!/usr/bin/env bash
-# Stands for python: writes down launches and what follows them, and does the rest.
-if [[ $2 == torchtitan.experiments.tst.* || $1 == scripts/compare_runs.py ]]; then
-    printf '%s\\t' "${{WORLD_SIZE:-}}" "$@" >> "$RECORD"
+# Stands for python: writes down what is run of the package, and does the rest.
+if [[ $2 == torchtitan.experiments.tst || $2 == torchtitan.experiments.tst.* ]]; then
+    printf '%s\\t' "$@" >> "$RECORD"
     echo >> "$RECORD"
 else
     exec {sys.executable} "$@"
@@ -82,9 +96,40 @@ def shell(tmp_path):
     return run
 
 
+class Started(NamedTuple):
+    """What has been started: a module, how often, and variables that it has in addition."""
+
+    module: str
+    arguments: list[str]
+    processes: int
+    environment: dict[str, str]
+
+
 @pytest.fixture
-def launched(shell, run_script, tmp_path):
-    """As ``shell``, but what it launches is forked, and scripts run in this process."""
+def started(monkeypatch) -> list[Started]:
+    """What ``tst train`` in this process would start; nothing is."""
+    found = []
+
+    def become_launcher(_, command):
+        *launcher, module = command[: command.index("-m", 3) + 2]
+        (processes,) = re.findall(r"--nproc_per_node=(\d+)", " ".join(launcher))
+        found.append(Started(module, command[len(launcher) + 1 :], int(processes), {}))
+        sys.exit()
+
+    def play(command, env):
+        variables = dict(env.items() - os.environ.items())
+        found.append(Started(command[2], command[3:], 1, variables))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(start, "os", SimpleNamespace(environ=os.environ, execv=become_launcher))
+    monkeypatch.setattr(start, "subprocess", SimpleNamespace(run=play))
+    monkeypatch.setattr(start, "signal", mock.Mock())  # the signals are this process's
+    return found
+
+
+@pytest.fixture
+def launched(shell, tst, started, tmp_path):
+    """As ``shell``, but ``tst`` runs in this process, and what it starts is forked."""
 
     def run(line: str, *args: str) -> tuple[Path, str]:
         python, record = tmp_path / "bin" / "python", tmp_path / "record"
@@ -94,22 +139,24 @@ def launched(shell, run_script, tmp_path):
         path = f"{python.parent}:{os.environ['PATH']}"
         folder, output = shell(line, *args, PATH=path, RECORD=str(record)), ""
         for words in record.read_text().splitlines():
-            played_ranks, first, *rest = words.rstrip("\t").split("\t")
-            if first == "-m":
-                processes = re.findall(r"--nproc_per_node=(\d+)", words) or [1]
-                module, *arguments = rest[rest.index("-m") + 1 :] if "-m" in rest else rest
-                environment = {"NGPU": played_ranks, "WORLD_SIZE": played_ranks}
-                forked = launches.fork(
-                    *(module, arguments, int(processes[0]), tmp_path / "logs"),
-                    **(environment if played_ranks else {}),
-                )
-                output += launches.succeeded(forked).output
+            _, module, *arguments = words.rstrip("\t").split("\t")
+            before = len(started)
+            if module == start.__package__:
+                output += succeeded(tst(*arguments))
             else:
-                result = run_script(Path(first).stem, *rest)
-                assert result.code == 0, result.stderr
+                started.append(Started(module, arguments, 1, {}))
+            for number, (*what, environment) in enumerate(started[before:], before):
+                forked = launches.fork(*what, tmp_path / f"logs-{number}", **environment)
+                output += launches.succeeded(forked).output
         return folder, output
 
     return run
+
+
+def succeeded(result) -> str:
+    """The output of a command; fails the test if the command failed."""
+    assert result.code == 0, result.stderr
+    return result.stdout
 
 
 @pytest.fixture
@@ -119,9 +166,8 @@ def script(run_script):
     def run(line: str, *args: object) -> str:
         python, path, *words = shlex.split(line)
         assert python.endswith("python")
-        result = run_script(path.removeprefix("scripts/").removesuffix(".py"), *words, *args)
-        assert result.code == 0, result.stderr
-        return result.stdout
+        name = path.removeprefix("scripts/").removesuffix(".py")
+        return succeeded(run_script(name, *words, *args))
 
     return run
 
@@ -140,20 +186,23 @@ def test_baseline(launched):
     assert not (run / "checkpoint" / "step-4").exists()
 
 
-def test_debug(launched):
-    run, _ = launched(
-        "CONFIG_FILE=train_configs/debug/qwen3_moe.toml NGPU=4 ./run_train.sh "
-        "--superposition.bag_size 8",
-        *("--superposition.steps=2", "--training.steps=4", "--validation.freq=2"),
-    )
+def test_debug(launched, started, tst, tmp_path):
+    short = ["--superposition.steps=2", "--training.steps=4", "--validation.freq=2"]
+    job = "train_configs/debug/qwen3_moe.toml"
+    folder = f"--job.dump_folder={tmp_path / 'run'}"
+    succeeded(tst("train", job, "--nproc", 4, "--superposition.bag_size", 8, *short, folder))
+    run, _ = launched(f"CONFIG_FILE={job} NGPU=4 ./run_train.sh --superposition.bag_size 8", *short)
     assert set(column(read_metrics(run), "bag_size")) == {1, 8}
+    by_tst, by_run_train = started
+    of_job = by_run_train.arguments[0].replace(f"{ROOT}/", "")  # the two are the same job
+    assert by_tst == by_run_train._replace(arguments=[of_job, *by_run_train.arguments[1:]])
 
 
 def test_help(launched):
     assert "--superposition.bag-size" in launched("NGPU=1 ./run_train.sh --help")[1]
 
 
-def test_dry_run(launched):
+def test_fake_backend(launched):
     run, output = launched(
         "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml ./run_train.sh"
     )
@@ -161,10 +210,10 @@ def test_dry_run(launched):
     assert not run.exists()  # leaves the run's folder alone
 
 
-def test_compare(script, finished, tmp_path):
+def test_compare(tst, finished, tmp_path):
     runs = finished(*ON, *SAVE).folder, finished().folder
     output = tmp_path / "comparison"
-    script("python scripts/compare_runs.py", *runs, "--output", output)
+    succeeded(tst("compare", *runs, "--output", output))
     assert f"{runs[0].name} is" in (output / "report.html").read_text()
 
 
@@ -201,16 +250,28 @@ def test_benchmark_of_data(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "shown"),
     [
-        "python scripts/diff_configs.py train_configs/paper/3B-20k-baseline.toml "
-        "train_configs/paper/3B-20k-tst.toml",
-        "python scripts/plan.py --job.config_file train_configs/demo/tst.toml",
-        "python scripts/dry_run.py train_configs/demo/tst.toml",
+        ("tst check train_configs/demo/tst.toml", "all checks passed"),
+        ("tst plan train_configs/demo/tst.toml", "Batch: 64 sequences = 1 ranks x 32 x 2"),
+        ("tst dry-run train_configs/demo/tst.toml", "superposition 0.1 GB; recovery 0.1 GB"),
+        (
+            "tst diff train_configs/paper/3B-20k-baseline.toml train_configs/paper/3B-20k-tst.toml",
+            "4 differences, all of them allowed",
+        ),
     ],
 )
-def test_scripts(script, line):
-    assert script(line)
+def test_before_a_run(tst, tmp_path, line, shown):
+    folder = [f"--job.dump_folder={tmp_path}"] if "check" in line else []
+    assert shown in succeeded(tst(*shlex.split(line)[1:], *folder))
+
+
+def test_train(tst, started, tmp_path):
+    line = "tst train train_configs/demo/tst.toml"
+    succeeded(tst(*shlex.split(line)[1:], f"--job.dump_folder={tmp_path}"))
+    ((module, arguments, processes, _),) = started
+    assert (module, processes) == ("torchtitan.experiments.tst.train", 2)
+    assert arguments[0] == "--job.config_file=train_configs/demo/tst.toml"
 
 
 def test_command_for_tests(shell):
@@ -221,35 +282,40 @@ def test_command_for_tests(shell):
 TRIED = {
     "./run_train.sh": test_demo,
     "CONFIG_FILE=train_configs/demo/baseline.toml ./run_train.sh": test_baseline,
-    ".venv/bin/python scripts/compare_runs.py outputs/demo/tst outputs/demo/baseline "
+    "tst compare outputs/demo/tst outputs/demo/baseline "
     "--output outputs/demo/comparison": test_compare,
     "./run_train.sh --help": test_help,
+    'pip install ".[demo]"': "scripts/venv.sh",
+    "tst configs copy .": "commands/test_configs.py",
+    "tst check train_configs/demo/tst.toml": test_before_a_run,
+    "tst plan train_configs/demo/tst.toml": test_before_a_run,
+    "tst train train_configs/demo/tst.toml": test_train,
+    "tst COMMAND --help": "commands/test_modules.py",
     "CONFIG_FILE=train_configs/debug/qwen3_moe.toml NGPU=4 ./run_train.sh "
     "--superposition.bag_size 8": test_debug,
+    "tst train train_configs/debug/qwen3_moe.toml --nproc 4 --superposition.bag_size 8": test_debug,
     "COMM_MODE=fake_backend NGPU=64 CONFIG_FILE=train_configs/debug/llama3.toml "
-    "./run_train.sh": test_dry_run,
+    "./run_train.sh": test_fake_backend,
     "python scripts/benchmark/step.py --job.config_file train_configs/demo/tst.toml": (
         test_benchmark_of_a_step
     ),
     "python scripts/benchmark/loss.py": test_benchmark_of_the_loss,
     "python scripts/benchmark/data.py": test_benchmark_of_data,
-    "python scripts/diff_configs.py train_configs/paper/3B-20k-baseline.toml "
-    "train_configs/paper/3B-20k-tst.toml": test_scripts,
-    "python scripts/plan.py --job.config_file JOB.toml": test_scripts,
-    "python scripts/dry_run.py JOB.toml": test_scripts,
+    "tst diff train_configs/paper/3B-20k-baseline.toml "
+    "train_configs/paper/3B-20k-tst.toml": test_before_a_run,
     "scripts/test.sh": test_command_for_tests,
     "pip install .": "test_packaging.py",
+    "python -m torchtitan.experiments.tst": "commands/test_running.py",
     "torchrun --nproc_per_node=8 -m torchtitan.experiments.tst.train "
     "--job.config_file job.toml": "test_parity.py",
     "python -m torchtitan.experiments.tst.device torchtitan.train": "test_parity.py",
     "python -m torchtitan.train": "upstream's",
-    "python scripts/tokenize_corpus.py SOURCE FOLDER "
-    "--tokenizer assets/hf/Llama-3.1-8B": "data/test_tokenization.py",
+    "tst tokenize SOURCE FOLDER --tokenizer assets/hf/Llama-3.1-8B": "data/test_tokenization.py",
     "CONFIG_FILE=train_configs/paper/3B-20k-tst.toml sbatch --nodes=8 --gpus-per-node=8 "
     "--exclusive scripts/slurm/train.sbatch": "test_batch_scripts.py",
-    "python scripts/export_model.py outputs/demo/tst outputs/demo/hf": "test_export.py",
-    "python scripts/evaluate_model.py outputs/demo/hf": "test_export.py",
-    'python scripts/sample_model.py outputs/demo/tst --prompt "def main("': "test_export.py",
+    "tst export outputs/demo/tst outputs/demo/hf": "test_export.py",
+    "tst evaluate outputs/demo/hf": "test_export.py",
+    'tst sample outputs/demo/tst --prompt "def main("': "test_export.py",
     "python scripts/replicate.py": "results/test_replication.py",
     "python scripts/check_parallelism.py": "test_check_parallelism.py",
     "python scripts/mutate.py": "test_mutate.py",
@@ -262,12 +328,41 @@ TRIED = {
 
 
 def test_every_command_is_tried():
-    assert commands() == sorted(TRIED)
+    assert commands(README) == sorted(TRIED)
+
+
+def test_commands_of_the_documents_are_understood(monkeypatch):
+    understood: list[str] = []
+    names = list(chain(*COMMANDS.values()))
+
+    def recorded(name: str, main: Callable[..., None]) -> Callable[..., None]:
+        return wraps(main)(lambda *args, **options: understood.append(name))  # read by tyro
+
+    for name in names:
+        module = running._module(name)
+        monkeypatch.setattr(module, "main", recorded(name, module.main))
+    expected = []
+    for document in DOCUMENTS:
+        text = document.read_text()
+        assert {*re.findall(r"`tst ([a-z-]+)[ `]", text)} <= {*names}, document.name
+        for line in commands(text):
+            tst, *words = shlex.split(line)
+            if tst != "tst" or "COMMAND" in words or all(map(str.isalpha, words)):
+                continue  # not tst's, or only the name of a command
+            running.run(words[0], words[1:])
+            expected.append(words[0])
+    assert understood == expected
+    assert {*expected} == {*names}
+
+
+def test_the_table_has_every_command():
+    table = README.partition("| command |")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert re.findall(r"`([a-z-]+)`", "".join(cells)) == list(chain(*COMMANDS.values()))
 
 
 def test_paths_exist():
-    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    for document in documents:
+    for document in DOCUMENTS:
         text = document.read_text()
         names = re.findall(r"`((?:torchtitan|train_configs|scripts|tests|docs)/[\w./-]*)`", text)
         links = re.findall(r"\]\(((?!http)[^)]+)\)", text)
@@ -280,15 +375,11 @@ def test_paths_exist():
 
 def test_reading_order_names_files_that_exist():
     section = README.partition("## Reading order")[2]
-    package = ROOT / "torchtitan/experiments/tst"
     for name in re.findall(r"`([\w/]+\.py)`", section):
         folders = (
             ROOT,
-            package,
-            *(
-                package / name
-                for name in ("core", "checkpoint", "config", "data", "planning", "results")
-            ),
+            PACKAGE,
+            *(path for path in PACKAGE.iterdir() if path.is_dir()),
         )
         assert any((folder / name).exists() for folder in folders), name
 
@@ -316,12 +407,12 @@ def config_of(toml, tmp_path):
 
 
 def test_options_of_jobs_exist():
-    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    documents += [ROOT / "run_train.sh", *(ROOT / "scripts").rglob("*.py")]
+    documents = [*DOCUMENTS, ROOT / "run_train.sh", *(ROOT / "scripts").rglob("*.py")]
+    documents += (PACKAGE / "commands").glob("*.py")
     documents += [path for path in (ROOT / "scripts" / "slurm").iterdir() if path.is_file()]
     for document in documents:
         options = re.findall(r"--(?:no-)?([a-z_]+)\.([\w-]+)", document.read_text())
-        for section, option in options:
+        for section, option in {*options} - {("section", "key"), ("job", "config")}:  # of any key
             keys = {f.name for f in fields(getattr(JobConfig(), section))}
             key = option.removeprefix("no-").replace("-", "_")
             assert key in keys, f"{document.name}: {section}.{option}"
@@ -343,7 +434,7 @@ def test_the_toml_is_a_config(tmp_path):
     assert build_schedule(config_of(toml, tmp_path)).enabled
 
 
-def test_the_documents_of_data_are_true(tmp_path):
+def test_the_documents_of_data_are_true(tst, tmp_path):
     text = (ROOT / "docs/data.md").read_text()
     one, mixture = (
         config_of(toml, tmp_path) for toml in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
@@ -355,7 +446,7 @@ def test_the_documents_of_data_are_true(tmp_path):
         r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines()[2:] if "|" in line)
     )
     assert {*names, "c4_test"} == set(DATASETS)
-    options = launches.fork("scripts/tokenize_corpus.py", ["--help"], 1, tmp_path / "help").output
+    options = succeeded(tst("tokenize", "--help"))
     for option in re.findall(r"--[\w-]+", text.partition("## Train")[0]):
         assert option in options
 

@@ -2,7 +2,7 @@
 
 One process plays rank 0 of the job's ranks on the fake backend: it holds that rank's parameters,
 gradients, optimizer state and activations, and its collectives move nothing. The dry run is that of
-scripts/dry_run.py, in another process. Both are eager. A step is one micro-batch of
+`tst dry-run`, in another process. Both are eager. A step is one micro-batch of
 training.local_batch_size on random tokens. Arguments that are not listed here are the job's. Writes
 table and JSON.
 

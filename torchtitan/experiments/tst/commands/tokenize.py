@@ -1,6 +1,6 @@
 """Tokenize a corpus once, to token shards that training reads at the speed of the disk.
 
-    tst tokenize corpus/*.jsonl.zst tokens --tokenizer assets/hf/Llama-3.1-8B
+    tst tokenize "corpus/*.jsonl.zst" tokens --tokenizer assets/hf/Llama-3.1-8B
     tst tokenize hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT tokens --tokenizer TOKENIZER
 
 The tokens of a document are those that tokenizing while training gives. Launched again with the

@@ -22,7 +22,7 @@ from ..file_checks import what_is_wrong
 TEXT_KEY = "text"  # the field of a record that holds the text, if no other is named
 PARQUET = (".parquet",)
 
-_HINT = "if the text is in another, set text_dataset.text_key (tokenize_corpus.py: --text-key)"
+_HINT = "if the text is in another, set text_dataset.text_key (`tst tokenize --text-key`)"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC_NUMBERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _PARQUET_MAGIC = b"PAR1"
