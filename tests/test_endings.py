@@ -76,7 +76,7 @@ metric_list: [{{metric: acc}}]
 
 @pytest.fixture
 def task(tmp_path, monkeypatch):
-    """Arguments of scripts/evaluate_model.py for a task of one question."""
+    """Arguments of ``tst evaluate`` for a task of one question."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     # to look through the thousands of tasks that come with it takes 13 seconds
     own_tasks = functools.partial(TaskManager, include_defaults=False)
@@ -93,9 +93,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-def test_what_is_done_with_a_run_that_has_ended(
-    name, train, tmp_path, run_script, task, monkeypatch
-):
+def test_what_is_done_with_a_run_that_has_ended(name, train, tmp_path, tst, task, monkeypatch):
     ending, run = ENDINGS[name], tmp_path / "run"
     job = (*ON, *ending.args)
     if name == "by the data":  # of five steps
@@ -111,7 +109,7 @@ def test_what_is_done_with_a_run_that_has_ended(
     before = content(last)
 
     # export, evaluate and sample take the newest model there is, and say which
-    result = run_script("export_model", run, tmp_path / "hf")
+    result = tst("export", run, tmp_path / "hf")
     assert result.code == 0, result.stderr
     exported = load_file(tmp_path / "hf" / "model.safetensors")
     if ending.kind is Kind.HUGGING_FACE:
@@ -121,12 +119,12 @@ def test_what_is_done_with_a_run_that_has_ended(
         assert all(exported[key].equal(expected[key]) for key in expected)
     else:
         assert exported["lm_head.weight"].equal(load_full(last)["output.weight"])
-    result = run_script("evaluate_model", run, *task)
+    result = tst("evaluate", run, *task)
     assert result.code == 0, result.stderr
     assert (run / f"evaluation-step-{ending.newest}.json").is_file()
-    result = run_script("sample_model", run, "--prompt", "def", "--samples", 1, "--tokens", 2)
+    result = tst("sample", run, "--prompt", "def", "--samples", 1, "--tokens", 2)
     assert result.code == 0, result.stderr
-    result = run_script("compare_runs", run)
+    result = tst("compare", run)
     assert result.code == 0, result.stderr
     report = json.loads((run / "comparison.json").read_text())
     assert report["runs"][0]["end"]["step"] == ending.steps

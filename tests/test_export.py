@@ -15,11 +15,11 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.models.moe import MoE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import evaluate_model
 from jobs import load_full, saving, superposition
 from torchtitan.experiments.tst.checkpoint.inventory import find_checkpoint
 from torchtitan.experiments.tst.export import ExportError, export, read_job
 from torchtitan.experiments.tst.planning import paper
+from torchtitan.experiments.tst.results import evaluation
 
 ON = superposition(steps=1)
 SAVE = (
@@ -173,13 +173,13 @@ def test_bos_that_is_eos(run, tmp_path, corpus):
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 1)
 
 
-def test_command_and_bad_input(run, tmp_path, run_script):
+def test_command_and_bad_input(run, tmp_path, tst):
     run = shutil.copytree(run, tmp_path / "run", symlinks=True)
     output, checkpoints = tmp_path / "hf", run / "checkpoint"
 
     def refuses(message, *args):
-        result = run_script("export_model", *args)
-        assert result.code == 1
+        result = tst("export", *args)
+        assert result.code == 2
         assert message in result.stderr
 
     refuses("nowhere is not there. Give a checkpoint", tmp_path / "nowhere", output)
@@ -189,7 +189,7 @@ def test_command_and_bad_input(run, tmp_path, run_script):
     refuses("model.hf_assets_path", run, output, f"--model.hf_assets_path={tmp_path}")
     assert not output.exists()
 
-    result = run_script("export_model", checkpoints / "step-1", output)
+    result = tst("export", checkpoints / "step-1", output)
     assert result.code == 0, result.stderr
     before = {path: path.read_bytes() for path in output.iterdir()}
     assert len(before) == 5
@@ -207,7 +207,7 @@ def test_command_and_bad_input(run, tmp_path, run_script):
     refuses("not the content that was written", run, other, job)
     assert not list(tmp_path.glob("other*"))
     (checkpoints / "step-2" / "manifest.json").unlink()
-    assert run_script("export_model", checkpoints, other, job).code == 0
+    assert tst("export", checkpoints, other, job).code == 0
 
 
 def test_what_transformers_has_no_place_for_is_not_left_out_unsaid(train, tmp_path, monkeypatch):
@@ -230,15 +230,15 @@ def test_what_transformers_has_no_place_for_is_not_left_out_unsaid(train, tmp_pa
         export_run(tmp_path / "run", tmp_path / "hf", "--model.flavor=other")
 
 
-def test_sample(run, run_script):
-    result = run_script("sample_model", run, "--prompt", "def ", "--samples", 2, "--tokens", 8)
+def test_sample(run, tst):
+    result = tst("sample", run, "--prompt", "def ", "--samples", 2, "--tokens", 8)
     assert result.code == 0, result.stderr
     assert result.stdout.startswith("--- 1\ndef ")
     assert result.stdout.count("\ndef ") == 2
-    again = run_script("sample_model", run, "--prompt", "def ", "--samples", 2, "--tokens", 8)
+    again = tst("sample", run, "--prompt", "def ", "--samples", 2, "--tokens", 8)
     assert again.stdout == result.stdout
-    result = run_script("sample_model", run, "--prompt", "def " * 40)
-    assert result.code == 1
+    result = tst("sample", run, "--prompt", "def " * 40)
+    assert result.code == 2
     assert "tokens; the model was trained on sequences of 32" in result.stderr
 
 
@@ -291,17 +291,17 @@ def test_scores_are_length_normalised_where_the_harness_has_it():
         "results": {"hellaswag": both, "own": both, "boolq": {"acc,none": 0.75}, "mmlu": both}
     }
     scores = {"hellaswag": 50.0, "own": 50.0, "boolq": 75.0, "mmlu": 25.0}
-    assert evaluate_model.scores_of(results, ["hellaswag", "own", "boolq", "mmlu"]) == scores
-    assert evaluate_model.scores_of(results, ["boolq"]) == {"boolq": 75.0}
-    assert set(evaluate_model.METRICS) == set(paper.runs()["3B-20k-tst"].scores)
+    assert evaluation._scores_of(results, ["hellaswag", "own", "boolq", "mmlu"]) == scores
+    assert evaluation._scores_of(results, ["boolq"]) == {"boolq": 75.0}
+    assert set(evaluation.METRICS) == set(paper.runs()["3B-20k-tst"].scores)
 
 
 @pytest.mark.slow
 def test_the_harness_knows_the_papers_tasks():
-    assert set(TaskManager().all_tasks) >= set(evaluate_model.METRICS)
+    assert set(TaskManager().all_tasks) >= set(evaluation.METRICS)
 
 
-def test_harness_offline(run, tmp_path, run_script, offline_harness):
+def test_harness_offline(run, tmp_path, tst, offline_harness):
     output, tasks = tmp_path / "hf", tmp_path / "tasks"
     export_run(run, output)
     model = AutoModelForCausalLM.from_pretrained(output)
@@ -319,7 +319,7 @@ def test_harness_offline(run, tmp_path, run_script, offline_harness):
     question = {"question": "def", "choices": choices}
     write_task(tasks, "endings", [question | {"answer": answer} for answer in (0, 0, 0, 1)])
     args = ("--tasks", "endings", "--include-path", tasks, "--batch-size", 4)
-    result = run_script("evaluate_model", output, *args)
+    result = tst("evaluate", output, *args)
     assert result.code == 0, result.stderr
     assert "paper: 270M-20k-tst" in result.stdout
     assert "endings: 75.0" in result.stdout
@@ -328,17 +328,17 @@ def test_harness_offline(run, tmp_path, run_script, offline_harness):
     assert written["paper (%)"]["270M-20k-tst"]["piqa"] == 67.0
     assert written["harness"]["n-shot"] == {"endings": 0}
 
-    result = run_script("evaluate_model", output, *args)
+    result = tst("evaluate", output, *args)
     assert "evaluation.json is there already; give another with --output" in result.stderr
     (output / "evaluation.json").unlink()
-    result = run_script("evaluate_model", output, "--tasks", "endings,arc_easey")
-    assert result.code == 1
+    result = tst("evaluate", output, "--tasks", "endings,arc_easey")
+    assert result.code == 2
     assert "--tasks endings,arc_easey: unknown to the harness" in result.stderr
-    result = run_script("evaluate_model", output, "--training.seq_len=64")
+    result = tst("evaluate", output, "--training.seq_len=64")
     assert "exported already: --training.seq_len=64 has no meaning" in result.stderr
 
 
-def test_a_tokenizer_without_bos_and_eos(run, tmp_path, run_script, offline_harness, corpus):
+def test_a_tokenizer_without_bos_and_eos(run, tmp_path, tst, offline_harness, corpus):
     output, tasks = tmp_path / "hf", tmp_path / "tasks"
     assets = with_special_tokens(corpus, tmp_path / "assets")
     export_run(run, output, f"--model.hf_assets_path={assets}")
@@ -350,20 +350,20 @@ def test_a_tokenizer_without_bos_and_eos(run, tmp_path, run_script, offline_harn
     write_task(tasks, "endings", [question])
     write_task(tasks, "texts", [question], kind="generate_until", rest=TEXT)
     args = ("--include-path", tasks, "--batch-size", 1, "--tasks")
-    result = run_script("evaluate_model", output, *args, "endings")
+    result = tst("evaluate", output, *args, "endings")
     assert result.code == 0, result.stderr
     assert "endings: 100.0" in result.stdout, "a line break is the context of what has none"
-    result = run_script("evaluate_model", output, *args, "texts", "--output", tmp_path / "other")
-    assert result.code == 1
+    result = tst("evaluate", output, *args, "texts", "--output", tmp_path / "other")
+    assert result.code == 2
     assert "error: --tasks: one lets the model write text, which ends with the EOS" in result.stderr
 
-    result = run_script("sample_model", output, "--prompt", "def ", "--tokens", 4)
+    result = tst("sample", output, "--prompt", "def ", "--tokens", 4)
     assert result.code == 0, result.stderr
-    result = run_script("sample_model", output)
+    result = tst("sample", output)
     assert "error: --prompt: this tokenizer has no token that begins" in result.stderr
 
     (output / "tokenizer.json").write_text("{")
     (output / "evaluation.json").unlink()
-    for script, more in (("sample_model", ()), ("evaluate_model", (*args, "endings"))):
-        result = run_script(script, output, *more)
+    for command, more in (("sample", ()), ("evaluate", (*args, "endings"))):
+        result = tst(command, output, *more)
         assert f"error: {output}: tokenizer.json is not JSON" in result.stderr

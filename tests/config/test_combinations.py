@@ -37,7 +37,7 @@ def check(*args, ranks=1):
     ("args", "ranks", "key", "value", "allowed"),
     [
         (["--fault_tolerance.enable"], 1, "fault_tolerance.enable", True, "experiments.ft"),
-        (["--memory_estimation.enable"], 1, "memory_estimation.enable", True, "dry_run.py"),
+        (["--memory_estimation.enable"], 1, "memory_estimation.enable", True, "`tst plan`"),
         (["--comm.mode=local_tensor"], 1, "comm.mode", "local_tensor", "fake_backend plays"),
         (
             ["--experimental.custom_args_module=os"],
@@ -297,7 +297,7 @@ def test_a_process_without_a_launcher(monkeypatch):
         monkeypatch.setenv(name, "0")
     check_launch(parse())
     monkeypatch.delenv("LOCAL_RANK")
-    with pytest.raises(ConfigError, match=r"^LOCAL_RANK: not set; start a job with run_train.sh"):
+    with pytest.raises(ConfigError, match=r"^LOCAL_RANK: not set; start a job with `tst train`"):
         check_launch(parse())
     check_launch(parse("--comm.mode=fake_backend"))
 

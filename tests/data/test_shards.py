@@ -144,7 +144,7 @@ DAMAGES = {
     ),
     "unfinished": (
         corpus_file(complete=False, shards={}),
-        "its tokenization was not finished; launch scripts/tokenize_corpus.py",
+        "its tokenization was not finished; run `tst tokenize`",
     ),
     "a listed shard is missing": (
         corpus_file(complete=True, shards=SHARDS | {"00002.ds": 1}),

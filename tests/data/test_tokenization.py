@@ -15,7 +15,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tokenize_corpus
 import zstandard
 from datatrove.pipeline.tokens.tokenizer import TokenizedFile
 from tokenizers import Tokenizer, processors
@@ -28,7 +27,7 @@ from torchtitan.experiments.tst.data.shards import ShardError, TokenShards
 from torchtitan.experiments.tst.data.tokenization import Options, TokenizationError
 from torchtitan.experiments.tst.testing import ranks
 
-SCRIPT = ROOT / "scripts" / "tokenize_corpus.py"
+TOKENIZE = (sys.executable, "-m", "torchtitan.experiments.tst", "tokenize")
 
 
 # Which of BOS and EOS the tokenizer itself adds, and what its config names
@@ -214,7 +213,7 @@ def tokenize_until_killed(source, folder, options):
     tokenize(source, folder, options)
 
 
-def test_killed_in_a_task_and_again_gives_the_same_shards(texts, corpus, tmp_path, capsys):
+def test_killed_in_a_task_and_again_gives_the_same_shards(texts, corpus, tmp_path, tst):
     source, folder = tmp_path / "source", tmp_path / "killed"
     source.mkdir()
     for number in range(5):
@@ -225,17 +224,19 @@ def test_killed_in_a_task_and_again_gives_the_same_shards(texts, corpus, tmp_pat
     assert log.startswith(f"rank 0 ended with {-signal.SIGKILL}")
     with pytest.raises(ShardError, match="its tokenization was not finished"):
         TokenShards(folder)
-    tokenize_corpus.main(str(source), folder, options, tokenize_corpus.Machine(workers=1))
+    given = ("--tokenizer", options.tokenizer, "--workers", 1)
+    result = tst("tokenize", source, folder, *given)
+    assert result.code == 0, result.stderr
     assert files(folder) == files(tmp_path / "whole")
-    content, shown = json.loads((folder / "corpus.json").read_text()), capsys.readouterr()
-    assert f"{content['documents']:,} documents, {content['tokens']:,} tokens" in shown.out
-    assert "tokens/s" in shown.out
+    content = json.loads((folder / "corpus.json").read_text())
+    assert f"{content['documents']:,} documents, {content['tokens']:,} tokens" in result.stdout
+    assert "tokens/s" in result.stdout
     with pytest.raises(TokenizationError, match="has a corpus with seed = 0, and not 1"):
         tokenize(source, folder, dataclasses.replace(options, seed=1))
 
 
-def run_script(*args, check=True, **options):
-    command = [sys.executable, str(SCRIPT), *map(str, args)]
+def run_command(*args, check=True, **options):
+    command = [*TOKENIZE, *map(str, args)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
@@ -255,7 +256,7 @@ def many(corpus, tmp_path_factory):
 def whole(many, corpus, tmp_path_factory):
     """Tokenized without a kill."""
     folder = tmp_path_factory.mktemp("whole") / "tokens"
-    result = run_script(many, folder, "--tokenizer", corpus / "tokenizer", "--workers", "2")
+    result = run_command(many, folder, "--tokenizer", corpus / "tokenizer", "--workers", "2")
     assert "10/10" in result.stderr  # progress
     return folder
 
@@ -266,7 +267,7 @@ def test_killed_midway_and_again_gives_the_same_shards(many, whole, corpus, tmp_
     args = ["--tokenizer", corpus / "tokenizer", "--workers", "2"]
     folder = tmp_path / "killed"
     completions = folder / "logs" / "tokenize" / "completions"
-    command = [sys.executable, str(SCRIPT), str(many), str(folder), *map(str, args)]
+    command = [*TOKENIZE, *map(str, (many, folder, *args))]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and len(list(completions.glob("*"))) < 2:
         time.sleep(0.01)
@@ -278,11 +279,11 @@ def test_killed_midway_and_again_gives_the_same_shards(many, whole, corpus, tmp_
     assert 2 <= len(list(completions.glob("*"))) < 10
     with pytest.raises(ShardError, match="its tokenization was not finished"):
         TokenShards(folder)
-    run_script(many, folder, *args)
+    run_command(many, folder, *args)
     assert files(folder) == files(whole)
     if whom == "all":  # complete, and refused for other arguments
-        result = run_script(many, folder, *args, "--seed", "1", check=False)
-        assert result.returncode == 1
+        result = run_command(many, folder, *args, "--seed", "1", check=False)
+        assert result.returncode == 2
         assert (
             "error: " in result.stderr and "has a corpus with seed = 0, and not 1" in result.stderr
         )
@@ -349,7 +350,7 @@ def test_slurm_job_arrays(texts, corpus, tmp_path):
     }
     args = [source, tmp_path / "out", "--tokenizer", corpus / "tokenizer", "--executor", "slurm"]
     args += ["--partition", "cpu", "--time", "01:00:00", "--sbatch", "account", "me"]
-    run_script(*args, env=environment)
+    run_command(*args, env=environment)
     assert sorted(documents(tmp_path / "out")) == sorted(
         HuggingFaceTokenizer(str(corpus / "tokenizer")).encode(t, add_bos=True, add_eos=True)
         for t in texts

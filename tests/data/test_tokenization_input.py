@@ -11,7 +11,6 @@ import pytest
 import zstandard
 from huggingface_hub.errors import HFValidationError
 
-import tokenize_corpus
 from corpora import documents, tokenize, write_jsonl
 from torchtitan.experiments.tst.data import tokenization_input
 from torchtitan.experiments.tst.data.tokenization import (
@@ -113,13 +112,12 @@ def test_a_name_that_is_not_on_the_hub(corpus, texts, tmp_path, monkeypatch, err
     assert len(documents(out)) == len(texts)
 
 
-def test_an_error_of_a_task_is_that_of_the_command(corpus, tmp_path):
-    source, options = tmp_path / "a.jsonl", Options(str(corpus / "tokenizer"))
+def test_an_error_of_a_task_is_that_of_the_command(corpus, tmp_path, tst):
+    source = tmp_path / "a.jsonl"
     source.write_text('{"text": "a"}\n{')
-    with pytest.raises(
-        SystemExit, match=f"^error: {source}, record 1 .line 2.: it is not valid JSON"
-    ):
-        tokenize_corpus.main(str(source), tmp_path / "out", options, tokenize_corpus.Machine())
+    result = tst("tokenize", source, tmp_path / "out", "--tokenizer", corpus / "tokenizer")
+    assert result.code == 2
+    assert f"error: {source}, record 1 (line 2): it is not valid JSON" in result.stderr
 
 
 def test_other_settings_where_nothing_was_done(corpus, tmp_path):

@@ -12,8 +12,8 @@ import tomli_w
 
 import replicate
 import replication_results
-import sweep
 from jobs import ROOT
+from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, make
 
 RESULTS = ROOT / "docs" / "results"
 
@@ -74,10 +74,10 @@ def test_what_runs_leave_is_gathered(tmp_path, monkeypatch):
     monkeypatch.setattr(
         replicate,
         "SWEEPS",
-        {"bag_size": ({sweep.BAG_SIZE: ["1", "4"], "debug.seed": ["0", "1"]}, [])},
+        {"bag_size": ({BAG_SIZE: ["1", "4"], "debug.seed": ["0", "1"]}, [])},
     )
     vary, arguments = replicate.SWEEPS["bag_size"]
-    points = sweep.make(tmp_path / "sweeps" / "bag_size", replicate.BASE, vary, arguments)
+    points = make(tmp_path / "sweeps" / "bag_size", replicate.BASE, vary, arguments)
     for number, point in enumerate(points[:3]):  # the fourth has not been run
         folder = tmp_path / "sweeps" / "bag_size" / "runs" / point.name
         folder.mkdir(parents=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from .tokenizer import open_tokenizer
+from .tokenizer import TokenizerError, open_tokenizer
 from .tokenizer_identity import entries
 
 ASSETS = {
@@ -48,8 +48,8 @@ def download(
         The folder.
 
     Raises:
-        AssetsError: for a name, permission or connection that fails, or if the model has none of
-            one of the assets.
+        AssetsError: for a name, permission or connection that fails, if the model has none of one
+            of the assets, or if its tokenizer cannot be read.
     """
     folder = local_dir / repo_id.rpartition("/")[2]
     patterns = [pattern for name in assets for pattern in ASSETS[name]]
@@ -63,6 +63,11 @@ def download(
     for asset in assets:
         if not any(fnmatch(name, pattern) for name in names for pattern in ASSETS[asset]):
             raise AssetsError(f"{repo_id} has no {asset} ({', '.join(ASSETS[asset])})")
+    if "tokenizer" in assets:
+        try:
+            open_tokenizer(folder)
+        except TokenizerError as error:
+            raise AssetsError(f"{repo_id}: {error}") from error
     return folder
 
 

@@ -1,110 +1,24 @@
-"""scripts/plan.py, scripts/diff_configs.py and scripts/sweep.py as a user runs them."""
+"""``tst sweep``: its configs, what it runs, and what it makes of the results."""
 
 import csv
 import json
-import re
+import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import tomli
 
-import sweep
 from jobs import ROOT
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.planning import surface_plots
+from torchtitan.experiments.tst.planning import sweep as planning
+from torchtitan.experiments.tst.results.sweep import results, write_table
 
 PAPER = "train_configs/paper"
 BAG_SIZE, STEP_RATIO = "superposition.bag_size", "superposition.step_ratio"
-
-
-def test_plan(run_script, tmp_path):
-    plot = tmp_path / "plan.png"
-    job = f"--job.config_file={PAPER}/270M-20k-tst.toml"
-    result = run_script("plan", "--no-memory", "--plot", plot, job)
-    assert result.code == 0, result.stderr
-    rows = {
-        line[:22].strip(): line[22:].split()
-        for line in result.stdout.splitlines()
-        if line[:2] == "  "
-    }
-    assert rows["steps"] == ["6,000", "14,000", "20,000"]
-    assert rows["data tokens"] == ["75.50B", "29.36B", "104.86B"]
-    assert rows["data tokens a step"] == ["12,582,912", "2,097,152"]
-    assert rows["FLOPs a step"][0] == rows["FLOPs a step"][1]
-    assert rows["B200 hours"][2] == "34.0"
-    assert "1,024 sequences = 8 ranks x 16 x 8 micro-batches" in result.stdout
-    assert "./data/dclm-llama3" in result.stdout and "no such folder" in result.stdout
-    assert "s from 3 to 8, r from 0.2 to 0.4" in result.stdout
-    assert "3.1423" in result.stdout  # r = 0.3, s = 6
-    assert plot.stat().st_size > 10_000
-
-
-def test_plan_of_another_machine(run_script, tokens):
-    args = [
-        "--gpu",
-        "H100",
-        "--gpus",
-        16,
-        "--mfu",
-        0.5,
-        "--job.config_file=train_configs/demo/tst.toml",
-    ]
-    args += ["--training.local_batch_size=2", f"--training.dataset_path={tokens}"]
-    result = run_script("plan", *args)
-    assert result.code == 0, result.stderr
-    assert "on 16 H100 at 50 % MFU (given)" in result.stdout
-    assert re.search(r"Memory: 0\.\d GB of 80 GB on each GPU", result.stdout)
-    assert re.search(
-        r"Data: 23,539,200 tokens of .*, which has [\d,]+: [\d.]+ epochs, NOT", result.stdout
-    )
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--mfu", "0"], "--mfu 0.0: must be in (0, 1]"),
-        (["--gpus", "-8"], "invalid positive value: '-8'"),
-        (["--parallelism.data_parallel_replicate_degree=0"], "must be an integer of at least 1"),
-        (["--job.config_file=none.toml"], "none.toml"),
-        (["--gpus", "7"], "parallelism.data_parallel_shard_degree = 8"),
-        (["--superposition.bag_size=0"], "superposition.bag_size = 0"),
-    ],
-)
-def test_plan_of_bad_input(run_script, args, message):
-    result = run_script("plan", *args, f"--job.config_file={PAPER}/270M-20k-tst.toml")
-    assert result.code != 0
-    assert message in result.stderr
-
-
-def test_diff(run_script):
-    jobs = [f"{PAPER}/270M-20k-baseline.toml", f"{PAPER}/270M-20k-tst.toml"]
-    result = run_script("diff_configs", *jobs)
-    assert result.code == 0, result.stderr
-    assert "- superposition.bag_size = 1\n+ superposition.bag_size = 6\n" in result.stdout
-    assert "optimizer" not in result.stdout and "all of them allowed" in result.stdout
-    result = run_script("diff_configs", jobs[0], "--optimizer.lr=1e-3", "--", jobs[1])
-    assert result.code == 1
-    assert "- optimizer.lr = 0.001   <- not allowed to differ" in result.stdout
-    assert "1 of 5 differences" in result.stderr
-    result = run_script(
-        "diff_configs", "--allow", "optimizer.lr", jobs[0], "--optimizer.lr=1", "--", jobs[0]
-    )
-    assert result.code == 0
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["one.toml"], "give two TOML files"),
-        (["no.toml", "none.toml"], "job.config_file = 'no.toml': No such file or directory"),
-        (["--", "none.toml"], "a job begins with its TOML file"),
-    ],
-)
-def test_diff_of_bad_input(run_script, args, message):
-    result = run_script("diff_configs", *args)
-    assert result.code != 0
-    assert message in result.stderr
 
 
 @pytest.fixture
@@ -129,7 +43,7 @@ local_batch_size = 4
 
 
 def make(tmp_path, job, *vary):
-    return sweep.make(tmp_path / "sweep", job, dict(map(sweep.parse_vary, vary)), [])
+    return planning.make(tmp_path / "sweep", job, planning.parse_vary(vary), [])
 
 
 def test_a_sweep_is_every_combination_and_one_baseline(tmp_path, job):
@@ -161,12 +75,21 @@ def test_a_sweep_is_made_again_but_not_over_another(tmp_path, job):
     assert len(json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]) == 2
 
 
-def test_the_command_of_a_sweep_can_be_pasted(tmp_path, job, run_script, monkeypatch):
-    monkeypatch.setattr(sweep, "ROOT", ROOT / "the repository")
-    result = run_script("sweep", "make", tmp_path / "my sweep", job, "--vary", f"{BAG_SIZE}=2,4")
+def test_the_command_of_a_sweep_can_be_pasted(tmp_path, job, tst, monkeypatch):
+    repository = tmp_path / "the repository"
+    script = repository / "scripts/slurm/train.sbatch"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    monkeypatch.setattr(planning, "_ROOT", repository)
+    result = tst("sweep", "make", tmp_path / "my sweep", job, "--vary", f"{BAG_SIZE}=2,4")
     assert shlex.split(result.stdout.splitlines()[-1]) == [
         f"CONFIG_FILE={tmp_path / 'my sweep'}",
-        *("sbatch", "--array=0-1", "the repository/scripts/slurm/train.sbatch"),
+        *("sbatch", "--array=0-1", os.path.relpath(script, ROOT)),
+    ]
+    script.unlink()  # as for pip users
+    result = tst("sweep", "make", tmp_path / "my sweep", job, "--vary", f"{BAG_SIZE}=2,4")
+    assert shlex.split(result.stdout.splitlines()[-1]) == [
+        *("tst", "sweep", "run", str(tmp_path / "my sweep"))
     ]
 
 
@@ -204,13 +127,13 @@ def test_the_papers_own_sweep_beside_the_papers_losses(tmp_path, monkeypatch):
     points = make(tmp_path, job, f"{BAG_SIZE}=1,6", f"{STEP_RATIO}=0.3")
     drawn = []
     monkeypatch.setattr(
-        "plot_surface.draw_surfaces", lambda surfaces, output: drawn.append(surfaces)
+        surface_plots, "draw_surfaces", lambda surfaces, output: drawn.append(surfaces)
     )
     write_metrics(tmp_path / "sweep" / "runs" / points[0].name, 20_000, 3.0)
-    sweep.table(tmp_path / "sweep")
+    write_table(tmp_path / "sweep")
     assert not drawn, "a baseline alone is no plot"
     write_metrics(tmp_path / "sweep" / "runs" / points[1].name, 20_000, 2.9)
-    sweep.table(tmp_path / "sweep")
+    write_table(tmp_path / "sweep")
     (own, of_paper) = drawn[0].values()
     assert (own.baseline, own.losses) == (3.0, {(0.3, 6): 2.9})
     assert (of_paper.model, of_paper.weighting) == ("600M", "power_law")
@@ -218,37 +141,45 @@ def test_the_papers_own_sweep_beside_the_papers_losses(tmp_path, monkeypatch):
 
 
 def test_a_run_is_finished_at_the_last_step_that_is_logged(tmp_path, job):
-    (point,) = sweep.make(
+    (point,) = planning.make(
         tmp_path / "sweep", job, {BAG_SIZE: ["4"]}, ["--training.steps=49", "--metrics.log_freq=10"]
     )
     for step, finished in ((39, False), (40, True)):
         folder = tmp_path / "sweep" / "runs" / point.name
         shutil.rmtree(folder, ignore_errors=True)
         write_metrics(folder, step, 3.0)
-        (result,) = sweep.results(tmp_path / "sweep")
+        (result,) = results(tmp_path / "sweep")
         assert result.finished == finished
 
 
-LAUNCHER = """\
-#!/usr/bin/env bash
-number=$(basename "$CONFIG_FILE" .toml)
-echo "run $number" | tee -a "$(dirname "$0")/launched"
-[[ $number != "$FAILS" ]] || exit 3
-sleep "${SLEEP:-0}"
+TST = """\
+#!/usr/bin/env python3
+# Stands for python -m torchtitan.experiments.tst train FOLDER/N.toml --nproc=1
+import os, pathlib, sys, time
+
+assert sys.argv[1:4] == ["-m", "torchtitan.experiments.tst", "train"]
+assert sys.argv[5:] == ["--nproc=1"]
+number = pathlib.Path(sys.argv[4]).stem
+with pathlib.Path(__file__).with_name("launched").open("a") as file:
+    print("run", number, file=file)
+print("run", number)
+if number == os.environ["FAILS"]:
+    sys.exit(3)
+time.sleep(float(os.environ.get("SLEEP", 0)))
 """
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_runs_of_a_sweep_that_are_not_finished(tmp_path, job, run_script, monkeypatch, jobs):
+def test_runs_of_a_sweep_that_are_not_finished(tmp_path, job, tst, monkeypatch, jobs):
     points = make(tmp_path, job, "optimizer.lr=1e-3,2e-3,3e-3,4e-3")
     folder, launched = tmp_path / "sweep", tmp_path / "launched"
     write_metrics(folder / "runs" / points[1].name, 10, 3.0)
-    launcher = tmp_path / "run_train.sh"
-    launcher.write_text(LAUNCHER)
-    launcher.chmod(0o755)
-    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    python = tmp_path / "python"
+    python.write_text(TST)
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setenv("FAILS", "none")
-    result = run_script("sweep", "run", folder, "--jobs", jobs)
+    result = tst("sweep", "run", folder, "--jobs", jobs, "--nproc", 1)
     assert result.code == 0, result.stderr
     assert sorted(launched.read_text().splitlines()) == ["run 0", "run 2", "run 3"]
     assert "1 of 4 runs are finished" in result.stdout
@@ -259,8 +190,8 @@ def test_runs_of_a_sweep_that_are_not_finished(tmp_path, job, run_script, monkey
     monkeypatch.setenv("FAILS", "0")
     monkeypatch.setenv("SLEEP", "2")  # of the other one at work, while the first fails
     launched.unlink()
-    result = run_script("sweep", "run", folder, "--jobs", jobs)
-    assert result.code == 1
+    result = tst("sweep", "run", folder, "--jobs", jobs, "--nproc", 1)
+    assert result.code == 2
     assert "lr=0.001 ended with exit code 3" in result.stderr
     assert "run 3" not in launched.read_text(), "no others are started"
 
@@ -281,13 +212,13 @@ def write_metrics(folder, step, loss, validation=None):
         ["superposition.weighting=uniform,power_law,fitted"],
     ],
 )
-def test_a_table_and_a_plot_of_what_is_there(tmp_path, job, vary, capsys):
+def test_a_table_and_a_plot_of_what_is_there(tmp_path, job, vary, tst):
     folder = tmp_path / "sweep"
     points = make(tmp_path, job, *vary)
     for number, (point, step) in enumerate(zip(points, (10, 10, 6), strict=True)):
         write_metrics(folder / "runs" / point.name, step, 3.0 - number, 2.5 - number)
-    sweep.table(folder)
-    assert "2 of 3 runs finished" in capsys.readouterr().out
+    result = tst("sweep", "table", folder)
+    assert result.code == 0 and "2 of 3 runs finished" in result.stdout
     with (folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["10", "10", "6"]
@@ -304,12 +235,13 @@ def test_a_table_and_a_plot_of_what_is_there(tmp_path, job, vary, capsys):
         (["make", "nowhere", "job.toml", "--vary", "lr"], "must be section.key=value,value"),
         (
             ["make", "nowhere", "job.toml", "--vary", "a.b=1", "--vary", "a.b=2"],
-            "a key is given twice",
+            "a.b is given twice",
         ),
         (["make", "nowhere", "no.toml", "--vary", "optimizer.lr=1"], "No such file"),
+        (["table", "nowhere", "--training.steps=1"], "only `tst sweep make` takes arguments"),
     ],
 )
-def test_sweep_of_bad_input(run_script, args, message):
-    result = run_script("sweep", *args)
-    assert result.code != 0
+def test_sweep_of_bad_input(tst, args, message):
+    result = tst("sweep", *args)
+    assert result.code == 2
     assert message in result.stderr

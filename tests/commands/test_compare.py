@@ -1,4 +1,4 @@
-"""scripts/compare_runs.py on real runs: every number in its report from the metrics themselves."""
+"""``tst compare`` on real runs: every number in its report from the metrics themselves."""
 
 import json
 import re
@@ -112,9 +112,9 @@ def near(cell, value):
     return abs(float(cell) - value) <= 0.51 * 10.0 ** (int(exponent or 0) - digits)
 
 
-def test_every_number_in_the_report(runs, run_script, tmp_path):
+def test_every_number_in_the_report(runs, tst, tmp_path):
     output = tmp_path / "comparison"
-    result = run_script("compare_runs", *runs, "--output", output)
+    result = tst("compare", *runs, "--output", output)
     assert result.code == 0, result.stderr
     tst, baseline = (worked_out(run) for run in runs)
     page = (output / "report.html").read_text()
@@ -222,14 +222,14 @@ def test_upstreams_tensorboard_files(runs, job, make_config, one_process, tmp_pa
             assert getattr(point.at, key) == pytest.approx(value, rel=1e-5)
 
 
-def test_one_run(runs, run_script):
-    result = run_script("compare_runs", runs[0])
+def test_one_run(runs, tst):
+    result = tst("compare", runs[0])
     assert result.code == 0, result.stderr
     assert {"report.html", "loss.png", "comparison.json"} <= {p.name for p in runs[0].iterdir()}
     assert "At equal" not in result.stdout
 
 
-def test_runs_that_are_going_on(runs, run_script, tmp_path):
+def test_runs_that_are_going_on(runs, tst, tmp_path):
     """One that is still in superposition and has no validation yet, and one half-way."""
     begun, halfway = tmp_path / "begun", tmp_path / "halfway"
     for folder, run, last in ((begun, runs[0], 4), (halfway, runs[1], 12)):
@@ -239,14 +239,14 @@ def test_runs_that_are_going_on(runs, run_script, tmp_path):
         kept = [line for line in lines if folder is halfway or VALIDATION_LOSS not in line]
         (folder / METRICS_FILE).write_text("".join(kept))
     for folders in ([begun], [halfway], [begun, halfway], [runs[0], halfway]):
-        result = run_script("compare_runs", *folders, "--output", tmp_path / "out")
+        result = tst("compare", *folders, "--output", tmp_path / "out")
         assert result.code == 0, result.stderr
     assert "12 of 24" in result.stdout
     _, flops, *_ = Tables((tmp_path / "out" / "report.html").read_text()).tables
     assert flops[1][6] == "no"
 
 
-def test_bad_input(runs, run_script, tmp_path):
+def test_bad_input(runs, tst, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     for args, message in (
@@ -255,7 +255,7 @@ def test_bad_input(runs, run_script, tmp_path):
         (runs, "--output: give a folder"),
         ([], "give a run folder"),
     ):
-        result = run_script("compare_runs", *args)
+        result = tst("compare", *args)
         assert result.code != 0
         assert message in result.stderr
     (empty / METRICS_FILE).write_text('{"step": 1, "validation_metrics/loss": 1.0}\n')

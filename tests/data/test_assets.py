@@ -1,4 +1,4 @@
-"""scripts/download_hf_assets.py against a hub of this test: same requests, same answers."""
+"""``tst assets`` against a hub of this test: same requests, same answers."""
 
 import hashlib
 import json
@@ -64,8 +64,8 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(corpus, tmp_path, run_script, monkeypatch):
-    """Run the script against the hub, in this process."""
+def hub(corpus, tmp_path, tst, monkeypatch):
+    """Run the command against the hub, in this process."""
     files = {path.name: path.read_bytes() for path in (corpus / "tokenizer").iterdir()}
     files |= {"config.json": b"{}", "model.safetensors": b"weights", "README.md": b"read me"}
     handler = type("OneHub", (Hub,), {"files": files, "asked": []})
@@ -73,7 +73,7 @@ def hub(corpus, tmp_path, run_script, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def run(*args: str):
-        return run_script("download_hf_assets", "--local_dir", tmp_path, *args)
+        return tst("assets", "--local-dir", tmp_path, *args)
 
     # as HF_ENDPOINT and others had it when this was imported
     endpoint = f"http://localhost:{server.server_port}"
@@ -92,7 +92,7 @@ def hub(corpus, tmp_path, run_script, monkeypatch):
 
 
 def test_tokenizer_and_config(hub, tmp_path, corpus):
-    result = hub("--repo_id", "owner/model")
+    result = hub("owner/model")
     assert result.code == 0, result.stderr
     assert f"model.hf_assets_path = {tmp_path / 'model'}" in result.stdout
     assert "tokenizer with 1,024 entries" in result.stdout
@@ -101,23 +101,23 @@ def test_tokenizer_and_config(hub, tmp_path, corpus):
     for path in (corpus / "tokenizer").iterdir():
         assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
     assert sorted(hub.asked) == sorted(wanted)
-    assert hub("--repo_id", "owner/model").code == 0
+    assert hub("owner/model").code == 0
     assert len(hub.asked) == len(wanted), "fetched once"
 
 
 def test_other_assets(hub, tmp_path):
-    result = hub("--repo_id", "owner/model", "--assets", "safetensors")
+    result = hub("owner/model", "--assets", "safetensors")
     assert result.code == 0, result.stderr
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"weights"
     assert hub.asked == ["model.safetensors"]
 
 
 def test_errors_say_what_is_wrong(hub, tmp_path):
-    result = hub("--repo_id", "owner/model", "--assets", "index")
-    assert result.code == 1
+    result = hub("owner/model", "--assets", "index")
+    assert result.code == 2
     assert "owner/model has no index (model.safetensors.index.json)" in result.stderr
-    result = hub("--repo_id", "owner/secret")
-    assert result.code == 1
+    result = hub("owner/secret")
+    assert result.code == 2
     assert "error: owner/secret: " in result.stderr and "401" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (Path(tmp_path) / "secret" / "tokenizer.json").exists()
@@ -125,20 +125,20 @@ def test_errors_say_what_is_wrong(hub, tmp_path):
 
 def test_a_tokenizer_that_cannot_be_used_is_named(hub):
     hub.files["tokenizer.json"] = b"<!DOCTYPE html>"
-    result = hub("--repo_id", "owner/model")
-    assert result.code == 1
+    result = hub("owner/model")
+    assert result.code == 2
     assert "error: owner/model: tokenizer.json is a web page" in result.stderr
 
 
 @pytest.mark.slow
 def test_no_hub(tmp_path):
-    command = [sys.executable, "scripts/download_hf_assets.py", "--repo_id", "owner/model"]
+    command = [sys.executable, "-m", "torchtitan.experiments.tst", "assets", "owner/model"]
     result = subprocess.run(
-        [*command, "--local_dir", str(tmp_path)],
+        [*command, "--local-dir", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"HF_ENDPOINT": "http://localhost:9", "HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith("error: owner/model: ")

@@ -1,0 +1,57 @@
+"""``tst plan`` as a user runs it."""
+
+import re
+
+import pytest
+
+PAPER = "train_configs/paper"
+
+
+def test_plan(tst, tmp_path):
+    plot = tmp_path / "plan.png"
+    result = tst("plan", f"{PAPER}/270M-20k-tst.toml", "--no-memory", "--plot", plot)
+    assert result.code == 0, result.stderr
+    rows = {
+        line[:22].strip(): line[22:].split()
+        for line in result.stdout.splitlines()
+        if line[:2] == "  "
+    }
+    assert rows["steps"] == ["6,000", "14,000", "20,000"]
+    assert rows["data tokens"] == ["75.50B", "29.36B", "104.86B"]
+    assert rows["data tokens a step"] == ["12,582,912", "2,097,152"]
+    assert rows["FLOPs a step"][0] == rows["FLOPs a step"][1]
+    assert rows["B200 hours"][2] == "34.0"
+    assert "1,024 sequences = 8 ranks x 16 x 8 micro-batches" in result.stdout
+    assert "./data/dclm-llama3" in result.stdout and "no such folder" in result.stdout
+    assert "s from 3 to 8, r from 0.2 to 0.4" in result.stdout
+    assert "3.1423" in result.stdout  # r = 0.3, s = 6
+    assert plot.stat().st_size > 10_000
+
+
+def test_plan_of_another_machine(tst, tokens):
+    args = ["--gpu", "H100", "--ranks", 16, "--mfu", 0.5]
+    args += ["--training.local_batch_size=2", f"--training.dataset_path={tokens}"]
+    result = tst("plan", "train_configs/demo/tst.toml", *args)
+    assert result.code == 0, result.stderr
+    assert "on 16 H100 at 50 % MFU (given)" in result.stdout
+    assert re.search(r"Memory: 0\.\d GB of 80 GB on each GPU", result.stdout)
+    assert re.search(
+        r"Data: 23,539,200 tokens of .*, which has [\d,]+: [\d.]+ epochs, NOT", result.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--mfu", "0"], "--mfu 0.0: must be in (0, 1]"),
+        (["--ranks", "-8"], "--ranks -8: must be at least 1"),
+        (["--parallelism.data_parallel_replicate_degree=0"], "must be an integer of at least 1"),
+        (["--job.config_file=none.toml"], "none.toml"),
+        (["--ranks", "7"], "parallelism.data_parallel_shard_degree = 8"),
+        (["--superposition.bag_size=0"], "superposition.bag_size = 0"),
+    ],
+)
+def test_plan_of_bad_input(tst, args, message):
+    result = tst("plan", f"{PAPER}/270M-20k-tst.toml", *args)
+    assert result.code == 2
+    assert message in result.stderr
