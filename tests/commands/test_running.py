@@ -1,6 +1,9 @@
 """How ``tst`` finds a command, tells its arguments from the job's, and says an error."""
 
 import builtins
+import contextlib
+import importlib
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -11,6 +14,7 @@ from jobs import ROOT
 from torchtitan.experiments.tst import __main__ as entry
 from torchtitan.experiments.tst.commands import COMMANDS, running
 from torchtitan.experiments.tst.commands.arguments import job_arguments, split_overrides
+from torchtitan.experiments.tst.testing import ranks
 
 PACKAGE = "torchtitan.experiments.tst"
 DEMO = "train_configs/demo/tst.toml"
@@ -108,50 +112,58 @@ def test_a_fault_of_the_code_keeps_its_traceback(tst, monkeypatch):
         tst("plan", DEMO, "--no-memory")
 
 
+def run_without(packages, *commands):
+    """Run commands in this process, one of its own, as if packages were not installed."""
+    import_ = builtins.__import__
+
+    def import_others(name, *args, **kwargs):
+        if name.partition(".")[0] in packages:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return import_(name, *args, **kwargs)
+
+    for name in list(sys.modules):  # of ours, which have imported them
+        if name.startswith(f"{PACKAGE}.") and name != f"{PACKAGE}.device":
+            del sys.modules[name]
+    builtins.__import__ = import_others
+    main = importlib.import_module(f"{PACKAGE}.__main__").main
+    for command in commands:
+        sys.argv = ["tst", *command]
+        with contextlib.suppress(SystemExit):
+            main()
+
+
 @pytest.fixture
-def without(monkeypatch):
-    """Make packages of extras look as if they were not installed."""
+def shown_without(tmp_path):
+    """What commands write where packages are not installed."""
 
-    def hide(*packages):
-        import_ = builtins.__import__
+    def run(packages, *commands):
+        log = ranks.run_ranks(run_without, 1, tmp_path, packages, *commands)
+        assert log is None, log
+        return (tmp_path / ranks.LOG.format(rank=0)).read_text()
 
-        def import_others(name, *args, **kwargs):
-            if name.partition(".")[0] in packages:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-            return import_(name, *args, **kwargs)
-
-        for name in list(sys.modules):  # of ours, which may have imported them
-            if name.startswith(f"{PACKAGE}.") and name != f"{PACKAGE}.__main__":
-                monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setattr(builtins, "__import__", import_others)
-
-    return hide
+    return run
 
 
-@pytest.mark.parametrize(
-    ("command", "package", "extra"),
-    [
-        (("compare", "run"), "matplotlib", "demo"),
-        (("tokenize", "source", "folder", "--tokenizer=t"), "datatrove", "data"),
-        (("sample", "run"), "transformers", "eval"),
-        (("evaluate", "run"), "lm_eval", "eval"),
-    ],
-)
-def test_a_missing_extra_is_named(tst, without, command, package, extra):
-    without(package)
-    result = tst(*command)
-    assert result.code == 2
-    assert result.stderr == (
-        f'tst {command[0]} needs {package}: pip install "torchtitan-tst[{extra}]"\n'
-    )
+def test_a_missing_extra_is_named(shown_without):
+    missing = {
+        ("compare", "run"): ("matplotlib", "demo"),
+        ("tokenize", "source", "folder", "--tokenizer=t"): ("datatrove", "data"),
+        ("sample", "run"): ("transformers", "eval"),
+        ("evaluate", "run"): ("lm_eval", "eval"),
+    }
+    packages = {package for package, _ in missing.values()}
+    assert shown_without(packages, *missing).splitlines() == [
+        f'tst {command[0]} needs {package}: pip install "torchtitan-tst[{extra}]"'
+        for command, (package, extra) in missing.items()
+    ]
 
 
-def test_help_needs_no_extra(tst, without):
-    without(*running._EXTRAS)
-    for name in chain(*COMMANDS.values()):
-        result = tst(name, "--help")
-        assert result.code == 0 and f"usage: tst {name}" in result.stdout, result.stderr
-    assert tst("--tyro-print-completion", "bash").code == 0
+def test_help_needs_no_extra(shown_without):
+    names = list(chain(*COMMANDS.values()))
+    completion = ("--tyro-print-completion", "bash")
+    shown = shown_without(set(running._EXTRAS), *((name, "--help") for name in names), completion)
+    assert re.findall("^usage: tst ([a-z-]+) ", shown, re.MULTILINE) == names
+    assert "# Bash completion for tst" in shown
 
 
 def test_shell_completion_is_tyros(tst):
