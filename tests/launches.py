@@ -91,6 +91,37 @@ def torchrun(command: list[str], processes: int) -> Launch:
     return Launch(result.returncode != 0, result.stdout + result.stderr)
 
 
+RECORDER = """\
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
+
+if "-m" in sys.orig_argv[:3]:
+    with Path(__file__).with_name("modules").open("a") as file:
+        print(sys.orig_argv[sys.orig_argv.index("-m") + 1], file=file)
+path = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
+if spec := PathFinder.find_spec(__name__, path):  # that there is without this one
+    spec.loader.exec_module(module_from_spec(spec))
+"""
+
+
+def recording_modules(folder: Path) -> dict[str, str]:
+    """Variables under which every ``python -m MODULE`` is written down, for :func:`modules_run`.
+
+    Args:
+        folder: of the record.
+    """
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(RECORDER)
+    return {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
+
+
+def modules_run(folder: Path) -> list[str]:
+    """What processes under :func:`recording_modules` have run, one after the other."""
+    return (folder / "modules").read_text().splitlines()
+
+
 def succeeded(launch: Launch) -> Launch:
     """Fails the test with the output of a launch that failed."""
     if launch.failed:

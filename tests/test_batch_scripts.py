@@ -11,18 +11,22 @@ from pathlib import Path
 import pytest
 
 from jobs import ROOT
+from launches import modules_run, recording_modules
 
 SLURM = ROOT / "scripts" / "slurm"
 RUN_TRAIN = ROOT / "run_train.sh"
+TRAIN = "torchtitan.experiments.tst.train"
 STAND_INS = {
     "python": f"""
         if [[ $2 == torchtitan.experiments.tst.launch ]]; then
             echo "node ${{SLURM_NODEID:-}}: $*" >> "$RECORD"
             exit "$EXIT_CODE"
-        elif [[ $1 == scripts/* ]]; then # those of the demo
+        elif [[ $2 == torchtitan.experiments.tst && -z ${{REAL:-}} ]]; then
+            shift 2
+            [[ $1 != tokenize ]] || exec printf '%s\n' "$PWD" "$@" > "$RECORD"
+            echo "tst $*" >> "$RECORD"
+            [[ $1 != train ]] || exit "$EXIT_CODE"
             exit
-        elif [[ $1 == */tokenize_corpus.py ]]; then
-            exec printf '%s\n' "$PWD" "$@" > "$RECORD"
         fi
         exec {sys.executable} "$@"
     """,
@@ -58,7 +62,8 @@ STAND_INS = {
 def script(tmp_path):
     """Run a batch script as the first node of job 7 on two; gives its result and what it called.
 
-    The job is one of sbatch --export=NONE, with variables that reach it all the same.
+    The job is one of sbatch --export=NONE, with variables that reach it all the same. With REAL=1
+    the commands of ``tst`` are run; otherwise they are only written down.
     """
     tools, record = tmp_path / "bin", tmp_path / "record"
     tools.mkdir()
@@ -89,15 +94,66 @@ def script(tmp_path):
 def test_both_nodes_start_the_job(script, tmp_path):
     result, calls = script("train.sbatch", "--training.steps=5", SLURM_RESTART_COUNT="2")
     assert result.returncode == 0
-    assert [call.partition(":")[0] for call in calls] == ["node 0", "node 1"]
-    for call, shown in zip(calls, ("0", "-1"), strict=True):
+    check, *launches = calls
+    assert check == f"tst check {tmp_path}/job.toml --nproc=4 --nnodes=2 --training.steps=5"
+    assert [call.partition(":")[0] for call in launches] == ["node 0", "node 1"]
+    for call, shown in zip(launches, ("0", "-1"), strict=True):
         for option in (
             "--nnodes=2 --nproc_per_node=4 --rdzv_id=7.2 ",
             f"--local-ranks-filter={shown} ",
-            f"-m torchtitan.experiments.tst.train --job.config_file {tmp_path}/job.toml "
-            "--training.steps=5",
+            f"-m {TRAIN} --job.config_file {tmp_path}/job.toml --training.steps=5",
         ):
             assert option in call
+
+
+def test_only_a_job_of_this_package_is_checked(script):
+    result, calls = script("train.sbatch", TRAIN_FILE="torchtitan.train")
+    assert result.returncode == 0
+    assert [call.partition(":")[0] for call in calls] == ["node 0", "node 1"]
+    assert all(" -m torchtitan.train --job.config_file " in call for call in calls)
+
+
+def test_run_train_is_tst_train(script, tmp_path):
+    job = tmp_path / "job.toml"
+    result, (call,) = script(RUN_TRAIN, "--training.steps=5", EXIT_CODE="75")
+    assert result.returncode == 75
+    options = f"--nproc=4 --log-rank=0 --module={TRAIN}"
+    assert call == f"tst train {job} {options} --training.steps=5"
+    result, (call,) = script(RUN_TRAIN, LOG_RANK="0,3", TRAIN_FILE="my.train", NGPU="")
+    assert result.returncode == 0
+    assert call == f"tst train {job} --nproc=2 --log-rank=0,3 --module=my.train"
+    result, (call,) = script(RUN_TRAIN, COMM_MODE="fake_backend", NGPU="64")
+    assert result.returncode == 0
+    options = f"--nproc=64 --log-rank=0 --module={TRAIN}"
+    assert call == f"tst train {job} {options} --comm.mode=fake_backend"
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "error"),
+    [
+        (
+            "train.sbatch",
+            ["--training.local_batch_size=3", "--training.global_batch_size=12"],
+            "config error: training.global_batch_size = 12: must be a multiple of 24, "
+            "training.local_batch_size = 3 on 8 data-parallel ranks",
+        ),
+        (
+            RUN_TRAIN,
+            ["--training.dataset_path=no.jsonl"],
+            "config error: training.dataset_path = 'no.jsonl': ",
+        ),
+    ],
+    ids=["train.sbatch", "run_train.sh"],
+)
+def test_a_job_that_cannot_run_is_not_started(script, base_args, tmp_path, path, args, error):
+    """Its error is one line; on Slurm, no node hears of it and it is not queued again."""
+    recording = recording_modules(tmp_path / "site")
+    result, calls = script(path, *base_args, *args, REAL="1", **recording)
+    assert result.returncode == 2
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert line.startswith(error)
+    assert calls == [] and not (tmp_path / "record.srun").exists()
+    assert modules_run(tmp_path / "site") == ["torchtitan.experiments.tst"]
 
 
 @pytest.mark.parametrize(
@@ -111,15 +167,15 @@ def test_a_job_that_has_stopped_is_queued_again(script, tmp_path, task, queued):
         task = task | {"CONFIG_FILE": str(tmp_path)}
     result, calls = script("train.sbatch", EXIT_CODE="75", **task)
     assert result.returncode == -signal.SIGKILL
-    assert calls[2:] == [f"scontrol requeue {queued}"]
-    assert ("/3.toml" in calls[0]) == bool(task)
+    assert calls[3:] == [f"scontrol requeue {queued}"]
+    assert all(("/3.toml" in call) == bool(task) for call in calls[:3])
 
 
 @pytest.mark.parametrize(("code", "state"), [(75, "CANCELLED"), (75, ""), (3, "RUNNING")])
 def test_a_job_that_is_not_to_go_on_is_not_queued_again(script, code, state):
     result, calls = script("train.sbatch", EXIT_CODE=str(code), STATE=state)
     assert result.returncode == code
-    assert len(calls) == 2
+    assert [call.partition(":")[0] for call in calls[1:]] == ["node 0", "node 1"]
 
 
 def test_a_chain_is_two_jobs(script, tmp_path):
@@ -171,18 +227,21 @@ def test_a_job_is_submitted_from_any_folder(script, elsewhere, command, args):
         spool, *args, cwd=elsewhere, CONFIG_FILE="a job.toml", COMMAND=f"{command}\n   Command=x"
     )
     assert result.returncode == 0, result.stderr
-    assert len(calls) == 2
+    check, *launches = calls
+    assert len(launches) == 2
+    expected = " ".join([f"{elsewhere}/a job.toml", "--nproc=4 --nnodes=2", *args])
+    assert check == f"tst check {expected}"
     expected = " ".join(["--job.config_file", f"{elsewhere}/a job.toml", *args])
-    assert all(call.endswith(expected) for call in calls)
+    assert all(call.endswith(expected) for call in launches)
 
 
 def test_a_copy_of_the_script_is_submitted_in_the_repository_only(script, elsewhere):
     spool = elsewhere.parent / "spool" / "job00007" / "train.sbatch"
     copied = {"COMMAND": f"{elsewhere}/copy.sbatch"}
     result, calls = script(spool, SLURM_SUBMIT_DIR=str(ROOT), **copied)
-    assert (result.returncode, len(calls)) == (0, 2)
+    assert (result.returncode, len(calls)) == (0, 3)
     result, calls = script(spool, SLURM_SUBMIT_DIR=str(elsewhere), **copied)  # sbatch --chdir
-    assert (result.returncode, len(calls)) == (0, 2)
+    assert (result.returncode, len(calls)) == (0, 3)
     result, calls = script(spool, cwd=elsewhere, **copied)
     assert (result.returncode, calls) == (2, [])
     assert result.stderr.splitlines() == [
@@ -197,7 +256,7 @@ def test_paths_of_tokenization_are_relative_to_the_folder_of_submission(script, 
     result, calls = script(spool, *args, cwd=elsewhere, COMMAND=" ".join([command, *args]))
     assert result.returncode == 0, result.stderr
     assert calls[0] == str(elsewhere)
-    assert calls[2:] == args
+    assert calls[1:] == ["tokenize", *args]
 
 
 @pytest.mark.parametrize("path", ["train.sbatch", RUN_TRAIN], ids=["train.sbatch", "run_train.sh"])
@@ -208,8 +267,13 @@ def test_an_argument_names_the_job(script, tmp_path, path, name, given):
     names = name.format(job).split(" ")
     result, calls = script(path, "--first=1", *names, "--last", CONFIG_FILE=given and str(job))
     assert result.returncode == 0, result.stderr
-    assert all(call.endswith(f" --job.config_file {job} --first=1 --last") for call in calls)
-    assert calls and not any("config-file" in call for call in calls)
+    start, *launches = calls
+    assert start.startswith(f"tst {'train' if path == RUN_TRAIN else 'check'} {job} --nproc=4 ")
+    assert len(launches) == (0 if path == RUN_TRAIN else 2)
+    assert all(call.endswith(f" --job.config_file {job} --first=1 --last") for call in launches)
+    assert all(call.endswith(" --first=1 --last") for call in calls)
+    assert not any("config-file" in call for call in calls)
+    assert "config_file" not in start
 
 
 @pytest.mark.parametrize("path", ["train.sbatch", RUN_TRAIN], ids=["train.sbatch", "run_train.sh"])
@@ -233,10 +297,20 @@ def test_a_job_that_is_not_named_clearly(script, tmp_path, path, config_file, ar
 
 def test_the_demo_is_known_by_any_path_of_the_repository(script, elsewhere):
     run_train = elsewhere.parent / "the repository" / "run_train.sh"
-    result, (call,) = script(run_train, cwd=elsewhere, CONFIG_FILE="")
+    result, (train, compare) = script(run_train, cwd=elsewhere, CONFIG_FILE="")
     assert result.returncode == 0, result.stderr
     assert "The demo runs on 4 processes" in result.stdout
-    assert call.endswith(f" {ROOT}/train_configs/demo/tst.toml --training.local_batch_size=16")
+    job = f"{ROOT}/train_configs/demo/tst.toml"
+    options = f"--nproc=4 --log-rank=0 --module={TRAIN}"
+    assert train == f"tst train {job} {options} --training.local_batch_size=16"
+    assert compare == f"tst compare --job={job} --training.local_batch_size=16"
+
+
+@pytest.mark.parametrize(("code", "mode"), [(75, ""), (2, ""), (0, "fake_backend")])
+def test_a_demo_that_has_not_ended_is_not_compared(script, code, mode):
+    result, calls = script(RUN_TRAIN, CONFIG_FILE="", EXIT_CODE=str(code), COMM_MODE=mode)
+    assert result.returncode == code
+    assert [call.split()[:2] for call in calls] == [["tst", "train"]]
 
 
 def test_a_job_needs_its_config(script):

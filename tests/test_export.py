@@ -235,6 +235,7 @@ def test_sample(run, tst):
     assert result.code == 0, result.stderr
     assert result.stdout.startswith("--- 1\ndef ")
     assert result.stdout.count("\ndef ") == 2
+    assert f"Exported {find_checkpoint(run)} to " in result.stderr  # which model it is
     again = tst("sample", run, "--prompt", "def ", "--samples", 2, "--tokens", 8)
     assert again.stdout == result.stdout
     result = tst("sample", run, "--prompt", "def " * 40)

@@ -1,6 +1,8 @@
 """Ours is installed beside upstream's package and found inside it."""
 
+import configparser
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,20 +21,52 @@ def modules() -> set[str]:
     return {str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE).rglob("*.py")}
 
 
-def test_the_wheel_holds_our_modules_and_nothing_of_upstreams(tmp_path):
-    source = tmp_path / "source"  # building leaves files behind
-    shutil.copytree(ROOT / "torchtitan", source / "torchtitan")
+def job_configs() -> set[str]:
+    """Those of the wheel: not replication.toml, which is of scripts/replicate.py."""
+    folders = (ROOT / "train_configs" / name for name in ("demo", "debug", "paper"))
+    return {str(path.relative_to(ROOT)) for folder in folders for path in folder.rglob("*.toml")}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    source = tmp_path_factory.mktemp("wheel") / "source"  # building leaves files behind
+    for name in ("torchtitan", "train_configs"):
+        shutil.copytree(ROOT / name, source / name)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source]
+    folder = source.parent
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source]
     subprocess.run(command, check=True)
-    (wheel,) = tmp_path.glob("torchtitan_tst-*.whl")
-    content = set(zipfile.ZipFile(wheel).namelist())
+    (wheel,) = folder.glob("torchtitan_tst-*.whl")
+    return zipfile.ZipFile(wheel)
+
+
+def test_the_wheel_holds_our_modules_and_nothing_of_upstreams(wheel):
+    content = set(wheel.namelist())
     names = {name for name in content if name.endswith(".py")}
     assert names == modules()
     assert {f"{PACKAGE}/planning/paper/{name}" for name in FIGURES} <= content
     # with these, ours would hide the installed upstream package
     assert not names & {"torchtitan/__init__.py", "torchtitan/experiments/__init__.py"}
+
+
+def test_the_wheel_holds_the_job_configs_and_finds_them(wheel, tmp_path):
+    configs = job_configs()
+    assert len(configs) > 25
+    assert {name for name in wheel.namelist() if name.endswith(".toml")} == {
+        f"{PACKAGE}/{name}" for name in configs
+    }
+    wheel.extractall(tmp_path)
+    installed = runpy.run_path(str(tmp_path / PACKAGE / "config" / "shipped.py"))
+    found = {f"train_configs/{path}" for path, _ in installed["shipped_configs"]()}
+    assert found == configs
+
+
+def test_the_wheel_has_the_command_tst(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+    points = configparser.ConfigParser()
+    points.read_string(wheel.read(name).decode())
+    assert dict(points["console_scripts"]) == {"tst": "torchtitan.experiments.tst.__main__:main"}
 
 
 @pytest.mark.parametrize(
@@ -82,3 +116,8 @@ def test_install_on_a_fresh_machine(tmp_path, editable):
     result = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().startswith(str(ROOT if editable else tmp_path))
+    command = [python.with_name("tst"), "configs", "copy", tmp_path]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    copies = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("train_configs/**/*.toml")}
+    assert copies == job_configs()

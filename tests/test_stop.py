@@ -20,6 +20,7 @@ from launches import signal_every_process
 from torchtitan.experiments.tst.checkpoint import files, inventory
 from torchtitan.experiments.tst.step_check import NonFiniteError
 from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE, Stopped
+from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.testing.ranks import free_port
 from torchtitan.experiments.tst.trainer import SuperpositionTrainer
 
@@ -124,10 +125,7 @@ def test_a_trainer_that_cannot_be_built_listens_no_more(train):
 def test_children_survive_a_signal_to_every_process(tmp_path):
     """As Slurm sends it; they are needed for the last step and its checkpoint."""
     command = [sys.executable, ROOT / "tests" / "stop_children.py", tmp_path]
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT / 'scripts'}:{os.environ.get('PYTHONPATH', '')}"
-    }
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=150)
     assert result.stdout.endswith("done\n"), result.stdout + result.stderr
     assert result.returncode == 0
 
@@ -229,6 +227,8 @@ def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path, number):
         "def stop(number, frame):\n"
         "    time.sleep(0.5)\n"  # as for a checkpoint
         "    me.write_text(str(number))\n"
+        "    while not all(me.with_name(name).read_text() for name in '01'):\n"
+        "        time.sleep(0.01)\n"  # a rank that has stopped has seen all others do so
         f"    sys.exit({STOPPED_EXIT_CODE})\n"
         "signal.signal(int(sys.argv[1]), stop)\n"
         "me.touch()\n"
@@ -268,6 +268,40 @@ def test_launch_that_is_stopped_before_it_trains(tmp_path, moment):
 def listens(port):
     with socket.socket() as s:
         return s.connect_ex(("localhost", port)) == 0
+
+
+def launch_with_a_signal_pending(args):
+    """As start.py leaves the signals, with one that has come since."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    launches.run_module(LAUNCH, args)
+
+
+def test_launch_that_is_stopped_before_it_listens(tmp_path):
+    rank = tmp_path / "rank.py"
+    rank.write_text(f"open('{tmp_path / 'started'}', 'w')")
+    log = ranks.run_ranks(
+        launch_with_a_signal_pending, 1, tmp_path / "launcher", [*ON_THIS_NODE, str(rank)]
+    )
+    assert log.startswith(f"rank 0 ended with {STOPPED_EXIT_CODE}\n")
+    assert not (tmp_path / "started").exists()
+
+
+def launch_in(environment, args):
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value:
+            os.environ[name] = value
+    launches.run_module(LAUNCH, args)
+
+
+@pytest.mark.parametrize("given", [None, "max_split_size_mb:64"])
+def test_launch_keeps_memory_in_one_piece_unless_told_otherwise(tmp_path, given):
+    rank, name = tmp_path / "rank.py", "PYTORCH_ALLOC_CONF"
+    rank.write_text(f"import os; open('{tmp_path / 'found'}', 'w').write(os.environ['{name}'])")
+    args = [*ON_THIS_NODE, str(rank)]
+    assert not ranks.run_ranks(launch_in, 1, tmp_path / "launcher", {name: given}, args)
+    assert (tmp_path / "found").read_text() == (given or "expandable_segments:True")
 
 
 def test_launch_does_not_start_again(tmp_path):

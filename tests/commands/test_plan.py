@@ -4,6 +4,9 @@ import re
 
 import pytest
 
+from torchtitan.experiments.tst.planning import summary
+
+DEMO = "train_configs/demo/tst.toml"
 PAPER = "train_configs/paper"
 
 
@@ -31,13 +34,23 @@ def test_plan(tst, tmp_path):
 def test_plan_of_another_machine(tst, tokens):
     args = ["--gpu", "H100", "--ranks", 16, "--mfu", 0.5]
     args += ["--training.local_batch_size=2", f"--training.dataset_path={tokens}"]
-    result = tst("plan", "train_configs/demo/tst.toml", *args)
+    result = tst("plan", DEMO, *args)
     assert result.code == 0, result.stderr
     assert "on 16 H100 at 50 % MFU (given)" in result.stdout
     assert re.search(r"Memory: 0\.\d GB of 80 GB on each GPU", result.stdout)
     assert re.search(
         r"Data: 23,539,200 tokens of .*, which has [\d,]+: [\d.]+ epochs, NOT", result.stdout
     )
+
+
+def test_a_plan_without_an_estimate(tst, monkeypatch):
+    def faulty(config, *args):
+        raise RuntimeError("a fault\nof two lines")
+
+    monkeypatch.setattr(summary, "dry_run", faulty)
+    result = tst("plan", DEMO)
+    assert result.code == 0, result.stderr
+    assert "Memory: could not be estimated: RuntimeError: a fault of two lines\n" in result.stdout
 
 
 @pytest.mark.parametrize(

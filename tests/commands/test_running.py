@@ -76,10 +76,11 @@ def test_an_unknown_command_suggests_the_nearest(tst, name, hint):
         ("evaluate", "no model", "--limit"),
     ],
 )
-def test_numbers_of_things_are_positive(tst, command):
-    result = tst(*command, 0)
+@pytest.mark.parametrize("number", [0, -2])
+def test_numbers_of_things_are_positive(tst, command, number):
+    result = tst(*command[:-1], f"{command[-1]}={number}")
     assert (result.code, result.stdout) == (2, "")
-    assert result.stderr == f"error: {command[-1]} 0: must be at least 1\n"
+    assert result.stderr == f"error: {command[-1]} {number}: must be at least 1\n"
 
 
 def test_an_unknown_option_suggests_the_nearest(tst):

@@ -24,6 +24,7 @@ from .stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 TRAIN_MODULE = f"{__package__}.train"
 _LAUNCH_MODULE = f"{__package__}.launch"
+_FAKE = "fake_backend"
 
 # A rank alone has no whole model to load or save, and nothing to record.
 _PLAYED = (
@@ -115,10 +116,13 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
         signal.signal(number, lambda *_: sys.exit(STOPPED_EXIT_CODE))
     if module == TRAIN_MODULE:
         job_config = SuperpositionConfigManager().parse_args(arguments)
-        if job_config.comm.mode != "default":
+        if job_config.comm.mode == "default":
+            check(arguments, processes)
+        else:
             make_if_read(job_config)
-            sys.exit(_play(arguments, processes))
-        check(arguments, processes)
+            sys.exit(_play(arguments, processes, module))
+    elif f"--comm.mode={_FAKE}" in arguments:  # another may have keys that are not known here
+        sys.exit(_play(arguments, processes, module))
     sys.stdout.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the launcher listens
     launch = [
@@ -129,10 +133,10 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
     os.execv(sys.executable, launch)
 
 
-def _play(arguments: list[str], ranks: int) -> int:
+def _play(arguments: list[str], ranks: int, module: str) -> int:
     """Play a step of each phase as rank 0; gives the exit code."""
     of_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": f"{ranks}", "NGPU": f"{ranks}"}
     with tempfile.TemporaryDirectory() as folder:
         played = [*arguments, *_PLAYED, f"--job.dump_folder={folder}"]
-        command = [sys.executable, "-m", TRAIN_MODULE, *played]
+        command = [sys.executable, "-m", module, *played]
         return subprocess.run(command, env=os.environ | of_rank).returncode

@@ -21,7 +21,8 @@ GpuKind = Literal["A100", "H100", "H200", "B200"]
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a command's own arguments from those of the job, ``--section.key``.
 
-    The values that follow a job's argument are the job's too, and so is all that follows "--".
+    The values that follow ``--section.key`` are the job's too, but not what follows
+    ``--section.key=value``. All that follows "--" is the job's.
     """
     own: list[str] = []
     overrides: list[str] = []
@@ -29,9 +30,12 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for number, argument in enumerate(arguments):
         if argument == "--":
             return own, [*overrides, *arguments[number:]]
+        name, given, _ = argument.partition("=")
         if argument.startswith("--"):
-            into = overrides if "." in argument.partition("=")[0] else own
+            into = overrides if "." in name else own
         into.append(argument)
+        if argument.startswith("--") and given:
+            into = own
     return own, overrides
 
 

@@ -5,7 +5,7 @@
 Further arguments are the job's, as for tst export.
 """
 
-from .arguments import Model
+from .arguments import Model, log_progress
 
 
 def main(
@@ -33,6 +33,7 @@ def main(
     """
     from ..results.sampling import sample  # of an extra
 
+    log_progress()
     texts = sample(
         model,
         overrides,

@@ -1,9 +1,6 @@
 """Jobs for many GPUs, built and played without them."""
 
 import dataclasses
-import os
-import signal
-import sys
 
 import pytest
 import torch
@@ -13,11 +10,9 @@ from jobs import ROOT
 from torchtitan.experiments.tst.config.errors import ConfigError
 from torchtitan.experiments.tst.core import Phase
 from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
-from torchtitan.experiments.tst.planning import summary, trials
 from torchtitan.experiments.tst.planning.dry_run import dry_run
 from torchtitan.experiments.tst.planning.plan import (
     GPUS,
-    Gpu,
     default_ranks,
     parameters_and_flops,
 )
@@ -174,59 +169,3 @@ def test_what_does_not_fit_together_is_an_error():
     with pytest.raises(ConfigError, match="global_batch_size = 1024: must be a multiple of 1536"):
         args = ["--parallelism.data_parallel_shard_degree=96"]
         dry_run(load(PAPER / "270M-20k-tst.toml", *args), 96)
-
-
-def test_command(tst):
-    result = tst("dry-run", DEMO, PAPER / "270M-20k-tst.toml", "--training.local_batch_size=2048")
-    assert result.code == 1
-    first, second = result.stdout.splitlines()
-    assert "CANNOT RUN: training.global_batch_size = 64" in first
-    assert "CANNOT RUN: training.global_batch_size = 1024" in second
-    assert "2 of 2 jobs cannot run, do not fit or were not tried" in result.stderr
-    result = tst("dry-run", "--gpu", "A100", DEMO, "--ranks", 2)
-    assert result.code == 0 and result.stdout.count("GB") == 2
-
-
-def test_command_says_what_does_not_fit(tst, monkeypatch):
-    monkeypatch.setitem(GPUS, "A100", Gpu("A100", 312e12, 50e6))
-    result = tst("dry-run", "--gpu", "A100", DEMO)
-    assert result.code == 1
-    assert "TOO MUCH for 0 GB less 10 %" in result.stdout
-
-
-def test_command_tries_every_job(tst, tmp_path, monkeypatch):
-    """Whatever becomes of those before."""
-    broken = tmp_path / "broken.toml"
-    broken.write_text("[job")
-
-    def faulty(config, *args):
-        if config.job.description == "kills":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if config.job.description == "exits":
-            sys.exit("its import ends the process")
-        raise RuntimeError("a fault\nof two lines")
-
-    monkeypatch.setattr(trials, "dry_run", faulty)
-    kills = tmp_path / "kills.toml"
-    kills.write_text('[job]\ndescription = "kills"\n')
-    exits = tmp_path / "exits.toml"
-    exits.write_text('[job]\ndescription = "exits"\n')
-    result = tst("dry-run", broken, DEMO, kills, exits, DEMO)
-    assert result.code == 1
-    lines = result.stdout.splitlines()
-    assert len(lines) == 5
-    assert "COULD NOT BE TRIED: SystemExit: its import ends the process" in lines.pop(3)
-    assert "CANNOT RUN: job.config_file" in lines[0]
-    assert "COULD NOT BE TRIED: its process was killed" in lines[2]
-    for line in (lines[1], lines[3]):
-        assert "COULD NOT BE TRIED: RuntimeError: a fault of two lines" in line
-
-
-def test_a_plan_without_an_estimate(tst, monkeypatch):
-    def faulty(config, *args):
-        raise RuntimeError("a fault\nof two lines")
-
-    monkeypatch.setattr(summary, "dry_run", faulty)
-    result = tst("plan", DEMO)
-    assert result.code == 0, result.stderr
-    assert "Memory: could not be estimated: RuntimeError: a fault of two lines\n" in result.stdout
