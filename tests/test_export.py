@@ -230,17 +230,21 @@ def test_what_transformers_has_no_place_for_is_not_left_out_unsaid(train, tmp_pa
         export_run(tmp_path / "run", tmp_path / "hf", "--model.flavor=other")
 
 
-def test_sample(run, tst):
+def test_sample(run, tst, tmp_path, caplog):
     result = tst("sample", run, "--prompt", "def ", "--samples", 2, "--tokens", 8)
     assert result.code == 0, result.stderr
     assert result.stdout.startswith("--- 1\ndef ")
     assert result.stdout.count("\ndef ") == 2
-    assert f"Exported {find_checkpoint(run)} to " in result.stderr  # which model it is
     again = tst("sample", run, "--prompt", "def ", "--samples", 2, "--tokens", 8)
     assert again.stdout == result.stdout
     result = tst("sample", run, "--prompt", "def " * 40)
     assert result.code == 2
     assert "tokens; the model was trained on sequences of 32" in result.stderr
+    assert "not checked for damage" not in caplog.text
+    unchecked = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    (unchecked / "checkpoint" / "step-2" / "manifest.json").unlink()
+    assert tst("sample", unchecked, "--tokens", 2).code == 0
+    assert "has no manifest.json: it is not checked for damage" in caplog.text
 
 
 TASK = """\

@@ -13,6 +13,7 @@ import torchtitan.protocols.train_spec as train_spec_module
 from jobs import BOUNDARY, ON, SAVE, STEPS, B, L, S, small_job, superposition
 from torchtitan.experiments.tst.data import demo_corpus
 from torchtitan.experiments.tst.data.shards import TokenShards
+from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
 from torchtitan.experiments.tst.start import check
 
 DEMO = "train_configs/demo/tst.toml"
@@ -64,7 +65,7 @@ def test_a_job_without_superposition_has_one_phase(tst, job, base_args):
         ([], 3),
         (["--nproc=2"], 2),
         (["--nnodes=2"], 6),
-        (["--nproc=4", "--nnodes=8"], 32),
+        (["--nproc=2", "--nnodes=8"], 16),
         (["--ranks=24"], 24),
     ],
 )
@@ -73,6 +74,22 @@ def test_how_many_ranks(tst, job, base_args, monkeypatch, options, ranks):
     _, model, batch, *_ = tst("check", job, *options, *base_args).stdout.splitlines()
     assert model.endswith(f" on {ranks} ranks")
     assert batch.startswith(f"  batch: {ranks * B} sequences = {ranks} data-parallel ranks x {B} ")
+
+
+def test_no_more_processes_than_gpus(tst, job, base_args, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
+    for command in ("check", "train"):
+        result = tst(command, job, "--nproc=4", *base_args)
+        assert (result.code, result.stdout) == (2, "")
+        assert result.stderr == (
+            "config error: --nproc 4: must be at most 3, the number of GPUs of this machine\n"
+        )
+
+
+def test_a_cluster_is_here_or_elsewhere(tst, job, base_args):
+    for option in ("--nproc=2", "--nnodes=2"):
+        result = tst("check", job, "--ranks=8", option, *base_args)
+        assert result.code == 2 and "--ranks is for a cluster elsewhere" in result.stderr
 
 
 def test_ranks_of_a_layout_share_their_data(tst, job, base_args):
@@ -244,7 +261,7 @@ def check_demo(folder):
     demo_corpus.FOLDER = folder / "corpus"
     demo_corpus.read_sources = read_slowly
     dist.barrier()
-    check(small_job(demo_corpus.FOLDER), 2)
+    check(SuperpositionConfigManager().parse_args(small_job(demo_corpus.FOLDER)), 2)
 
 
 def test_two_checks_at_the_same_time_make_it_once(on_ranks, tmp_path):

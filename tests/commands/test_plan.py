@@ -24,7 +24,7 @@ def test_plan(tst, tmp_path):
     assert rows["data tokens a step"] == ["12,582,912", "2,097,152"]
     assert rows["FLOPs a step"][0] == rows["FLOPs a step"][1]
     assert rows["B200 hours"][2] == "34.0"
-    assert "1,024 sequences = 8 ranks x 16 x 8 micro-batches" in result.stdout
+    assert "1,024 sequences = 8 data-parallel ranks x 16 x 8 micro-batches" in result.stdout
     assert "./data/dclm-llama3" in result.stdout and "no such folder" in result.stdout
     assert "s from 3 to 8, r from 0.2 to 0.4" in result.stdout
     assert "3.1423" in result.stdout  # r = 0.3, s = 6

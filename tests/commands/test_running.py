@@ -3,10 +3,12 @@
 import builtins
 import contextlib
 import importlib
+import logging
 import re
 import subprocess
 import sys
 from itertools import chain
+from unittest import mock
 
 import pytest
 
@@ -39,7 +41,7 @@ def test_the_jobs_arguments_have_a_dot(arguments, own, overrides):
 
 
 def test_one_job_is_named():
-    assert job_arguments("a.toml", ["--", "--training.steps=1"]) == [
+    assert job_arguments("a.toml", ["--training.steps=1"]) == [
         "--job.config_file=a.toml",
         "--training.steps=1",
     ]
@@ -165,6 +167,26 @@ def test_help_needs_no_extra(shown_without):
     shown = shown_without(set(running._EXTRAS), *((name, "--help") for name in names), completion)
     assert re.findall("^usage: tst ([a-z-]+) ", shown, re.MULTILINE) == names
     assert "# Bash completion for tst" in shown
+
+
+def test_a_job_may_have_an_extension_in_the_current_folder(tst, tmp_path, monkeypatch):
+    """As with ``python -m``; a console script is not told of it by Python."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(ROOT))])
+    assert tst("diff", DEMO, DEMO).code == 0
+    assert sys.path[0] == str(ROOT)
+
+
+def test_what_else_torchtitan_says_is_shown(tst, monkeypatch):
+    def compare(*jobs):
+        logging.getLogger().warning("HF assets path none does not exist!")
+        logging.getLogger().warning("something else")
+        return {}
+
+    monkeypatch.setattr(running._module("diff"), "differences", compare)
+    with mock.patch.object(logging, "lastResort", logging.StreamHandler(sys.stderr)) as shown:
+        monkeypatch.setattr(logging.getLogger(), "handlers", [shown])
+        said = tst("diff", DEMO, DEMO).stderr
+    assert said == "something else\n"
 
 
 def test_shell_completion_is_tyros(tst):

@@ -191,7 +191,7 @@ def test_runs_of_a_sweep_that_are_not_finished(tmp_path, job, tst, monkeypatch, 
     monkeypatch.setenv("SLEEP", "2")  # of the other one at work, while the first fails
     launched.unlink()
     result = tst("sweep", "run", folder, "--jobs", jobs, "--nproc", 1)
-    assert result.code == 2
+    assert result.code == 1
     assert "lr=0.001 ended with exit code 3" in result.stderr
     assert "run 3" not in launched.read_text(), "no others are started"
 
@@ -238,6 +238,11 @@ def test_a_table_and_a_plot_of_what_is_there(tmp_path, job, vary, tst):
             "a.b is given twice",
         ),
         (["make", "nowhere", "no.toml", "--vary", "optimizer.lr=1"], "No such file"),
+        (["make", "nowhere", "no.toml"], "--vary section.key=value,value: give at least one"),
+        (
+            ["make", "nowhere", "a.toml", "--vary", "a.b=1", "--job.config_file=b.toml"],
+            "the job is a.toml; name no other",
+        ),
         (["table", "nowhere", "--training.steps=1"], "only `tst sweep make` takes arguments"),
     ],
 )

@@ -32,6 +32,9 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(_COMMANDS)}"
         print(f"tst {name}: no such command; {hint}", file=sys.stderr)
         sys.exit(EXIT_CODE)
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):  # as with python -m, for a job's extensions
+        sys.path.insert(0, here)
     if name in _ON_CPU:
         _hide_accelerators()
     enable_cpu_if_alone()  # before anything of upstream's that asks for the device

@@ -26,6 +26,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from . import reporting
 from .stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
+ENVIRONMENT = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # less fragmentation of memory
+
 
 class _Launch:
     """What has become of this launch: the processes started, and whether it was asked to stop."""
@@ -75,7 +77,8 @@ def main() -> None:
     launch.listen()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # as .start leaves them
     os.environ[reporting.UNDER_LAUNCH] = "1"
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # less fragmentation
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     logging.getLogger(api.__name__).addFilter(lambda record: not _is_said_otherwise(record))
     try:
         run.main()

@@ -4,6 +4,7 @@ Nothing is started for a job that cannot run, so that its error is said once.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,17 +15,18 @@ import torch
 from torchtitan.config import JobConfig
 
 from . import models  # noqa: F401
+from .config.errors import ConfigTextError
 from .core import Phase
 from .data import datasets  # noqa: F401
 from .data.demo_corpus import make_if_read
 from .job_checks import check_config, check_job
 from .job_config import SuperpositionConfigManager
+from .launch import ENVIRONMENT
 from .planning.plan import Plan, count, make_plan
 from .stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 TRAIN_MODULE = f"{__package__}.train"
 _LAUNCH_MODULE = f"{__package__}.launch"
-_FAKE = "fake_backend"
 
 # A rank alone has no whole model to load or save, and nothing to record.
 _PLAYED = (
@@ -48,13 +50,26 @@ def default_processes() -> int:
     return torch.accelerator.device_count() or 2
 
 
+def check_processes(processes: int) -> None:
+    """Check that each process of this machine can have a GPU of its own, if it has GPUs.
+
+    Raises:
+        ConfigTextError: if there are more processes.
+    """
+    gpus = torch.accelerator.device_count()
+    if 0 < gpus < processes:
+        raise ConfigTextError(
+            f"--nproc {processes}: must be at most {gpus}, the number of GPUs of this machine"
+        )
+
+
 def check(
-    arguments: list[str], ranks: int, *, machine: bool = True, files: bool = True
+    job_config: JobConfig, ranks: int, *, machine: bool = True, files: bool = True
 ) -> list[str]:
     """Check everything that would stop a job; make the demo's corpus if the job reads it.
 
     Args:
-        arguments: of the job, as on the command line.
+        job_config: of the job.
         ranks: processes that it is to run on.
         machine: whether this machine is one that it is to run on.
         files: whether its tokenizer, data, folders and checkpoints are here.
@@ -66,7 +81,6 @@ def check(
         ConfigError: naming the key, its value and what is allowed.
         CheckpointError: if the config contradicts the checkpoint that the job would resume from.
     """
-    job_config = SuperpositionConfigManager().parse_args(arguments)
     check_config(job_config, ranks)
     if files:
         make_if_read(job_config)
@@ -79,8 +93,7 @@ def _numbers(job_config: JobConfig, plan: Plan) -> list[str]:
     model = job_config.model
     lines = [
         f"{model.name} {model.flavor}, {plan.parameters:,} parameters, on {plan.ranks} ranks",
-        f"batch: {plan.sequences:,} sequences = {plan.data_parallel_ranks} data-parallel ranks x "
-        f"{plan.local_batch_size} x {plan.accumulation} micro-batches",
+        f"batch: {plan.batch}",
     ]
     first = 1
     for phase in plan.phases:
@@ -116,13 +129,13 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
         signal.signal(number, lambda *_: sys.exit(STOPPED_EXIT_CODE))
     if module == TRAIN_MODULE:
         job_config = SuperpositionConfigManager().parse_args(arguments)
-        if job_config.comm.mode == "default":
-            check(arguments, processes)
-        else:
+        if job_config.comm.mode != "default":
             make_if_read(job_config)
             sys.exit(_play(arguments, processes, module))
-    elif f"--comm.mode={_FAKE}" in arguments:  # another may have keys that are not known here
-        sys.exit(_play(arguments, processes, module))
+        check_processes(processes)
+        check(job_config, processes)
+    elif re.search(r"--comm\.mode[= ]fake_backend\b", " ".join(arguments)):
+        sys.exit(_play(arguments, processes, module))  # of keys that need not be known here
     sys.stdout.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the launcher listens
     launch = [
@@ -139,4 +152,4 @@ def _play(arguments: list[str], ranks: int, module: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         played = [*arguments, *_PLAYED, f"--job.dump_folder={folder}"]
         command = [sys.executable, "-m", module, *played]
-        return subprocess.run(command, env=os.environ | of_rank).returncode
+        return subprocess.run(command, env=ENVIRONMENT | os.environ | of_rank).returncode

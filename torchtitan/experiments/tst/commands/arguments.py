@@ -30,11 +30,10 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for number, argument in enumerate(arguments):
         if argument == "--":
             return own, [*overrides, *arguments[number:]]
-        name, given, _ = argument.partition("=")
         if argument.startswith("--"):
-            into = overrides if "." in name else own
+            into = overrides if "." in argument.partition("=")[0] else own
         into.append(argument)
-        if argument.startswith("--") and given:
+        if argument.startswith("--") and "=" in argument:
             into = own
     return own, overrides
 
@@ -49,7 +48,6 @@ def job_arguments(job: Path, overrides: Sequence[str]) -> list[str]:
     Raises:
         ValueError: for overrides that name another job.
     """
-    overrides = [argument for argument in overrides if argument != "--"]
     if named := [argument for argument in overrides if argument.startswith("--job.config")]:
         raise ValueError(f"{named[0]}: the job is {job}; name no other")
     return [f"--job.config_file={job}", *overrides]

@@ -7,13 +7,15 @@ Prints tables, and writes comparison.json, loss.png and report.html, one file wi
 is its folder; of TorchTitan's own trainer TensorBoard's files will do.
 """
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from ..job_config import SuperpositionConfigManager
-from ..results.comparison import VALIDATION, compare
+from ..results.comparison import compare
 from ..results.curves import read_runs
 from ..results.tables import NOTES, VIEWS, aligned, rows_of_runs, rows_of_view
 from .arguments import job_arguments
@@ -49,10 +51,9 @@ def main(
     if len(folders) > 1 and not output:
         raise ValueError("--output: give a folder for the report of several runs")
     curves = read_runs(folders)
-    if loss == VALIDATION and (without := [run.name for run in curves if not run.validation]):
-        raise ValueError(f"--loss validation: {', '.join(without)} has none")
     comparison = compare(curves, loss)
-    report, plot = write_comparison(curves, comparison, output or folders[0])
+    command = shlex.join(["tst", *sys.argv[1:]])
+    report, plot = write_comparison(curves, comparison, output or folders[0], command)
     print("\n".join(aligned(rows_of_runs(comparison))))
     if comparison.pairs:
         for view in VIEWS:

@@ -42,11 +42,14 @@ def run(name: str, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: with exit code 2 for an error that the user can mend.
     """
-    logging.getLogger().setLevel(logging.CRITICAL)  # torchtitan's: that there is no tokenizer
+    logger = logging.getLogger()  # torchtitan's
+    logger.addFilter(_is_news)
     try:
         module = _module(name)
         takes_job = _takes_overrides(module)
         own, overrides = split_overrides(arguments) if takes_job else (arguments, [])
+        if name != "diff":  # whose two jobs it stands between
+            overrides = [argument for argument in overrides if argument != "--"]
         tyro.cli(
             _function(module, overrides),
             prog=f"tst {name}",
@@ -64,8 +67,17 @@ def run(name: str, arguments: Sequence[str]) -> None:
         _end_with(f"config error: {error}")
     except CheckpointError as error:
         _end_with(f"checkpoint error: {error}")
-    except (ValueError, OSError, AssetsError, DataError, ExportError, SweepError) as error:
+    except (ValueError, OSError, AssetsError, DataError, ExportError) as error:
         _end_with(f"error: {error}")
+    except SweepError as error:
+        sys.exit(f"error: {error}")
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a message says more than that there is no tokenizer, which a check says better."""
+    return not record.getMessage().startswith("HF assets path ")
 
 
 def complete(names: Sequence[str], arguments: Sequence[str]) -> None:

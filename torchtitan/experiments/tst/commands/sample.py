@@ -5,7 +5,7 @@
 Further arguments are the job's, as for tst export.
 """
 
-from .arguments import Model, log_progress
+from .arguments import Model
 
 
 def main(
@@ -33,7 +33,6 @@ def main(
     """
     from ..results.sampling import sample  # of an extra
 
-    log_progress()
     texts = sample(
         model,
         overrides,

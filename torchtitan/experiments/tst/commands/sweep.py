@@ -19,7 +19,7 @@ from .. import models  # noqa: F401
 from ..data import datasets  # noqa: F401
 from ..planning.sweep import make, parse_vary, submission
 from ..results.sweep import run_unfinished, write_table
-from .arguments import Job, check_positive
+from .arguments import Job, check_positive, job_arguments
 
 Folder = Annotated[Positional[Path], arg(metavar="FOLDER", help="Of the sweep.")]
 
@@ -67,7 +67,8 @@ def main(
     if overrides and not isinstance(action, Make):
         raise ValueError(f"{' '.join(overrides)}: only `tst sweep make` takes arguments of the job")
     if isinstance(action, Make):
-        points = make(action.folder, str(action.job), parse_vary(action.vary), overrides)
+        _, *arguments = job_arguments(action.job, overrides)
+        points = make(action.folder, str(action.job), parse_vary(action.vary), arguments)
         for number, point in enumerate(points):
             print(f"{action.folder / str(number)}.toml: {point.name}")
         here = f"tst sweep run {shlex.quote(str(action.folder))}"

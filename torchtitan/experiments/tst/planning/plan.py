@@ -126,6 +126,14 @@ class Plan:
         """Of both phases."""
         return sum(phase.flops for phase in self.phases)
 
+    @property
+    def batch(self) -> str:
+        """The sequences of an ordinary step, in words."""
+        return (
+            f"{self.sequences:,} sequences = {self.data_parallel_ranks} data-parallel ranks x "
+            f"{self.local_batch_size} x {self.accumulation} micro-batches"
+        )
+
     def gpu_hours(self, gpu: Gpu, mfu: float) -> float:
         """Hours on one GPU that reaches the share ``mfu`` of its peak."""
         return self.flops / (gpu.peak_flops * mfu * 3600)

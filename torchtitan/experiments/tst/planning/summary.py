@@ -115,8 +115,7 @@ def summary(
         f"{model.name} {model.flavor}, {plan.parameters:,} parameters, on {plan.ranks} {gpu.name} "
         f"at {100 * mfu:.0f} % MFU ({source})",
         *_table(plan, gpu, mfu),
-        f"Batch: {plan.sequences:,} sequences = {plan.data_parallel_ranks} ranks x "
-        f"{plan.local_batch_size} x {plan.accumulation} micro-batches",
+        f"Batch: {plan.batch}",
     ]
     surface = nearest_surface(job_config, plan)
     for title, block in (

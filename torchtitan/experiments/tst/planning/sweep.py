@@ -80,12 +80,17 @@ def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[st
         head = f"# Run {number}, {point.name}, of a sweep over {base}; made by `tst sweep make`\n\n"
         files[folder / f"{number}.toml"] = head + tomli_w.dumps(point.toml)
     for file, text in files.items():
-        if file.exists() and file.read_text() != text:
+        if file.exists() and _after_head(file.read_text()) != _after_head(text):
             raise ValueError(f"{folder} holds another sweep ({file.name}); give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
         file.write_text(text)
     return list(points.values())
+
+
+def _after_head(text: str) -> str:
+    """A file without its first line, which says what made it."""
+    return text.partition("\n")[2]
 
 
 def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]) -> Point:
@@ -138,8 +143,10 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[str]]:
     """Return the values of each key, from texts such as "superposition.bag_size=4,6".
 
     Raises:
-        ValueError: for a text that is none, or a key that is given twice.
+        ValueError: for no text, one that is none, or a key that is given twice.
     """
+    if not texts:
+        raise ValueError("--vary section.key=value,value: give at least one")
     vary: dict[str, list[str]] = {}
     for text in texts:
         key, _, values = text.partition("=")

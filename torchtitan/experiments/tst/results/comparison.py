@@ -178,7 +178,12 @@ def compare(runs: Sequence[Curves], kind: str | None = None) -> Comparison:
     Args:
         runs: of any number; baselines are those without superposition.
         kind: of the losses; by default "validation" if all runs have it, else "training".
+
+    Raises:
+        ValueError: for validation losses that a run does not have.
     """
+    if kind == VALIDATION and (without := [run.name for run in runs if not run.validation]):
+        raise ValueError(f"--loss validation: {', '.join(without)} has none")
     kind = kind or (VALIDATION if all(run.validation for run in runs) else TRAINING)
     baselines = [run for run in runs if not run.boundary]
     return Comparison(

@@ -4,8 +4,6 @@ import base64
 import dataclasses
 import html
 import json
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,13 +54,16 @@ in nats per token (superposition.loss other than "mce").</dd>
 """
 
 
-def write_comparison(runs: Sequence[Curves], comparison: Comparison, folder: Path) -> list[Path]:
+def write_comparison(
+    runs: Sequence[Curves], comparison: Comparison, folder: Path, command: str
+) -> list[Path]:
     """Write comparison.json, loss.png and report.html.
 
     Args:
         runs: all that are compared.
         comparison: of them.
         folder: for the files; made if need be.
+        command: that asked for it, to be named in the report.
 
     Returns:
         The files for people: the report and the plot.
@@ -71,7 +72,7 @@ def write_comparison(runs: Sequence[Curves], comparison: Comparison, folder: Pat
     numbers, plot, report = (folder / f for f in ("comparison.json", "loss.png", "report.html"))
     numbers.write_text(json.dumps(_numbers(comparison), indent=2) + "\n")
     draw_curves(runs, comparison, plot)
-    report.write_text(_html(runs, comparison, plot))
+    report.write_text(_html(runs, comparison, plot, command))
     return [report, plot]
 
 
@@ -92,7 +93,7 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
     return content
 
 
-def _html(runs: Sequence[Curves], comparison: Comparison, plot: Path) -> str:
+def _html(runs: Sequence[Curves], comparison: Comparison, plot: Path, command: str) -> str:
     """Words, tables, plots, definitions."""
     image = base64.b64encode(plot.read_bytes()).decode()
     names = ", ".join(run.name for run in runs)
@@ -110,8 +111,7 @@ def _html(runs: Sequence[Curves], comparison: Comparison, plot: Path) -> str:
             parts.append(_table(rows_of_view(comparison, view)))
         parts += ["<h2>What differs in the configs</h2>", _config_differences(runs, comparison)]
     parts += ["<h2>How it is counted</h2>", _DEFINITIONS]
-    command = html.escape(shlex.join(["tst", *sys.argv[1:]]))
-    parts.append(f'<p class="note">Written by <code>{command}</code></p>')
+    parts.append(f'<p class="note">Written by <code>{html.escape(command)}</code></p>')
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{html.escape(names)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
