@@ -130,10 +130,10 @@ def test_the_papers_own_sweep_beside_the_papers_losses(tmp_path, monkeypatch):
         surface_plots, "draw_surfaces", lambda surfaces, output: drawn.append(surfaces)
     )
     write_metrics(tmp_path / "sweep" / "runs" / points[0].name, 20_000, 3.0)
-    write_table(tmp_path / "sweep")
+    list(write_table(tmp_path / "sweep"))
     assert not drawn, "a baseline alone is no plot"
     write_metrics(tmp_path / "sweep" / "runs" / points[1].name, 20_000, 2.9)
-    write_table(tmp_path / "sweep")
+    list(write_table(tmp_path / "sweep"))
     (own, of_paper) = drawn[0].values()
     assert (own.baseline, own.losses) == (3.0, {(0.3, 6): 2.9})
     assert (of_paper.model, of_paper.weighting) == ("600M", "power_law")

@@ -78,4 +78,5 @@ def main(
         say = functools.partial(print, flush=True)
         run_unfinished(action.folder, action.jobs, action.nproc, say)
     else:
-        print("\n".join(write_table(action.folder)))
+        for line in write_table(action.folder):
+            print(line)

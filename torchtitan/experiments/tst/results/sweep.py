@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -70,8 +70,8 @@ def results(folder: Path) -> list[Result]:
     return found
 
 
-def write_table(folder: Path) -> list[str]:
-    """Write table.csv and, of the finished runs, losses.png; return what they say as lines."""
+def write_table(folder: Path) -> Iterator[str]:
+    """Write table.csv and, of the finished runs, losses.png; yield what they say as lines."""
     found = results(folder)
     keys = list(read_sweep(folder)["vary"])
     head = ["run", *keys, "step", "steps", "training_loss", "validation_loss"]
@@ -82,14 +82,11 @@ def write_table(folder: Path) -> list[str]:
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([head, *rows])
     finished = [result for result in found if result.finished]
-    lines = [
-        *aligned([head, *([_cell(value) for value in row] for row in rows)]),
-        f"{len(finished)} of {len(found)} runs finished; table: {folder / 'table.csv'}",
-    ]
+    yield from aligned([head, *([_cell(value) for value in row] for row in rows)])
+    yield f"{len(finished)} of {len(found)} runs finished; table: {folder / 'table.csv'}"
     if any(result.values[key] is not None for result in finished for key in keys):
         _plot(folder, keys, finished)
-        lines.append(f"plot: {folder / 'losses.png'}")
-    return lines
+        yield f"plot: {folder / 'losses.png'}"
 
 
 def _cell(value: Any) -> str:
