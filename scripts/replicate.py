@@ -36,7 +36,7 @@ from torchtitan.experiments.tst.job_config import (
     superposition_section,
 )
 from torchtitan.experiments.tst.planning import paper
-from torchtitan.experiments.tst.planning.plan import parameters_and_flops, positive
+from torchtitan.experiments.tst.planning.plan import parameters_and_flops
 from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, STEP_RATIO, make, read_sweep
 from torchtitan.experiments.tst.results.curves import Curves, read_curves
 from torchtitan.experiments.tst.results.sweep import results, run_unfinished
@@ -131,6 +131,13 @@ def report(output: Path) -> None:
     )
     DOCUMENT.write_text(fill_in(DOCUMENT.read_text(), results))
     print(f"{len(results.records)} runs: {DOCUMENT}, {output}")
+
+
+def positive(text: str) -> int:
+    """A number of runs on the command line."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def main() -> None:

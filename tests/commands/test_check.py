@@ -19,14 +19,6 @@ from torchtitan.experiments.tst.start import check
 DEMO = "train_configs/demo/tst.toml"
 
 
-@pytest.fixture
-def job(tmp_path):
-    """A TOML that says nothing; the small job is its arguments."""
-    path = tmp_path / "job.toml"
-    path.touch()
-    return path
-
-
 def parameters(flavor):
     spec = train_spec_module.get_train_spec("llama3")
     with torch.device("meta"):

@@ -22,14 +22,6 @@ LAUNCH = "torchtitan.experiments.tst.launch"
 
 
 @pytest.fixture
-def job(tmp_path):
-    """A TOML that says nothing; the small job is its arguments."""
-    path = tmp_path / "job.toml"
-    path.touch()
-    return path
-
-
-@pytest.fixture
 def started(monkeypatch):
     """What this process would have become, and the signals that it would have blocked."""
     found = []

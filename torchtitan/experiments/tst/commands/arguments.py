@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 Job = Annotated[Positional[Path], arg(metavar="JOB.toml", help="The job.")]
 Model = Annotated[
     Positional[Path],
-    arg(metavar="MODEL", help="Checkpoint, run folder, of which it takes the last, or exported."),
+    arg(metavar="MODEL", help="Checkpoint, exported folder, or run folder (its last checkpoint)."),
 ]
 Ranks = Annotated[int | None, arg(metavar="N", help="GPUs. By default those of its layout.")]
 

@@ -4,8 +4,8 @@
     tst tokenize hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT tokens --tokenizer TOKENIZER
 
 The tokens of a document are those that tokenizing while training gives. Launched again with the
-same arguments after it was cut short, it goes on. datatrove does the work; its logs, and what
-became of each task, are in FOLDER/logs.
+same arguments after a kill, it resumes. datatrove does the work; FOLDER/logs has its logs and the
+state of each task.
 """
 
 import time

@@ -147,13 +147,6 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def positive(text: str) -> int:
-    """A number of GPUs on the command line."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
 def default_ranks(job_config: JobConfig) -> int:
     """GPUs that the layout of the config makes; the fewest if it takes as many as there are.
 
