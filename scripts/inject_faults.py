@@ -203,8 +203,9 @@ def stop(
     process: subprocess.Popen, folder: Path, chance: random.Random, options: argparse.Namespace
 ) -> str | None:
     """Wait for a random step and send a signal; checks what is left behind."""
-    from torchtitan.experiments.tst.checkpoint import files, inventory
-    from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
+    from torchtitan.experiments.tst.resilience.checkpoint import inventory
+    from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+    from torchtitan.experiments.tst.resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
     step = min(last_step(folder) + chance.randint(1, 5), options.steps - 4)
     while process.poll() is None and last_step(folder) < step:
@@ -258,7 +259,7 @@ def saving(folder: Path, since: float = 0.0) -> list[str]:
 
 
 def complete_steps(folder: Path) -> list[int]:
-    from torchtitan.experiments.tst.checkpoint import inventory
+    from torchtitan.experiments.tst.resilience.checkpoint import inventory
 
     return inventory.complete_steps(folder / "checkpoint")
 
@@ -318,7 +319,7 @@ def work() -> None:
     import xxhash
 
     from torchtitan.experiments.tst import train
-    from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+    from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
     class Trainer(SuperpositionTrainer):
         def batch_generator(self, data_iterable):

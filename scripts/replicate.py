@@ -28,16 +28,18 @@ from replication_results import (
     read_losses,
     read_records,
 )
-from torchtitan.experiments.tst import models  # noqa: F401
-from torchtitan.experiments.tst.job_config import (
-    CONFIG_FILE,
-    SuperpositionConfigManager,
-    build_schedule,
-    superposition_section,
-)
-from torchtitan.experiments.tst.planning import paper
+from torchtitan.experiments.tst import paper
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.schedule import build_schedule
+from torchtitan.experiments.tst.config.sections import superposition_section
 from torchtitan.experiments.tst.planning.plan import parameters_and_flops
-from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, STEP_RATIO, make, read_sweep
+from torchtitan.experiments.tst.planning.sweep import (
+    BAG_SIZE,
+    STEP_RATIO,
+    make,
+    read_sweep,
+)
+from torchtitan.experiments.tst.resilience.run_folder import CONFIG_FILE
 from torchtitan.experiments.tst.results.curves import Curves, read_curves
 from torchtitan.experiments.tst.results.sweep import results, run_unfinished
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torchtitan.experiments.tst.planning import paper
+from torchtitan.experiments.tst import paper
 from torchtitan.experiments.tst.planning.plan import count
 
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"

@@ -6,7 +6,8 @@ So DCP saves in a process of its own, as on a GPU.
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torchtitan.components import checkpoint
 
-from torchtitan.experiments.tst import job_checks, train
+from torchtitan.experiments.tst import train
+from torchtitan.experiments.tst.checks import job as job_checks
 
 
 class Stager(DefaultStager):

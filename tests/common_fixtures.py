@@ -19,28 +19,27 @@ import torch.distributed as dist
 import tyro._docstrings
 import tyro._unsafe_cache
 
-from torchtitan.experiments.tst.device import enable_cpu_if_alone
+import launches
+import slurm_cluster
+from corpora import tokenize
+from jobs import ON, ROOT, SAVE, Run, small_job
+from launches import Launch
+from torchtitan.experiments.tst import models
+from torchtitan.experiments.tst.__main__ import main as tst_main
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.sections import JobConfig
+from torchtitan.experiments.tst.data.demo_corpus import make_corpus
+from torchtitan.experiments.tst.data.shards.tokenization import Options
+from torchtitan.experiments.tst.data.text import datasets
+from torchtitan.experiments.tst.testing import ranks
+from torchtitan.experiments.tst.testing.ranks import free_port
+from torchtitan.experiments.tst.training.metrics import read_metrics
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.upstream.cpu import enable_cpu_if_alone
 
 enable_cpu_if_alone()
-
-import launches  # noqa: E402
-import slurm_cluster  # noqa: E402
-from corpora import tokenize  # noqa: E402
-from jobs import ON, ROOT, SAVE, Run, small_job  # noqa: E402
-from launches import Launch  # noqa: E402
-from torchtitan.experiments.tst import models  # noqa: E402, F401
-from torchtitan.experiments.tst.__main__ import main as tst_main  # noqa: E402
-from torchtitan.experiments.tst.data import datasets  # noqa: E402, F401
-from torchtitan.experiments.tst.data.demo_corpus import make_corpus  # noqa: E402
-from torchtitan.experiments.tst.data.tokenization import Options  # noqa: E402
-from torchtitan.experiments.tst.job_config import (  # noqa: E402
-    JobConfig,
-    SuperpositionConfigManager,
-)
-from torchtitan.experiments.tst.metrics import read_metrics  # noqa: E402
-from torchtitan.experiments.tst.testing import ranks  # noqa: E402
-from torchtitan.experiments.tst.testing.ranks import free_port  # noqa: E402
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer  # noqa: E402
+models.register()
+datasets.register()
 
 # Where tyro sees pytest it checks its caches by computing again; and it reads the source of each
 # config class again for each command line. Without the two, a command line takes half the time.

@@ -7,8 +7,8 @@ import numpy as np
 from datasets import IterableDataset, load_dataset
 from datatrove.pipeline.tokens.tokenizer import TokenizedFile
 
-from torchtitan.experiments.tst.data.executors import LocalExecutor
-from torchtitan.experiments.tst.data.tokenization import Options, prepare
+from torchtitan.experiments.tst.data.shards.executors import LocalExecutor
+from torchtitan.experiments.tst.data.shards.tokenization import Options, prepare
 
 # Records of public corpora without their text, with the fields of the dataset cards
 DCLM = {

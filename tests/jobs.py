@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchtitan.experiments.tst.metrics import TRAINING_LOSS
 from torchtitan.experiments.tst.testing.states import read_state
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 ROOT = Path(__file__).parent.parent
 TST = "torchtitan.experiments.tst.train"

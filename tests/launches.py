@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torchtitan.config import ConfigManager
 
 from jobs import ROOT
-from torchtitan.experiments.tst.checkpoint.inventory import complete_steps
+from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
 from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.testing.processes import signal_tree
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from torchtitan.experiments.tst import train
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 
 def numbers(option):

@@ -13,8 +13,6 @@ from torchtitan.components.optimizer import (
 )
 from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
 
-import torchtitan.experiments.tst.models  # noqa: F401
-
 
 class MuonAndAdamW(OptimizersContainer):
     """Muon for the matrices of the layers, AdamW for embedding, head and norms.

@@ -17,7 +17,7 @@ from torch._inductor.async_compile import AsyncCompile
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.utils.data import DataLoader
 
-from torchtitan.experiments.tst.stop import STOP_SIGNALS, StopRequest
+from torchtitan.experiments.tst.resilience.stop import STOP_SIGNALS, StopRequest
 from torchtitan.experiments.tst.testing.processes import descendants
 
 

@@ -6,7 +6,7 @@ from torch._dynamo.backends.registry import register_backend
 from torchtitan.distributed import utils as dist_utils
 
 from jobs import BOUNDARY, ON, losses
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 COMPILED = []  # for each compilation, whether it is for any shape
 

@@ -8,9 +8,9 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torchtitan.train import Trainer
 
 from jobs import ON
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.testing import ranks
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 RANKS = 2
 

@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
-from torchtitan.experiments.tst.device import _CpuRNGTracker
+from torchtitan.experiments.tst.upstream.cpu import _CpuRNGTracker
 
 
 def test_an_accelerator_leaves_everything_alone():
@@ -17,7 +17,7 @@ import torch, torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor.experimental._context_parallel import _attention
 torch._utils._get_available_device_type = lambda: "cuda"
-from torchtitan.experiments.tst.device import enable_cpu_if_alone
+from torchtitan.experiments.tst.upstream.cpu import enable_cpu_if_alone
 from torchtitan.models import attention
 from torchtitan.models.moe import utils
 def patched():

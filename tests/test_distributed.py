@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, validation
-from torchtitan.experiments.tst import parallelize
-from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.testing.layouts import (
     GLOBAL_BATCH,
@@ -18,6 +16,12 @@ from torchtitan.experiments.tst.testing.layouts import (
     Layout,
 )
 from torchtitan.experiments.tst.testing.runs import Runs
+from torchtitan.experiments.tst.training.metrics import (
+    TRAINING_LOSS,
+    VALIDATION_LOSS,
+    read_metrics,
+)
+from torchtitan.experiments.tst.upstream import parallelize
 
 # of scripts/check_parallelism.py, which runs them all
 IN_CI = {

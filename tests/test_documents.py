@@ -8,10 +8,10 @@ import pytest
 import torch
 from torchtitan.models.llama3 import llama3_args
 
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.job_checks import check_job
-from torchtitan.experiments.tst.metrics import TRAINING_LOSS
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.checks.job import check_job
+from torchtitan.experiments.tst.errors import ConfigError
+from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 LATENTS, BAG = 8, 4
 ON = (f"--superposition.bag_size={BAG}", "--superposition.steps=3")

@@ -13,7 +13,11 @@ from torchtitan.tools.logging import logger
 
 from corpora import write_shards
 from jobs import BOUNDARY, ON, STEPS, load_full, losses, saving
-from torchtitan.experiments.tst.checkpoint.inventory import Kind, identify, list_checkpoints
+from torchtitan.experiments.tst.resilience.checkpoint.inventory import (
+    Kind,
+    identify,
+    list_checkpoints,
+)
 
 MODEL_ONLY = ("--checkpoint.enable", "--checkpoint.interval=4", "--checkpoint.keep_latest_k=0")
 IN_HF = (*MODEL_ONLY, "--checkpoint.last_save_in_hf")

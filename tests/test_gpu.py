@@ -19,13 +19,20 @@ from torchtitan.train import Trainer
 
 from jobs import ROOT, TST, poisoned_at, tensorboard_scalars
 from launches import signal_every_process
-from torchtitan.experiments.tst.checkpoint import files, inventory
-from torchtitan.experiments.tst.core import LOSSES, BagEmbedding, BagLoss, LossHead, losses
+from torchtitan.experiments.tst.core import (
+    LOSSES,
+    BagEmbedding,
+    BagLoss,
+    LossHead,
+    losses,
+)
 from torchtitan.experiments.tst.core.head import chunked_loss
-from torchtitan.experiments.tst.data.shards_loader import ShardsDataloader
-from torchtitan.experiments.tst.metrics import TRAINING_LOSS
-from torchtitan.experiments.tst.stop import STOPPED_EXIT_CODE
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.data.shards.loader import ShardsDataloader
+from torchtitan.experiments.tst.resilience.checkpoint import inventory
+from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.stop import STOPPED_EXIT_CODE
+from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 pytestmark = pytest.mark.gpu
 

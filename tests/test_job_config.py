@@ -7,18 +7,21 @@ from torchtitan.config.manager import custom_registry
 
 import launches
 from jobs import TST
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.core import LOSSES, MODES, SCALES, WEIGHTINGS, Schedule
-from torchtitan.experiments.tst.job_checks import check_job
-from torchtitan.experiments.tst.job_config import (
-    Superposition,
-    SuperpositionConfigManager,
-    boundary_step,
-    build_schedule,
-    ranks_of_layout,
+from torchtitan.experiments.tst.checks.job import check_job
+from torchtitan.experiments.tst.config.layout import ranks_of_layout
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.schedule import boundary_step, build_schedule
+from torchtitan.experiments.tst.config.sections import Superposition
+from torchtitan.experiments.tst.core import (
+    LOSSES,
+    MODES,
+    SCALES,
+    WEIGHTINGS,
+    Schedule,
 )
+from torchtitan.experiments.tst.errors import ConfigError
 from torchtitan.experiments.tst.testing import ranks
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 ON = ("--superposition.bag_size=4", "--superposition.steps=2")
 

@@ -13,16 +13,16 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import BOUNDARY, ON, SAVE, STEPS, B, L, S, column, tensorboard_scalars, validation
-from torchtitan.experiments.tst import wandb_run as wandb_module
 from torchtitan.experiments.tst.core import Phase, Schedule
-from torchtitan.experiments.tst.metrics import (
+from torchtitan.experiments.tst.resilience import wandb_run as wandb_module
+from torchtitan.experiments.tst.training.metrics import (
     TRAINING_LOSS,
     VALIDATION_LOSS,
     JsonLinesLogger,
     read_metrics,
 )
-from torchtitan.experiments.tst.tensorboard import LAYOUT
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.training.tensorboard import LAYOUT
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 
 def test_metrics_count_latents_and_data_tokens(whole):

@@ -16,9 +16,9 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.models.llama4.infra.parallelize import apply_moe_ep_tp
 from torchtitan.models.moe import MoE, MoEArgs
 
-from torchtitan.experiments.tst import parallelize
 from torchtitan.experiments.tst.core import IGNORE_INDEX
-from torchtitan.experiments.tst.validate import FixedSetValidator
+from torchtitan.experiments.tst.training.validate import FixedSetValidator
+from torchtitan.experiments.tst.upstream import parallelize
 
 RANKS, WIDTH = 2, 16
 

@@ -32,8 +32,8 @@ def by_torchrun(base_args):
     def run(module, *args, processes):
         command = [module, *base_args, *args]
         if module == UPSTREAM:  # on CPU it needs the device module, and the datasets registered
-            command = ["torchtitan.experiments.tst.device", *command]
-            command += ["--experimental.custom_import=upstream_plugins"]
+            command = ["torchtitan.experiments.tst.upstream.cpu", *command]
+            command += ["--experimental.custom_import=torchtitan.experiments.tst.extension"]
         return launches.succeeded(launches.torchrun(command, processes))
 
     return run

@@ -24,17 +24,17 @@ import launches
 from jobs import ON, ROOT, SAVE, column
 from torchtitan.experiments.tst import start
 from torchtitan.experiments.tst.commands import COMMANDS, running
-from torchtitan.experiments.tst.job_config import (
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.schedule import build_schedule
+from torchtitan.experiments.tst.config.sections import (
     JobConfig,
     LMHead,
     Resilience,
     Superposition,
-    SuperpositionConfigManager,
     TextDataset,
     TokenShards,
-    build_schedule,
 )
-from torchtitan.experiments.tst.metrics import read_metrics
+from torchtitan.experiments.tst.training.metrics import read_metrics
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = DOCUMENTS[0].read_text()
@@ -311,7 +311,7 @@ TRIED = {
     "python -m torchtitan.experiments.tst": "commands/test_running.py",
     "torchrun --nproc_per_node=8 -m torchtitan.experiments.tst.train "
     "--job.config_file job.toml": "test_parity.py",
-    "python -m torchtitan.experiments.tst.device torchtitan.train": "test_parity.py",
+    "python -m torchtitan.experiments.tst.upstream.cpu torchtitan.train": "test_parity.py",
     "python -m torchtitan.train": "upstream's",
     "tst tokenize SOURCE FOLDER --tokenizer assets/hf/Llama-3.1-8B": "data/test_tokenization.py",
     "CONFIG_FILE=train_configs/paper/3B-20k-tst.toml sbatch --nodes=8 --gpus-per-node=8 "

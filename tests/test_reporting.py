@@ -6,7 +6,7 @@ import pytest
 
 import launches
 from jobs import ON, TST
-from torchtitan.experiments.tst import reporting
+from torchtitan.experiments.tst.resilience import reporting
 from torchtitan.experiments.tst.testing import ranks
 
 LAUNCH = "torchtitan.experiments.tst.launch"

@@ -11,7 +11,7 @@ import pytest
 import slurm_cluster
 from jobs import ROOT
 from slurm_cluster import DEMO, SHORTER, TRAIN, ends_well, output, steps_done, wait_for_step
-from torchtitan.experiments.tst.data.shards import TokenShards
+from torchtitan.experiments.tst.data.shards.token_shards import TokenShards
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,12 +17,17 @@ import launches
 from corpora import write_shards
 from jobs import ON, ROOT, SAVE, SAVE_LAST, load_full, losses, poisoned_at
 from launches import signal_every_process
-from torchtitan.experiments.tst.checkpoint import files, inventory
-from torchtitan.experiments.tst.step_check import NonFiniteError
-from torchtitan.experiments.tst.stop import STOP_SIGNALS, STOPPED_EXIT_CODE, Stopped
+from torchtitan.experiments.tst.resilience.checkpoint import inventory
+from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.step_check import NonFiniteError
+from torchtitan.experiments.tst.resilience.stop import (
+    STOP_SIGNALS,
+    STOPPED_EXIT_CODE,
+    Stopped,
+)
 from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.testing.ranks import free_port
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 
 @pytest.fixture(autouse=True)

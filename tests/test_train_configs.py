@@ -3,8 +3,8 @@ import shutil
 import pytest
 
 from jobs import ROOT
-from torchtitan.experiments.tst.job_checks import check_job
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.checks.job import check_job
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.planning.plan import default_ranks
 
 CONFIGS = sorted((ROOT / "train_configs").rglob("*.toml"))

@@ -24,10 +24,15 @@ from jobs import (
     superposition,
     validation,
 )
-from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, fold, head
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
-from torchtitan.experiments.tst.metrics import TRAINING_LOSS, VALIDATION_LOSS
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.core import (
+    BagEmbedding,
+    BagLoss,
+    fold,
+    head,
+)
+from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS, VALIDATION_LOSS
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 
 def test_saved_config_starts_the_same_run(train, make_config, tmp_path):

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
-from torchtitan.experiments.tst.checkpoint import files, inventory
-from torchtitan.experiments.tst.checkpoint.reader import SafeLoadPlanner, SafeReader
-from torchtitan.experiments.tst.checkpoint.writer import CheckpointWriter
+from torchtitan.experiments.tst.resilience.checkpoint import inventory
+from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.checkpoint.reader import SafeLoadPlanner, SafeReader
+from torchtitan.experiments.tst.resilience.checkpoint.writer import CheckpointWriter
 
 
 def main() -> None:

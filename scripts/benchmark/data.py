@@ -23,17 +23,14 @@ import torch
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.tools.utils import device_module
 
-from torchtitan.experiments.tst import models  # noqa: F401
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.sections import JobConfig
 from torchtitan.experiments.tst.core import Phase
 from torchtitan.experiments.tst.data import tokenizer_identity
 from torchtitan.experiments.tst.data.build import build_dataloader
 from torchtitan.experiments.tst.data.demo_corpus import make_corpus, read_sources
 from torchtitan.experiments.tst.data.tokenizer import open_tokenizer
-from torchtitan.experiments.tst.job_config import (
-    JobConfig,
-    SuperpositionConfigManager,
-)
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 SEQ_LEN, BATCH = 2048, 8
 TARGET = 20e6  # tokens per second and process: ten times the hardest rate of the paper's Table 1

@@ -20,15 +20,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would write 
 import numpy as np
 import torch
 from datatrove.pipeline.tokens.tokenizer import TokenizedFile
+from torch.profiler import ProfilerActivity, profile
+from torchtitan.tools import utils
 
-from torchtitan.experiments.tst.device import enable_cpu_if_alone
+from torchtitan.experiments.tst.results.tables import aligned
+from torchtitan.experiments.tst.upstream.cpu import enable_cpu_if_alone
 
 enable_cpu_if_alone()
-
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
-from torchtitan.tools.utils import device_module, device_type  # noqa: E402
-
-from torchtitan.experiments.tst.results.tables import aligned  # noqa: E402
+device_module, device_type = utils.device_module, utils.device_type
 
 Run = Callable[[], object]
 

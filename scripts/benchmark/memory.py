@@ -23,9 +23,9 @@ import torch.distributed as dist
 from torchtitan.tools.logging import logger
 
 from command_line import documented_parser
+from torchtitan.experiments.tst.checks.model import model_args_of
+from torchtitan.experiments.tst.config.sections import JobConfig
 from torchtitan.experiments.tst.core import Phase
-from torchtitan.experiments.tst.job_checks import model_args_of
-from torchtitan.experiments.tst.job_config import JobConfig
 from torchtitan.experiments.tst.planning.dry_run import dry_run
 
 STEPS = 3  # of each phase; the states of the optimizer are there from the second on

@@ -34,15 +34,12 @@ from torchtitan.train import Trainer
 from typing_extensions import override
 
 from command_line import documented_parser
-from torchtitan.experiments.tst import models  # noqa: F401
+from torchtitan.experiments.tst.checks.job import check_config
+from torchtitan.experiments.tst.checks.model import model_args_of
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.sections import JobConfig, TokenShards
 from torchtitan.experiments.tst.data.build import build_dataloader
-from torchtitan.experiments.tst.job_checks import check_config, model_args_of
-from torchtitan.experiments.tst.job_config import (
-    JobConfig,
-    SuperpositionConfigManager,
-    TokenShards,
-)
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 UPSTREAM, RECOVERY = "TorchTitan", "recovery"
 STEPS = 10**6  # of a run, more than are taken

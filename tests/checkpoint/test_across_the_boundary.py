@@ -7,8 +7,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from jobs import BOUNDARY, ON, SAVE, SAVE_LAST, column, load_full, losses
-from torchtitan.experiments.tst.checkpoint import files
-from torchtitan.experiments.tst.checkpoint.inventory import complete_steps
+from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
 
 
 def test_boundary_checkpoint_has_a_name_and_is_full(whole):

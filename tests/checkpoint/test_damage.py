@@ -21,11 +21,12 @@ from jobs import (
     load_full,
     losses,
 )
-from torchtitan.experiments.tst.checkpoint import files, inventory
-from torchtitan.experiments.tst.checkpoint.files import CheckpointError
-from torchtitan.experiments.tst.checkpoint.inventory import complete_steps
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.job_checks import check_job
+from torchtitan.experiments.tst.checks.job import check_job
+from torchtitan.experiments.tst.errors import ConfigError
+from torchtitan.experiments.tst.resilience.checkpoint import inventory
+from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
+from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
 
 
 def flip(path, byte, bit):
@@ -222,8 +223,8 @@ def test_a_checkpoint_cannot_run_code(run_folder, corpus, train, monkeypatch, tm
         (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
     else:
         shutil.rmtree(checkpoint)
-        from torchtitan.experiments.tst.data import streams
-        from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+        from torchtitan.experiments.tst.data.text import streams
+        from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
         with monkeypatch.context() as patch:
             if place == "value":
@@ -245,7 +246,7 @@ def test_a_checkpoint_cannot_run_code(run_folder, corpus, train, monkeypatch, tm
 
 @pytest.mark.parametrize("mode", ["disabled", "async"])
 def test_a_full_disk(train, tmp_path, monkeypatch, mode):
-    from torchtitan.experiments.tst.checkpoint.writer import _ChecksummingStream
+    from torchtitan.experiments.tst.resilience.checkpoint.writer import _ChecksummingStream
 
     write, written = _ChecksummingStream.write, []
 
@@ -266,7 +267,7 @@ def test_a_full_disk(train, tmp_path, monkeypatch, mode):
 
 
 def test_training_goes_on_after_a_full_disk(whole, train, tmp_path, monkeypatch):
-    from torchtitan.experiments.tst.checkpoint.writer import CheckpointWriter
+    from torchtitan.experiments.tst.resilience.checkpoint.writer import CheckpointWriter
 
     with monkeypatch.context() as patch:
 
@@ -306,7 +307,7 @@ def test_data_that_vanish(train, corpus, monkeypatch, tmp_path):
 
     config = DatasetConfig("on the hub", load, lambda sample: sample["text"])
     monkeypatch.setitem(DATASETS, "vanishing", config)
-    from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+    from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
     class Trainer(SuperpositionTrainer):
         def train_step(self, data_iterator):

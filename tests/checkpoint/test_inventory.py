@@ -8,9 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from jobs import STEPS, saving
-from torchtitan.experiments.tst.checkpoint import inventory
-from torchtitan.experiments.tst.checkpoint.files import CheckpointError
-from torchtitan.experiments.tst.checkpoint.inventory import Kind, find_checkpoint, identify
+from torchtitan.experiments.tst.resilience.checkpoint import inventory
+from torchtitan.experiments.tst.resilience.checkpoint.inventory import (
+    Kind,
+    find_checkpoint,
+    identify,
+)
+from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
 
 MODEL_ONLY = ("--checkpoint.enable", "--checkpoint.interval=4")
 

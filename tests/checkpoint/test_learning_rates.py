@@ -3,7 +3,7 @@
 import pytest
 
 from jobs import SAVE, STEPS, column
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 RATE = 0.01
 JOB = (*SAVE, f"--optimizer.lr={RATE}", "--lr_scheduler.warmup_steps=2")

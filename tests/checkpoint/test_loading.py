@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torchtitan.protocols import train_spec
 
 from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, losses, saving
-from torchtitan.experiments.tst.checkpoint import inventory
-from torchtitan.experiments.tst.checkpoint.files import CheckpointError
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.export import export, read_job
-from torchtitan.experiments.tst.job_checks import check_job
+from torchtitan.experiments.tst.checks.job import check_job
+from torchtitan.experiments.tst.errors import ConfigError
+from torchtitan.experiments.tst.resilience.checkpoint import inventory
+from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
+from torchtitan.experiments.tst.results.export import export, read_job
 
 MODEL_ONLY = ("--checkpoint.enable", "--checkpoint.interval=4")
 IN_HF = (*MODEL_ONLY, "--checkpoint.last_save_in_hf")
@@ -60,7 +60,7 @@ def test_a_step_that_is_not_there(make_config, run_folder):
 
 
 def test_a_step_that_is_gone_when_it_is_loaded(train, run_folder, monkeypatch):
-    from torchtitan.experiments.tst import trainer
+    from torchtitan.experiments.tst.training import trainer
 
     monkeypatch.setattr(trainer, "check_job", lambda config: None)
     with pytest.raises(CheckpointError, match=r"load_step = 77: .*step-77 is not there"):
@@ -210,7 +210,7 @@ def test_purging_spares_the_model_of_a_run_that_was_extended(train, tmp_path):
 
 
 def test_a_seed_checkpoint_is_one_that_can_be_loaded(make_config, one_process, train):
-    from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+    from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
     load = "--checkpoint.load_step=0"
     trainer = SuperpositionTrainer(make_config(*IN_HF, load, "--checkpoint.create_seed_checkpoint"))

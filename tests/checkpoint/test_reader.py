@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from torchtitan.experiments.tst.checkpoint.files import CheckpointError
-from torchtitan.experiments.tst.checkpoint.reader import read_metadata
+from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
+from torchtitan.experiments.tst.resilience.checkpoint.reader import read_metadata
 
 TENSOR = TensorStorageMetadata(
     TensorProperties(dtype=torch.float32),

@@ -14,9 +14,9 @@ from jobs import (
     SAVE,
     losses,
 )
-from torchtitan.experiments.tst.checkpoint import inventory
-from torchtitan.experiments.tst.checkpoint.files import CheckpointError
-from torchtitan.experiments.tst.job_checks import check_job
+from torchtitan.experiments.tst.checks.job import check_job
+from torchtitan.experiments.tst.resilience.checkpoint import inventory
+from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
 
 # Nothing in a checkpoint can run code
 
@@ -85,7 +85,7 @@ def test_another_dataset_unless_its_position_is_left_out(run_folder, make_config
 
 def test_a_contradiction_is_also_found_when_loading(run_folder, train, monkeypatch):
     """As the checks before the start cannot tell which checkpoint will be the one."""
-    from torchtitan.experiments.tst import trainer
+    from torchtitan.experiments.tst.training import trainer
 
     run_folder(2)
     monkeypatch.setattr(trainer, "check_job", lambda config: None)
@@ -114,7 +114,7 @@ def test_newer_checkpoints_than_the_one_asked_for(whole, run_folder, train, warn
 
 
 def test_a_loader_that_cannot_share_its_position_out_anew(train, corpus, monkeypatch):
-    from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+    from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
     stream = DatasetConfig("on the hub", lambda path: load_jsonl(corpus), lambda s: s["text"])
     monkeypatch.setitem(DATASETS, "streaming", stream)

@@ -6,8 +6,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from torchtitan.experiments.tst.checkpoint import files
-from torchtitan.experiments.tst.checkpoint.writer import CheckpointWriter
+from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.checkpoint.writer import CheckpointWriter
 
 MANIFEST = {"step": 7, "boundary": True, "resumable": True}
 STATE = {"weights": torch.arange(10_000.0), "step": 7, "bytes": b"\0\1"}
@@ -51,7 +51,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 
 def test_a_file_is_synced_with_all_of_its_bytes(tmp_path):
-    from torchtitan.experiments.tst.checkpoint.writer import _ChecksummingFileSystem
+    from torchtitan.experiments.tst.resilience.checkpoint.writer import _ChecksummingFileSystem
 
     path = tmp_path / "file"
     with _ChecksummingFileSystem().create_stream(path, "wb") as stream:

@@ -11,9 +11,9 @@ import torch.distributed as dist
 import torchtitan.protocols.train_spec as train_spec_module
 
 from jobs import BOUNDARY, ON, SAVE, STEPS, B, L, S, small_job, superposition
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.data import demo_corpus
-from torchtitan.experiments.tst.data.shards import TokenShards
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.data.shards.token_shards import TokenShards
 from torchtitan.experiments.tst.start import check
 
 DEMO = "train_configs/demo/tst.toml"

@@ -12,7 +12,7 @@ import pytest
 import tomli
 
 from jobs import ROOT
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.planning import surface_plots
 from torchtitan.experiments.tst.planning import sweep as planning
 from torchtitan.experiments.tst.results.sweep import results, write_table

@@ -5,11 +5,11 @@ import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.models.llama3 import llama3_args
 from torchtitan.protocols.model_converter import _registry_model_converter_cls
 
-from torchtitan.experiments.tst.config import machine
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.config.machine import check_launch, check_machine
-from torchtitan.experiments.tst.job_checks import check_config
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.checks import machine
+from torchtitan.experiments.tst.checks.job import check_config
+from torchtitan.experiments.tst.checks.machine import check_launch, check_machine
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.errors import ConfigError
 
 PP2 = "--parallelism.pipeline_parallel_degree=2"
 PP4 = "--parallelism.pipeline_parallel_degree=4"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.errors import ConfigError
 
 
 @pytest.mark.parametrize(

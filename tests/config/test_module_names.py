@@ -2,9 +2,9 @@
 
 import pytest
 
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.job_checks import check_config
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.checks.job import check_config
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.errors import ConfigError
 
 LAYERS = [f"layers.{number}" for number in range(6)]  # of the flavor debugmodel
 STAGES = [["tok_embeddings", *LAYERS[:3]], [*LAYERS[3:], "norm", "output"]]

@@ -4,10 +4,10 @@ import pytest
 from torchtitan.config import JobConfig as UpstreamJobConfig
 
 from jobs import ROOT
-from torchtitan.experiments.tst.config.errors import ConfigError
 from torchtitan.experiments.tst.config.old_keys import OLD_KEYS
+from torchtitan.experiments.tst.config.sections import JobConfig
 from torchtitan.experiments.tst.config.values import check_toml, kinds_of
-from torchtitan.experiments.tst.job_config import JobConfig
+from torchtitan.experiments.tst.errors import ConfigError
 
 KINDS = kinds_of(UpstreamJobConfig)
 DEPRECATED = {"model.tokenizer_path", "experimental.custom_args_module"}  # but there

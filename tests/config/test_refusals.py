@@ -8,11 +8,11 @@ from torchtitan.distributed.activation_checkpoint import apply_ac
 from torchtitan.protocols.model_converter import build_model_converters
 
 from jobs import ROOT
-from torchtitan.experiments.tst.config import refusals
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.config.refusals import refusals_as_config_errors
 from torchtitan.experiments.tst.core import Schedule
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.errors import ConfigError
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.upstream import refusals
+from torchtitan.experiments.tst.upstream.refusals import refusals_as_config_errors
 
 
 def checkpoint_what_has_no_layers():

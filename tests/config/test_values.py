@@ -10,9 +10,14 @@ import tomli_w
 from torchtitan.config import JobConfig as UpstreamJobConfig
 
 from torchtitan.experiments.tst.config.allowed import ALLOWED
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.config.values import check_toml, check_values, kinds_of
-from torchtitan.experiments.tst.job_config import JobConfig, SuperpositionConfigManager
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.sections import JobConfig
+from torchtitan.experiments.tst.config.values import (
+    check_toml,
+    check_values,
+    kinds_of,
+)
+from torchtitan.experiments.tst.errors import ConfigError
 
 KINDS = kinds_of(JobConfig)
 VALUES = (7, 0.5, "7", True, ["a"], [1], {"a": 1})

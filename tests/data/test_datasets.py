@@ -17,18 +17,18 @@ from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDatase
 
 from corpora import DCLM, FINEWEB_EDU, write_jsonl
 from jobs import validation
-from torchtitan.experiments.tst.checkpoint.agreement import contradictions, run_facts
-from torchtitan.experiments.tst.config.errors import ConfigError
+from torchtitan.experiments.tst.checks.agreement import contradictions, run_facts
+from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.core import Schedule
-from torchtitan.experiments.tst.data import datasets
 from torchtitan.experiments.tst.data.build import (
     announce_text,
     build_dataloader,
     build_validation_dataloader,
 )
-from torchtitan.experiments.tst.data.records import DataError
-from torchtitan.experiments.tst.data.text import TextDataset
-from torchtitan.experiments.tst.job_checks import check_job
+from torchtitan.experiments.tst.data.errors import DataError
+from torchtitan.experiments.tst.data.text import datasets
+from torchtitan.experiments.tst.data.text.dataset import TextDataset
+from torchtitan.experiments.tst.errors import ConfigError
 
 TEXTS = [f"document {number} of the corpus" for number in range(12)]
 OPENERS = {"jsonl": open, "json.gz": gzip.open, "jsonl.zst": zstandard.open}

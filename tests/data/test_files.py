@@ -6,8 +6,8 @@ import shutil
 import fsspec
 import pytest
 
-from torchtitan.experiments.tst.data.files import JSONL, data_files
-from torchtitan.experiments.tst.data.records import DataError
+from torchtitan.experiments.tst.data.errors import DataError
+from torchtitan.experiments.tst.data.text.files import JSONL, data_files
 
 FILES = [
     "a.jsonl",

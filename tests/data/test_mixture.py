@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpora import write_shards
-from torchtitan.experiments.tst.data.mixture import Mixture, Position
-from torchtitan.experiments.tst.data.shards import TokenShards
+from torchtitan.experiments.tst.data.shards.mixture import Mixture, Position
+from torchtitan.experiments.tst.data.shards.token_shards import TokenShards
 
 
 class Source:

@@ -15,15 +15,16 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from torchtitan.experiments.tst.data.records import DataError, RecordError, read_documents
-from torchtitan.experiments.tst.data.text import TextDataset
-from torchtitan.experiments.tst.data.tokenization import Options, UpstreamTokenizer
-from torchtitan.experiments.tst.data.tokenization_input import (
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.data.errors import DataError, RecordError
+from torchtitan.experiments.tst.data.shards.tokenization import Options, UpstreamTokenizer
+from torchtitan.experiments.tst.data.shards.tokenization_input import (
     TokenizationError,
     build_reader,
     list_inputs,
 )
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.data.text.dataset import TextDataset
+from torchtitan.experiments.tst.data.text.records import read_documents
 
 A = b'{"text": "a"}'
 LINES = {  # of JSON: the texts, or what is said of record 1

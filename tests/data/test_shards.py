@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from corpora import write_shards
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.data.shards import ShardError, TokenShards
-from torchtitan.experiments.tst.data.shards_loader import ShardsDataloader
-from torchtitan.experiments.tst.job_checks import check_job
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.checks.job import check_job
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.data.shards.loader import ShardsDataloader
+from torchtitan.experiments.tst.data.shards.token_shards import ShardError, TokenShards
+from torchtitan.experiments.tst.errors import ConfigError
 
 
 @pytest.mark.parametrize("token_bytes", [2, 4])

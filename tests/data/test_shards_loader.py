@@ -14,13 +14,13 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from corpora import write_shards
 from jobs import losses, saving, superposition
-from torchtitan.experiments.tst.checkpoint.files import CheckpointError
-from torchtitan.experiments.tst.checkpoint.inventory import complete_steps
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.data.build import build_dataloader, build_validation_dataloader
 from torchtitan.experiments.tst.data.loader import DataError
-from torchtitan.experiments.tst.data.shards_loader import ShardsDataloader, tokens_to_read
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
-from torchtitan.experiments.tst.metrics import VALIDATION_LOSS
+from torchtitan.experiments.tst.data.shards.loader import ShardsDataloader, tokens_to_read
+from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
+from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
+from torchtitan.experiments.tst.training.metrics import VALIDATION_LOSS
 
 L, GLOBAL_BATCH, STEPS = 5, 8, 7
 

@@ -14,8 +14,8 @@ from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, HuggingFaceTextDataset
 
 from torchtitan.experiments.tst.data.build import build_dataloader
-from torchtitan.experiments.tst.data.records import DataError
-from torchtitan.experiments.tst.data.streams import StreamsDataloader
+from torchtitan.experiments.tst.data.errors import DataError
+from torchtitan.experiments.tst.data.text.streams import StreamsDataloader
 
 GLOBAL_BATCH, S, BOUNDARY, L, STEPS = 12, 3, 3, 5, 6
 

@@ -22,9 +22,9 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from corpora import DCLM, FINEWEB_EDU, documents, prepare_here, tokenize, write_jsonl
 from jobs import ROOT
-from torchtitan.experiments.tst.data import tokenization_input
-from torchtitan.experiments.tst.data.shards import ShardError, TokenShards
-from torchtitan.experiments.tst.data.tokenization import Options, TokenizationError
+from torchtitan.experiments.tst.data.shards import tokenization_input
+from torchtitan.experiments.tst.data.shards.token_shards import ShardError, TokenShards
+from torchtitan.experiments.tst.data.shards.tokenization import Options, TokenizationError
 from torchtitan.experiments.tst.testing import ranks
 
 TOKENIZE = (sys.executable, "-m", "torchtitan.experiments.tst", "tokenize")

@@ -12,8 +12,8 @@ import zstandard
 from huggingface_hub.errors import HFValidationError
 
 from corpora import documents, tokenize, write_jsonl
-from torchtitan.experiments.tst.data import tokenization_input
-from torchtitan.experiments.tst.data.tokenization import (
+from torchtitan.experiments.tst.data.shards import tokenization_input
+from torchtitan.experiments.tst.data.shards.tokenization import (
     LOCKS,
     TOKENIZE,
     Options,

@@ -10,16 +10,16 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.protocols.train_spec import get_train_spec
 
 from corpora import documents, prepare_here, tokenize, write_jsonl
-from torchtitan.experiments.tst.config.errors import ConfigError
-from torchtitan.experiments.tst.data.tokenization import Options, TokenizationError
+from torchtitan.experiments.tst.data.shards.tokenization import Options, TokenizationError
 from torchtitan.experiments.tst.data.tokenizer import (
     TokenizerError,
     announce_tokenizer,
     open_tokenizer,
 )
 from torchtitan.experiments.tst.data.tokenizer_identity import checksum
-from torchtitan.experiments.tst.train_spec import superposition_train_spec
-from torchtitan.experiments.tst.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.errors import ConfigError
+from torchtitan.experiments.tst.training.train_spec import superposition_train_spec
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 TEXTS = ["def main():\n    return 'some words, more than eight tokens of them'", "x", "two words"]

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 
 from jobs import ROOT
-from torchtitan.experiments.tst.config.errors import ConfigError
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.core import Phase
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager
+from torchtitan.experiments.tst.errors import ConfigError
 from torchtitan.experiments.tst.planning.dry_run import dry_run
 from torchtitan.experiments.tst.planning.plan import (
     GPUS,

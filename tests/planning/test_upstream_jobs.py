@@ -9,9 +9,10 @@ from torchtitan.models.llama3 import llama3_args
 from torchtitan.models.qwen3 import qwen3_args
 from upstream_jobs import INTEGRATION, OTHERS, PUBLISHED, SCHEDULE
 
+from torchtitan.experiments.tst.checks.job import check_config
+from torchtitan.experiments.tst.config.layout import dp_degree
+from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.core import Phase
-from torchtitan.experiments.tst.job_checks import check_config
-from torchtitan.experiments.tst.job_config import SuperpositionConfigManager, dp_degree
 from torchtitan.experiments.tst.planning.dry_run import dry_run
 from torchtitan.experiments.tst.planning.plan import default_ranks, make_plan
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from . import commands
-from .device import enable_cpu_if_alone
-from .reporting import EXIT_CODE
+from .resilience.reporting import EXIT_CODE
+from .upstream.cpu import enable_cpu_if_alone
 
 _COMMANDS = list(itertools.chain(*commands.COMMANDS.values()))
 _HINTS = (
@@ -37,7 +37,7 @@ def main() -> None:
         sys.path.insert(0, here)
     if name in _ON_CPU:
         _hide_accelerators()
-    enable_cpu_if_alone()  # before anything of upstream's that asks for the device
+    enable_cpu_if_alone()
     from .commands import running
 
     if name in _COMMANDS:

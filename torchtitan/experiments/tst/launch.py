@@ -23,8 +23,9 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from . import reporting
-from .stop import STOP_SIGNALS, STOPPED_EXIT_CODE
+from .resilience import reporting
+from .resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
+from .upstream.replaced import replace
 
 ENVIRONMENT = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # less fragmentation of memory
 
@@ -73,7 +74,7 @@ def main() -> None:
         launch.context = context
         launch.listen()
 
-    api.PContext.start = start_and_listen  # type: ignore[method-assign, assignment]
+    replace(api.PContext, "start", start_and_listen)
     launch.listen()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # as .start leaves them
     os.environ[reporting.UNDER_LAUNCH] = "1"

@@ -14,16 +14,18 @@ from typing import NoReturn
 import torch
 from torchtitan.config import JobConfig
 
-from . import models  # noqa: F401
-from .config.errors import ConfigTextError
+from .checks.job import check_config, check_job
+from .config.manager import SuperpositionConfigManager
 from .core import Phase
-from .data import datasets  # noqa: F401
 from .data.demo_corpus import make_if_read
-from .job_checks import check_config, check_job
-from .job_config import SuperpositionConfigManager
+from .errors import ConfigTextError
 from .launch import ENVIRONMENT
-from .planning.plan import Plan, count, make_plan
-from .stop import STOP_SIGNALS, STOPPED_EXIT_CODE
+from .planning.plan import (
+    Plan,
+    count,
+    make_plan,
+)
+from .resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 TRAIN_MODULE = f"{__package__}.train"
 _LAUNCH_MODULE = f"{__package__}.launch"

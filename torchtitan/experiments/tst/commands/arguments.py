@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from torchtitan.tools.logging import init_logger
 from tyro.conf import Positional, arg
 
+from ..errors import ArgumentError
+
 Job = Annotated[Positional[Path], arg(metavar="JOB.toml", help="The job.")]
 Model = Annotated[
     Positional[Path],
@@ -46,10 +48,10 @@ def job_arguments(job: Path, overrides: Sequence[str]) -> list[str]:
         overrides: over the TOML.
 
     Raises:
-        ValueError: for overrides that name another job.
+        ArgumentError: for overrides that name another job.
     """
     if named := [argument for argument in overrides if argument.startswith("--job.config")]:
-        raise ValueError(f"{named[0]}: the job is {job}; name no other")
+        raise ArgumentError(f"{named[0]}: the job is {job}; name no other")
     return [f"--job.config_file={job}", *overrides]
 
 
@@ -57,11 +59,11 @@ def check_positive(**options: int | None) -> None:
     """Check that options that are given are at least 1.
 
     Raises:
-        ValueError: naming one that is not.
+        ArgumentError: naming one that is not.
     """
     for name, value in options.items():
         if value is not None and value < 1:
-            raise ValueError(f"--{name} {value}: must be at least 1")
+            raise ArgumentError(f"--{name} {value}: must be at least 1")
 
 
 def log_progress() -> None:

@@ -12,9 +12,18 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ..job_config import SuperpositionConfigManager
-from ..start import check, check_processes, default_processes
-from .arguments import Job, check_positive, job_arguments
+from ..config.manager import SuperpositionConfigManager
+from ..errors import ArgumentError
+from ..start import (
+    check,
+    check_processes,
+    default_processes,
+)
+from .arguments import (
+    Job,
+    check_positive,
+    job_arguments,
+)
 
 
 def main(
@@ -38,7 +47,7 @@ def main(
     """
     check_positive(ranks=ranks, nproc=nproc, nnodes=nnodes)
     if ranks and (nproc or nnodes):
-        raise ValueError(
+        raise ArgumentError(
             "--ranks is for a cluster elsewhere, --nproc and --nnodes for one like this"
         )
     check_processes(nproc or 1)

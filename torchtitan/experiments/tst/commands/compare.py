@@ -14,10 +14,17 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..job_config import SuperpositionConfigManager
+from ..config.manager import SuperpositionConfigManager
+from ..errors import ArgumentError
 from ..results.comparison import compare
 from ..results.curves import read_runs
-from ..results.tables import NOTES, VIEWS, aligned, rows_of_runs, rows_of_view
+from ..results.tables import (
+    NOTES,
+    VIEWS,
+    aligned,
+    rows_of_runs,
+    rows_of_view,
+)
 from .arguments import job_arguments
 
 
@@ -38,18 +45,18 @@ def main(
         output: Folder for the files. By default, of a single run, its own.
         job: Take the run of this job too. Further arguments are the job's, over the TOML.
     """
-    from ..results.report import write_comparison  # of an extra
+    from ..results.report import write_comparison
 
     folders = list(runs)
     if job:
         config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))
         folders.append(Path(config.job.dump_folder))
     elif overrides:
-        raise ValueError(f"{' '.join(overrides)}: needs --job JOB.toml")
+        raise ArgumentError(f"{' '.join(overrides)}: needs --job JOB.toml")
     if not folders:
-        raise ValueError("give a run folder")
+        raise ArgumentError("give a run folder")
     if len(folders) > 1 and not output:
-        raise ValueError("--output: give a folder for the report of several runs")
+        raise ArgumentError("--output: give a folder for the report of several runs")
     curves = read_runs(folders)
     comparison = compare(curves, loss)
     command = shlex.join(["tst", *sys.argv[1:]])

@@ -14,7 +14,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..config.differences import ALLOWED, differences, is_allowed
+from ..config.differences import (
+    ALLOWED,
+    differences,
+    is_allowed,
+)
+from ..errors import ArgumentError
 
 
 def main(
@@ -50,7 +55,7 @@ def _two(jobs: list[str], overrides: list[str]) -> tuple[list[str], list[str]]:
     elif len(jobs) == 2 and not overrides:
         return jobs[:1], jobs[1:]
     else:
-        raise ValueError("give two TOML files, or two jobs with -- between them")
+        raise ArgumentError("give two TOML files, or two jobs with -- between them")
     if len(jobs) != 1 or any(not job or job[0].startswith("-") for job in found):
-        raise ValueError("a job begins with its TOML file, and -- stands between the two")
+        raise ArgumentError("a job begins with its TOML file, and -- stands between the two")
     return found

@@ -15,11 +15,15 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .. import models  # noqa: F401
-from ..data import datasets  # noqa: F401
+from ..errors import ArgumentError
 from ..planning.plan import GPUS
 from ..planning.trials import try_job
-from .arguments import GpuKind, Ranks, check_positive, job_arguments
+from .arguments import (
+    GpuKind,
+    Ranks,
+    check_positive,
+    job_arguments,
+)
 
 
 def main(
@@ -41,7 +45,7 @@ def main(
     """
     check_positive(ranks=ranks)
     if not jobs:
-        raise ValueError("give a JOB.toml")
+        raise ArgumentError("give a JOB.toml")
     failed = 0
     for number, job in enumerate(jobs, 1):
         begin = time.perf_counter()

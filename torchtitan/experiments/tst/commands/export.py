@@ -13,8 +13,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ..checkpoint.inventory import find_checkpoint
-from ..export import export, read_job
+from ..resilience.checkpoint.inventory import find_checkpoint
+from ..results.export import export, read_job
 from .arguments import log_progress
 
 

@@ -13,13 +13,27 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from .. import models  # noqa: F401
-from ..data import datasets  # noqa: F401
-from ..job_checks import check_config
-from ..job_config import SuperpositionConfigManager, superposition_section
-from ..planning.plan import GPUS, default_ranks, make_plan
-from ..planning.summary import memory_lines, nearest_surface, summary
-from .arguments import GpuKind, Job, Ranks, check_positive, job_arguments
+from ..checks.job import check_config
+from ..config.manager import SuperpositionConfigManager
+from ..config.sections import superposition_section
+from ..errors import ArgumentError
+from ..planning.plan import (
+    GPUS,
+    default_ranks,
+    make_plan,
+)
+from ..planning.summary import (
+    memory_lines,
+    nearest_surface,
+    summary,
+)
+from .arguments import (
+    GpuKind,
+    Job,
+    Ranks,
+    check_positive,
+    job_arguments,
+)
 
 
 def main(
@@ -46,7 +60,7 @@ def main(
     """
     check_positive(ranks=ranks)
     if mfu is not None and not 0 < mfu <= 1:
-        raise ValueError(f"--mfu {mfu}: must be in (0, 1]")
+        raise ArgumentError(f"--mfu {mfu}: must be in (0, 1]")
     config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))
     ranks = ranks or default_ranks(config)
     check_config(config, ranks)
@@ -54,7 +68,7 @@ def main(
     plan = make_plan(config, ranks)
     print("\n".join(summary(config, plan, GPUS[gpu], mfu, of_memory)))
     if plot:
-        from ..planning.surface_plots import draw_surfaces  # of an extra
+        from ..planning.surface_plots import draw_surfaces
 
         surface = nearest_surface(config, plan)
         bag_size = superposition_section(config).bag_size

@@ -4,20 +4,15 @@ import functools
 import importlib
 import inspect
 import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
-from typing import NoReturn
 
 import tyro
 
-from ..checkpoint.files import CheckpointError
-from ..config.errors import ConfigError
-from ..data.assets import AssetsError
-from ..data.records import DataError
-from ..export import ExportError
-from ..planning.sweep import SweepError
-from ..reporting import EXIT_CODE
+from .. import models
+from ..data.text import datasets
+from ..resilience.reporting import end_with, errors_in_one_line
 from .arguments import split_overrides
 
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
@@ -45,34 +40,40 @@ def run(name: str, arguments: Sequence[str]) -> None:
     logger = logging.getLogger()  # torchtitan's
     logger.addFilter(_is_news)
     try:
-        module = _module(name)
-        takes_job = _takes_overrides(module)
-        own, overrides = split_overrides(arguments) if takes_job else (arguments, [])
-        if name != "diff":  # whose two jobs it stands between
-            overrides = [argument for argument in overrides if argument != "--"]
-        tyro.cli(
-            _function(module, overrides),
-            prog=f"tst {name}",
-            description=module.__doc__,
-            args=own,
-            config=_CONFIG,
-        )
+        with errors_in_one_line(), _extras_named(name):
+            _run(name, arguments)
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    module = _module(name)
+    models.register()
+    datasets.register()
+    takes_job = _takes_overrides(module)
+    own, overrides = split_overrides(arguments) if takes_job else (arguments, [])
+    if name != "diff":  # whose two jobs it stands between
+        overrides = [argument for argument in overrides if argument != "--"]
+    tyro.cli(
+        _function(module, overrides),
+        prog=f"tst {name}",
+        description=module.__doc__,
+        args=own,
+        config=_CONFIG,
+    )
+
+
+@contextmanager
+def _extras_named(name: str) -> Iterator[None]:
+    """End with the pip line of the extra that a command is missing."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:
             raise
         extra = _EXTRAS[package]
-        _end_with(f'tst {name} needs {package}: pip install "torchtitan-tst[{extra}]"')
-    except ConfigError as error:
-        _end_with(f"config error: {error}")
-    except CheckpointError as error:
-        _end_with(f"checkpoint error: {error}")
-    except (ValueError, OSError, AssetsError, DataError, ExportError) as error:
-        _end_with(f"error: {error}")
-    except SweepError as error:
-        sys.exit(f"error: {error}")
-    finally:
-        logger.removeFilter(_is_news)
+        end_with(f'tst {name} needs {package}: pip install "torchtitan-tst[{extra}]"')
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -104,8 +105,3 @@ def _function(module: ModuleType, overrides: list[str]) -> Callable[..., None]:
 
 def _takes_overrides(module: ModuleType) -> bool:
     return "overrides" in inspect.signature(module.main).parameters
-
-
-def _end_with(text: str) -> NoReturn:
-    print(text, file=sys.stderr)
-    sys.exit(EXIT_CODE)

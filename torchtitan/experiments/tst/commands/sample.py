@@ -31,7 +31,7 @@ def main(
         top_k: Draw from so many of the likeliest tokens. 0 for all.
         seed: Of the draws.
     """
-    from ..results.sampling import sample  # of an extra
+    from ..results.sampling import sample
 
     texts = sample(
         model,

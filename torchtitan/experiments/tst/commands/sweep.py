@@ -15,11 +15,18 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from .. import models  # noqa: F401
-from ..data import datasets  # noqa: F401
-from ..planning.sweep import make, parse_vary, submission
+from ..errors import ArgumentError
+from ..planning.sweep import (
+    make,
+    parse_vary,
+    submission,
+)
 from ..results.sweep import run_unfinished, write_table
-from .arguments import Job, check_positive, job_arguments
+from .arguments import (
+    Job,
+    check_positive,
+    job_arguments,
+)
 
 Folder = Annotated[Positional[Path], arg(metavar="FOLDER", help="Of the sweep.")]
 
@@ -65,7 +72,9 @@ def main(
         action: what to do.
     """
     if overrides and not isinstance(action, Make):
-        raise ValueError(f"{' '.join(overrides)}: only `tst sweep make` takes arguments of the job")
+        raise ArgumentError(
+            f"{' '.join(overrides)}: only `tst sweep make` takes arguments of the job"
+        )
     if isinstance(action, Make):
         _, *arguments = job_arguments(action.job, overrides)
         points = make(action.folder, str(action.job), parse_vary(action.vary), arguments)

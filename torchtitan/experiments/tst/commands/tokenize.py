@@ -14,7 +14,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ..data.tokenization_options import Machine, Options
+from ..data.shards.tokenization_options import Machine, Options
 
 
 def main(
@@ -34,8 +34,8 @@ def main(
         options: How to tokenize.
         machine: Where to do it.
     """
-    from ..data.executors import tokenize  # of an extra
-    from ..data.tokenization import read_corpus_file
+    from ..data.shards.executors import tokenize
+    from ..data.shards.tokenization import read_corpus_file
 
     folder, begin = folder.absolute(), time.perf_counter()
     worked = tokenize(source, folder, options, machine)

@@ -6,8 +6,13 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import Any, get_args
 
-from .errors import ConfigTextError
-from .values import check_value, kinds_of, unknown_key_error
+from ..errors import ConfigTextError
+from .values import (
+    check_value,
+    kinds_of,
+    type_of,
+    unknown_key_error,
+)
 
 
 @contextmanager
@@ -54,7 +59,7 @@ def _find_fault(args: Sequence[str], kinds: dict[str, Any]) -> None:
             given = text if equals or text else True
             raise unknown_key_error(key, given, beside or {k.split(".")[0] for k in kinds})
         elif equals or text:
-            check_value(key, kinds[key], _value(text, kinds[key]))
+            check_value(key, kinds[key], _value(text, type_of(kinds[key])))
 
 
 def _value(text: str, kind: Any) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ..job_config import SuperpositionConfigManager
+from .manager import SuperpositionConfigManager
 
 # Keys and sections in which a TST run may differ from its baseline
 ALLOWED = ("superposition", "job.description", "job.dump_folder")

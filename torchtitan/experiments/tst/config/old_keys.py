@@ -3,7 +3,7 @@
 from collections.abc import Container, Mapping
 from typing import NamedTuple
 
-from .errors import ConfigTextError
+from ..errors import ConfigTextError
 
 
 class NewPlace(NamedTuple):

@@ -1,4 +1,4 @@
-"""Type, choice and range of every key of a job config, from its annotation and :mod:`.allowed`.
+"""Type, choice and range of every key of a job config: checked from its annotation.
 
 Upstream takes the values of a TOML as they are, and whatever is built from them later fails.
 """
@@ -7,11 +7,12 @@ import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from .allowed import ALLOWED
-from .errors import ConfigError
+from ..errors import ConfigError
+from .allowed import Allowed
 from .old_keys import old_keys_error
+from .upstream_ranges import UPSTREAM_RANGES
 
 _WORDS: dict[Any, str] = {
     bool: "true or false",
@@ -115,10 +116,22 @@ def check_value(key: str, kind: Any, value: Any) -> None:
     Raises:
         ConfigError: naming the key, its value and what is allowed.
     """
-    if not _fits(value, kind):
-        raise ConfigError(key, value, f"must be {_words(kind)}")
-    if key in ALLOWED and value is not None and not ALLOWED[key].has(value):
-        raise ConfigError(key, value, f"must be {ALLOWED[key].text}")
+    if not _fits(value, type_of(kind)):
+        raise ConfigError(key, value, f"must be {_words(type_of(kind))}")
+    allowed = range_of(key, kind)
+    if allowed and value is not None and not allowed.has(value):
+        raise ConfigError(key, value, f"must be {allowed.text}")
+
+
+def type_of(kind: Any) -> Any:
+    """Return the type of an annotation, without its range."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def range_of(key: str, kind: Any) -> Allowed | None:
+    """Return the range of a key: the one in its annotation, or that of a key of TorchTitan's."""
+    ranges = [part for part in get_args(kind)[1:] if isinstance(part, Allowed)]
+    return ranges[0] if ranges else UPSTREAM_RANGES.get(key)
 
 
 def _is_section(kind: Any) -> bool:

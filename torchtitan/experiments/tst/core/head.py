@@ -23,14 +23,11 @@ class LossHead(nn.Linear):
     once, whatever the number of chunks.
 
     Attributes:
-        loss_fn: summed loss of logits (1, n, V) against labels (1, n) or (1, n, s), which may
-            overwrite its logits in backward.
         chunks: to cut the positions of a batch into.
     """
 
-    loss_fn: SummedLoss | None = None
     chunks: int = 1
-    _labels: torch.Tensor | None = None
+    _expected: tuple[torch.Tensor, SummedLoss] | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, chunks: int) -> "LossHead":
@@ -52,9 +49,15 @@ class LossHead(nn.Linear):
         head.chunks = chunks
         return head
 
-    def expect(self, labels: torch.Tensor) -> None:
-        """Have the next forward give the summed loss against ``labels``, (B, L) or (B, L, s)."""
-        self._labels = labels
+    def expect(self, labels: torch.Tensor, loss_fn: SummedLoss) -> None:
+        """Have the next forward give the summed loss.
+
+        Args:
+            labels: (B, L), or bags (B, L, s).
+            loss_fn: summed loss of logits (1, n, V) against labels (1, n) or (1, n, s), which may
+                overwrite its logits in backward.
+        """
+        self._expected = (labels, loss_fn)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Of hidden states (B, L, d): logits (B, L, V), or the loss, a scalar.
@@ -63,17 +66,17 @@ class LossHead(nn.Linear):
         ranks, a DTensor, as the loss is, which then has shape (1,) so that it can be sharded as
         logits can.
         """
-        labels, self._labels = self._labels, None
-        if labels is None:
+        expected, self._expected = self._expected, None
+        if expected is None:
             return super().forward(input)
-        assert self.loss_fn is not None
+        labels, loss_fn = expected
         if not isinstance(self.weight, DTensor):
-            return chunked_loss(input, self.weight, labels, self.loss_fn, self.chunks)
+            return chunked_loss(input, self.weight, labels, loss_fn, self.chunks)
         mesh = self.weight.device_mesh
         assert isinstance(input, DTensor)
         hidden = input.to_local(grad_placements=[Partial()])  # of a rank's part of the vocabulary
-        loss_fn = functools.partial(_of_shards, self.loss_fn, mesh)
-        loss = chunked_loss(hidden, self.weight.to_local(), labels, loss_fn, self.chunks)
+        of_shards = functools.partial(_of_shards, loss_fn, mesh)
+        loss = chunked_loss(hidden, self.weight.to_local(), labels, of_shards, self.chunks)
         return DTensor.from_local(loss[None], mesh, [Replicate()], run_check=False)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from ..errors import UserError
 from .tokenizer import TokenizerError, open_tokenizer
 from .tokenizer_identity import entries
 
@@ -24,7 +25,7 @@ ASSETS = {
 }
 
 
-class AssetsError(RuntimeError):
+class AssetsError(UserError, RuntimeError):
     """Assets that the hub does not give; the message says why."""
 
 

@@ -8,10 +8,15 @@ from torchtitan.config import JobConfig
 from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataset
 from torchtitan.tools.logging import logger
 
+from ..upstream.names import data_of
 from .loader import Section
-from .shards_loader import ShardsDataloader, ShardsValidationDataloader, is_token_shards
-from .streams import StreamsDataloader
-from .text import TextLoader
+from .shards.loader import (
+    ShardsDataloader,
+    ShardsValidationDataloader,
+    is_token_shards,
+)
+from .text.dataset import TextLoader
+from .text.streams import StreamsDataloader
 
 
 def build_dataloader(
@@ -71,7 +76,9 @@ def check_workers(dataloader: StatefulDataLoader) -> None:
         ValueError: naming the number of workers and the limit.
     """
     dataset, workers = dataloader.dataset, dataloader.num_workers
-    map_style = isinstance(dataset, HuggingFaceTextDataset) and isinstance(dataset._data, Dataset)
+    map_style = isinstance(dataset, HuggingFaceTextDataset) and isinstance(
+        data_of(dataset), Dataset
+    )
     if map_style and workers > 1:
         raise ValueError(
             f"training.dataloader.num_workers = {workers}: must be at most 1, as each worker would "

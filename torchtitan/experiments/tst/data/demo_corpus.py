@@ -16,8 +16,8 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torchtitan.config import JobConfig
 
-from .shards import CORPUS_FILE
-from .tokenization_options import Machine, Options
+from .shards.token_shards import CORPUS_FILE
+from .shards.tokenization_options import Machine, Options
 
 FOLDER = Path("outputs/demo/corpus")  # that the jobs of the demo read
 TOKENS = "tokens"  # in it: train.jsonl as token shards
@@ -118,7 +118,7 @@ def make_if_read(job_config: JobConfig) -> None:
             print("Making the demo corpus from the standard library's sources", flush=True)
             make_corpus(FOLDER, list(read_sources()))
         if tokens in read and not _is_complete(tokens):
-            from .executors import tokenize  # of an extra
+            from .shards.executors import tokenize
 
             options = Options(tokenizer=str(FOLDER / "tokenizer"))
             tokenize(str(FOLDER / "train.jsonl"), tokens, options, Machine())

@@ -12,8 +12,8 @@ from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.config import JobConfig
 from typing_extensions import override
 
-from ..stop import STOP_SIGNALS
-from .records import DataError
+from ..resilience.stop import STOP_SIGNALS
+from .errors import DataError
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 StatedBatch = tuple[dict[str, torch.Tensor], torch.Tensor, str | None]

@@ -25,8 +25,8 @@ from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger, warn_once
 from typing_extensions import override
 
-from ..config.errors import ConfigError
-from ..file_checks import what_is_wrong
+from ..errors import ConfigError, UserError
+from ..resilience.file_checks import what_is_wrong
 from .tokenizer_identity import entries
 
 _TOKENIZER, _CONFIG, _MERGES = "tokenizer.json", "tokenizer_config.json", "merges.txt"
@@ -38,7 +38,7 @@ _CONVERT = (
 _RARE = "\U00012000"  # a cuneiform sign, in no vocabulary but of bytes
 
 
-class TokenizerError(ValueError):
+class TokenizerError(UserError, ValueError):
     """A folder without a usable tokenizer; the message goes after the folder's name."""
 
 

@@ -11,23 +11,27 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 import torchtitan.protocols.train_spec as train_spec_module
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import _TOTAL_KEY, MemTracker
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from typing_extensions import override
 
-from ..config.errors import in_one_line
+from ..checks.job import check_config
+from ..checks.model import model_args_of
 from ..core import Phase
 from ..data.loader import Batch
-from ..job_checks import check_config, model_args_of
-from ..trainer import SuperpositionTrainer
-from .isolation import own_state
-from .stand_ins import TOKENIZER, attention_masks, stand_ins
+from ..errors import in_one_line
+from ..training.trainer import SuperpositionTrainer
+from ..upstream.fake import FakeTensorMode, PeakMemory
+from ..upstream.isolation import own_state
+from ..upstream.names import train_spec_as
+from ..upstream.stand_ins import (
+    TOKENIZER,
+    attention_masks,
+    stand_ins,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +189,7 @@ def _played_train_spec(job_config: JobConfig) -> Iterator[None]:
             build_dataloader_fn=_NoData,
         )
         played = dataclasses.replace(played, **{last: then_fake(getattr(spec, last))})
-        fake.enter_context(mock.patch.dict(train_spec_module._extra_train_specs, {name: played}))
+        fake.enter_context(train_spec_as(name, played))
         yield
 
 
@@ -202,27 +206,10 @@ class _NoData:
         pass
 
 
-class _PeakMemory(MemTracker):
-    """Torch's tracker, without its peaks for each module, which take ten times as long."""
-
-    @override
-    def _update_peak_stats(self, peak_state: Any) -> None:
-        for device, snapshot in self._curr_mem_snap.items():
-            if self._peak_mem.get(device, 0) < snapshot[_TOTAL_KEY]:
-                self._peak_mem[device] = snapshot[_TOTAL_KEY]
-                self._peak_mem_snap[device] = dict(snapshot)
-
-    def peak(self) -> Memory:
-        """The fullest moment so far."""
-        (snapshot,) = self.get_tracker_snapshot("peak").values()
-        kinds = {getattr(kind, "name", kind): size for kind, size in snapshot.items()}
-        return Memory(kinds[_TOTAL_KEY], kinds["PARAM"], kinds["GRAD"], kinds["OPT"])
-
-
 class _DryRunTrainer(SuperpositionTrainer):
     """The trainer without what reads values, with a tracker of the step at hand."""
 
-    tracker: _PeakMemory
+    tracker: PeakMemory
     gradient_accumulation_steps: int
 
     @override
@@ -236,7 +223,7 @@ class _DryRunTrainer(SuperpositionTrainer):
         return layout
 
     @override
-    def _before_optimizer_step(self, *args: Any) -> None:
+    def before_optimizer_step(self, *args: Any) -> None:
         pass
 
     @override
@@ -267,7 +254,7 @@ class _DryRunTrainer(SuperpositionTrainer):
         return {phase: self._play_step(step) for phase, step in steps.items()}
 
     def _play_step(self, step: int) -> Memory:
-        self.step, self.tracker = step, _PeakMemory()
+        self.step, self.tracker = step, PeakMemory()
         shape = self.batch_shape(step)
 
         def batches() -> Iterator[Batch]:
@@ -279,4 +266,5 @@ class _DryRunTrainer(SuperpositionTrainer):
         with self.tracker:
             self.train_step(batches())
         self.optimizers.zero_grad()
-        return self.tracker.peak()
+        peak, kinds = self.tracker.peak()
+        return Memory(peak, kinds["PARAM"], kinds["GRAD"], kinds["OPT"])

@@ -4,19 +4,23 @@ from dataclasses import dataclass
 
 from torchtitan.config import JobConfig
 
-from ..config.modules import model_on_meta
-from ..config.values import check_values
-from ..core import Phase, Schedule
-from ..data.shards import ShardError
-from ..data.shards_loader import is_token_shards, open_mixture, tokens_to_read
-from ..job_config import (
-    build_schedule,
+from .. import paper
+from ..checks.model import model_on_meta
+from ..config.layout import (
     dp_degree,
     global_batch_size,
     ranks_of_layout,
-    token_shards_section,
 )
-from . import paper
+from ..config.schedule import build_schedule
+from ..config.sections import token_shards_section
+from ..config.values import check_values
+from ..core import Phase, Schedule
+from ..data.shards.loader import (
+    is_token_shards,
+    open_mixture,
+    tokens_to_read,
+)
+from ..data.shards.token_shards import ShardError
 
 
 @dataclass(frozen=True)

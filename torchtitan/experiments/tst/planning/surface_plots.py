@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from .paper import Surface
+from ..paper import Surface
 
 
 def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: int | None = None) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 
 import tomli_w
 
+from ..checks.job import check_config
 from ..config.differences import differences, flatten
-from ..job_checks import check_config
-from ..job_config import SuperpositionConfigManager, build_schedule, read_toml
+from ..config.manager import SuperpositionConfigManager, read_toml
+from ..config.schedule import build_schedule
+from ..errors import ArgumentError
 from .plan import default_ranks
 
 BAG_SIZE, STEP_RATIO, STEPS = (
@@ -21,10 +23,6 @@ BAG_SIZE, STEP_RATIO, STEPS = (
 )
 BASELINE = "baseline"
 _ROOT = Path(__file__).parents[4]  # of a checkout
-
-
-class SweepError(RuntimeError):
-    """A run of a sweep that failed."""
 
 
 @dataclass
@@ -57,7 +55,7 @@ def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[st
         arguments: of the job, for all runs.
 
     Raises:
-        ValueError: for a config that cannot run, or a folder with another sweep.
+        ArgumentError: for a config that cannot run, or a folder with another sweep.
     """
     folder = folder.absolute()
     points: dict[str, Point] = {}
@@ -81,7 +79,7 @@ def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[st
         files[folder / f"{number}.toml"] = head + tomli_w.dumps(point.toml)
     for file, text in files.items():
         if file.exists() and _after_head(file.read_text()) != _after_head(text):
-            raise ValueError(f"{folder} holds another sweep ({file.name}); give a new folder")
+            raise ArgumentError(f"{folder} holds another sweep ({file.name}); give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
         file.write_text(text)
@@ -131,29 +129,29 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     """Return the content of sweep.json.
 
     Raises:
-        ValueError: if there is none.
+        ArgumentError: if there is none.
     """
     try:
         return json.loads((folder / "sweep.json").read_text())
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no sweep (sweep.json)") from None
+        raise ArgumentError(f"{folder} holds no sweep (sweep.json)") from None
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, list[str]]:
     """Return the values of each key, from texts such as "superposition.bag_size=4,6".
 
     Raises:
-        ValueError: for no text, one that is none, or a key that is given twice.
+        ArgumentError: for no text, one that is none, or a key that is given twice.
     """
     if not texts:
-        raise ValueError("--vary section.key=value,value: give at least one")
+        raise ArgumentError("--vary section.key=value,value: give at least one")
     vary: dict[str, list[str]] = {}
     for text in texts:
         key, _, values = text.partition("=")
         if not values or "." not in key:
-            raise ValueError(f"--vary {text}: must be section.key=value,value")
+            raise ArgumentError(f"--vary {text}: must be section.key=value,value")
         if key in vary:
-            raise ValueError(f"--vary {text}: {key} is given twice; its values go into one")
+            raise ArgumentError(f"--vary {text}: {key} is given twice; its values go into one")
         vary[key] = values.split(",")
     return vary
 

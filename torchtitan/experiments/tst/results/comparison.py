@@ -10,7 +10,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .curves import Curves, Place, Point, place_at
+from ..errors import ArgumentError
+from .curves import (
+    Curves,
+    Place,
+    Point,
+    place_at,
+)
 
 VALIDATION, TRAINING = "validation", "training"
 Axis = Callable[[Place], float]
@@ -180,10 +186,10 @@ def compare(runs: Sequence[Curves], kind: str | None = None) -> Comparison:
         kind: of the losses; by default "validation" if all runs have it, else "training".
 
     Raises:
-        ValueError: for validation losses that a run does not have.
+        ArgumentError: for validation losses that a run does not have.
     """
     if kind == VALIDATION and (without := [run.name for run in runs if not run.validation]):
-        raise ValueError(f"--loss validation: {', '.join(without)} has none")
+        raise ArgumentError(f"--loss validation: {', '.join(without)} has none")
     kind = kind or (VALIDATION if all(run.validation for run in runs) else TRAINING)
     baselines = [run for run in runs if not run.boundary]
     return Comparison(

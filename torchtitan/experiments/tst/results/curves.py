@@ -16,8 +16,9 @@ from typing import Any
 import tomli
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ..job_config import CONFIG_FILE
-from ..metrics import (
+from ..errors import UserError
+from ..resilience.run_folder import CONFIG_FILE
+from ..training.metrics import (
     DATA_TOKENS,
     LATENTS,
     METRICS_FILE,
@@ -30,7 +31,7 @@ from ..metrics import (
 _NEEDED = {TRAINING_LOSS, DATA_TOKENS, SECONDS_PER_STEP, "tflops", "throughput(tps)"}
 
 
-class MetricsError(ValueError):
+class MetricsError(UserError, ValueError):
     """A folder whose metrics cannot be read or are not enough; the message says why."""
 
 

@@ -14,10 +14,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from typing_extensions import override
 
-from ..checkpoint.inventory import find_checkpoint
+from .. import paper
 from ..data.tokenizer import open_tokenizer
-from ..export import exported
-from ..planning import paper
+from ..errors import ArgumentError
+from ..resilience.checkpoint.inventory import find_checkpoint
+from .export import exported
 from .tables import aligned
 
 # The columns of Table 3, and the metric of each. The paper does not say which metrics it took:
@@ -69,16 +70,16 @@ def evaluate(
         Percent for each task, of the model and of the paper's runs at its size, and the file.
 
     Raises:
-        ValueError: for tasks that the harness does not know, or that this model cannot do, and for
-            an output that is there already.
+        ArgumentError: for tasks that the harness does not know, or that this model cannot do, and
+            for an output that is there already.
         CheckpointError: for a checkpoint that cannot be exported.
         ExportError: likewise.
     """
     if harness.include_path and not harness.include_path.is_dir():
-        raise ValueError(f"--include-path {harness.include_path}: no such folder")
+        raise ArgumentError(f"--include-path {harness.include_path}: no such folder")
     output = output or _default_output(model)
     if output.exists():
-        raise ValueError(f"{output} is there already; give another with --output")
+        raise ArgumentError(f"{output} is there already; give another with --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     transformers.logging.set_verbosity_error()
     with exported(model, job_arguments) as folder:
@@ -102,12 +103,12 @@ def run_harness(folder: Path, harness: Harness) -> dict[str, Any]:
     """Return the harness's results for an exported folder, 0-shot, as it gives them.
 
     Raises:
-        ValueError: for tasks that the harness does not know, or that this model cannot do.
+        ArgumentError: for tasks that the harness does not know, or that this model cannot do.
     """
     manager = TaskManager(include_path=str(harness.include_path) if harness.include_path else None)
     known = set(manager.all_tasks)
     if unknown := [task for task in harness.tasks if task not in known]:
-        raise ValueError(
+        raise ArgumentError(
             f"--tasks {','.join(unknown)}: unknown to the harness; `lm_eval ls tasks` lists what "
             "it knows, --include-path FOLDER adds your own"
         )
@@ -131,7 +132,7 @@ class _Model(HFLM):
     @override
     def generate_until(self, *args: Any, **kwargs: Any) -> list[str]:
         if self.tokenizer.eos_token_id is None:
-            raise ValueError(
+            raise ArgumentError(
                 "--tasks: one lets the model write text, which ends with the EOS token, and "
                 "the model's tokenizer has none; choose tasks of multiple choice"
             )

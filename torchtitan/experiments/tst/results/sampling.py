@@ -7,7 +7,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..export import exported
+from ..errors import ArgumentError
+from .export import exported
 
 
 def sample(
@@ -34,14 +35,14 @@ def sample(
         seed: of the draws.
 
     Raises:
-        ValueError: for a number below its least, or a prompt that does not fit.
+        ArgumentError: for a number below its least, or a prompt that does not fit.
         CheckpointError: for a checkpoint that cannot be exported.
         ExportError: likewise.
     """
     numbers = {"samples": samples, "tokens": tokens, "temperature": temperature, "top-k": top_k}
     for name, least in (("samples", 1), ("tokens", 1), ("temperature", 0), ("top-k", 0)):
         if numbers[name] < least:
-            raise ValueError(f"--{name} {numbers[name]}: must be at least {least}")
+            raise ArgumentError(f"--{name} {numbers[name]}: must be at least {least}")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with exported(model, job_arguments) as folder:
@@ -59,10 +60,12 @@ def _sample(
     if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
         ids = [tokenizer.bos_token_id, *ids]
     if not ids:
-        raise ValueError("--prompt: this tokenizer has no token that begins a document; give one")
+        raise ArgumentError(
+            "--prompt: this tokenizer has no token that begins a document; give one"
+        )
     room = model.config.max_position_embeddings - len(ids)
     if room < 1:
-        raise ValueError(
+        raise ArgumentError(
             f"--prompt is {len(ids)} tokens; the model was trained on sequences of "
             f"{model.config.max_position_embeddings}"
         )

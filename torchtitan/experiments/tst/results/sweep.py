@@ -13,12 +13,29 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ..job_config import SuperpositionConfigManager, superposition_section
-from ..metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
-from ..planning import paper
+from .. import paper
+from ..config.manager import SuperpositionConfigManager
+from ..config.sections import superposition_section
+from ..errors import UserError
 from ..planning.plan import parameters_and_flops
-from ..planning.sweep import BAG_SIZE, BASELINE, STEP_RATIO, SweepError, read_sweep
+from ..planning.sweep import (
+    BAG_SIZE,
+    BASELINE,
+    STEP_RATIO,
+    read_sweep,
+)
+from ..training.metrics import (
+    TRAINING_LOSS,
+    VALIDATION_LOSS,
+    read_metrics,
+)
 from .tables import aligned
+
+
+class SweepError(UserError, RuntimeError):
+    """A run of a sweep that failed."""
+
+    exit_code = 1
 
 
 @dataclass
@@ -97,7 +114,7 @@ def _cell(value: Any) -> str:
 
 def _plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
     """Loss over s for each r beside the paper's; of another sweep, over its first key."""
-    from ..planning.surface_plots import draw_lines, draw_surfaces  # of an extra
+    from ..planning.surface_plots import draw_lines, draw_surfaces
 
     validated = all(result.validation_loss is not None for result in finished)
     kind = "validation" if validated else "training"

@@ -22,23 +22,24 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for a GPU must not s
 
 import torch
 import torch.distributed as dist
+import torchtitan.train as upstream
 from torch.distributed.tensor import DTensor
+from torchtitan.models.llama3 import llama3_args
+from torchtitan.models.qwen3 import qwen3_args
 from typing_extensions import override
 
-from ..device import enable_cpu_if_alone
+from .. import models
+from ..config.manager import SuperpositionConfigManager
+from ..core import IGNORE_INDEX
+from ..data.demo_corpus import VOCAB_SIZE
+from ..data.text import datasets
+from ..training.trainer import SuperpositionTrainer
+from ..upstream.cpu import enable_cpu_if_alone
+from ..upstream.replaced import replace
 
 enable_cpu_if_alone()
-
-import torchtitan.train as upstream  # noqa: E402
-from torchtitan.models.llama3 import llama3_args  # noqa: E402
-from torchtitan.models.qwen3 import qwen3_args  # noqa: E402
-
-from .. import models  # noqa: E402, F401
-from ..core import IGNORE_INDEX  # noqa: E402
-from ..data import datasets  # noqa: E402, F401
-from ..data.demo_corpus import VOCAB_SIZE  # noqa: E402
-from ..job_config import SuperpositionConfigManager  # noqa: E402
-from ..trainer import SuperpositionTrainer  # noqa: E402
+models.register()
+datasets.register()
 
 # Embeddings as small as the demo's: torch's norm of a larger one on CPU, in float32, is itself
 # further than 1e-5 from the norm of its parts.
@@ -100,8 +101,8 @@ class SyntheticTrainer(SuperpositionTrainer):
         return stream[:, :-1], labels
 
     @override
-    def _before_optimizer_step(self, *args: Any) -> None:
-        super()._before_optimizer_step(*args)
+    def before_optimizer_step(self, *args: Any) -> None:
+        super().before_optimizer_step(*args)
         norms = {}
         for part in self.model_parts:
             for name, parameter in part.named_parameters():
@@ -144,8 +145,8 @@ def run(args: Sequence[str], processes: int, folder: Path) -> str | None:
 
 def train(args: Sequence[str]) -> None:
     """Train a job in this process, one of those that torchrun would start."""
-    upstream.time.sleep = lambda seconds: None  # it waits for others at the end
-    upstream.ConfigManager = SuperpositionConfigManager  # type: ignore[misc]
+    replace(upstream.time, "sleep", lambda seconds: None)  # it waits for others at the end
+    replace(upstream, "ConfigManager", SuperpositionConfigManager)
     sys.argv = ["", *args]
     upstream.main(SyntheticTrainer)
 

@@ -1,0 +1,1 @@
+"""Checks of a job before it starts: config, files, machine, data, checkpoints."""

@@ -1,0 +1,110 @@
+"""What a job and the checkpoint that it goes on from must agree on."""
+
+from typing import Any
+
+from torchtitan.components.checkpoint import DATALOADER
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.config import JobConfig
+
+from ..config.layout import global_batch_size
+from ..config.sections import (
+    SECTION,
+    superposition_section,
+    text_dataset_section,
+)
+from ..core import Schedule
+from ..data.shards.mixture import Mixture
+from ..data.text.datasets import is_ours, loader_of
+from ..data.text.files import data_files
+from ..data.tokenizer_identity import checksum
+from ..resilience.checkpoint.manifest import differences
+
+# what the position in the data counts by
+_OF_POSITION = {
+    "training.dataset",
+    "training.dataset_path",
+    "training.dataloader.num_workers",
+    "text_dataset.text_key",
+    "token_shards.weights",
+}
+
+
+def run_facts(
+    job_config: JobConfig,
+    schedule: Schedule,
+    tokenizer: BaseTokenizer | None,
+    mixture: Mixture | None,
+    dp_degree: int,
+) -> dict[str, Any]:
+    """The values that a checkpoint holds its resume to, by their keys in the TOML.
+
+    The number of superposition steps stands for the ratio. Tokenizer and token shards are told by
+    checksums of their content, local text files by one of their names and sizes.
+    """
+    section, training, model = (
+        superposition_section(job_config),
+        job_config.training,
+        job_config.model,
+    )
+    superposition = {
+        "bag_size": schedule.bag_size if schedule.enabled else 1,
+        "steps": schedule.boundary,
+        "mode": section.mode,
+        "scale": section.scale,
+        "loss": section.loss,
+        "weighting": section.weighting,
+    }
+    return {f"{SECTION}.{name}": value for name, value in superposition.items()} | {
+        "training.seq_len": training.seq_len,
+        "training.global_batch_size": global_batch_size(job_config, dp_degree),
+        "training.dataset": training.dataset,
+        "model.name": model.name,
+        "model.flavor": model.flavor,
+        "model.hf_assets_path": tokenizer and f"a tokenizer with checksum {checksum(tokenizer)}",
+        **_data_facts(job_config, mixture),
+    }
+
+
+def _data_facts(job_config: JobConfig, mixture: Mixture | None) -> dict[str, Any]:
+    if mixture is None:
+        workers = job_config.training.dataloader.num_workers
+        # upstream's loader has a position for each worker
+        facts: dict[str, Any] = {
+            "training.dataloader.num_workers": workers if workers > 1 else "at most 1"
+        }
+        if is_ours(job_config.training.dataset):
+            facts["text_dataset.text_key"] = text_dataset_section(job_config).text_key
+            loader = loader_of(job_config.training.dataset)
+            if (path := job_config.training.dataset_path) and "://" not in path:
+                checksum_of_files = data_files(path, loader.suffixes).checksum()
+                facts["training.dataset_path"] = f"text files with checksum {checksum_of_files}"
+        return facts
+    checksums = [source.checksum() for source in mixture.sources]
+    return {
+        "training.dataset_path": f"token shards with checksum {', '.join(checksums)}",
+        "token_shards.weights": mixture.shares,
+    }
+
+
+def contradictions(
+    manifest: dict[str, Any], facts: dict[str, Any], not_loaded: list[str]
+) -> list[str]:
+    """Where the job differs from the checkpoint, both values in each line.
+
+    After the boundary the section may be gone: recovery does not depend on it.
+
+    Args:
+        manifest: of the checkpoint.
+        facts: of the job, from :func:`run_facts`.
+        not_loaded: ``checkpoint.exclude_from_loading``.
+    """
+    saved, step = manifest["run"], manifest["step"]
+    in_recovery = step >= saved[f"{SECTION}.steps"]
+    off = facts[f"{SECTION}.bag_size"] == 1
+    both_off = off and saved[f"{SECTION}.bag_size"] == 1
+    ignored = {key for key in saved if key.startswith(f"{SECTION}.")}
+    if not (both_off or (off and in_recovery)):
+        ignored = set()
+    if DATALOADER in not_loaded:
+        ignored |= _OF_POSITION
+    return differences(saved, facts, ignored)

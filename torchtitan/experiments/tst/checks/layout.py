@@ -1,0 +1,190 @@
+"""What must fit together in a job's layout: ranks, lengths, batches and stages."""
+
+import torchtitan.protocols.train_spec as train_spec_module
+from torchtitan.config import JobConfig
+
+from ..config.layout import dp_degree, ranks_of_layout
+from ..config.sections import lm_head_section
+from ..core import Schedule
+from ..errors import ConfigError
+from .model import model_args_of
+
+
+def check_layout(job_config: JobConfig, schedule: Schedule, ranks: int) -> None:
+    """Check that ``ranks`` processes can share the job as its degrees say.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    _check_lengths(job_config, schedule)
+    _check_pipeline(job_config)
+    _check_lm_head(job_config)
+    _check_ranks(job_config, ranks)
+    _check_batch(job_config, dp_degree(job_config, ranks))
+    _check_seed_checkpoint(job_config, ranks)
+    _check_offload(job_config, ranks)
+
+
+def _check_lengths(job_config: JobConfig, schedule: Schedule) -> None:
+    """Sequences of both phases, and of validation, go into TorchTitan's model as it is laid out."""
+    training, validation = job_config.training, job_config.validation
+    layout = job_config.parallelism
+    tensor, context = layout.tensor_parallel_degree, layout.context_parallel_degree
+    divisor = 2 * tensor * context
+    of_layout = (
+        f"which must be a multiple of {divisor}: 2 * parallelism.tensor_parallel_degree = {tensor} "
+        f"* parallelism.context_parallel_degree = {context}"
+    )
+    spec = train_spec_module.get_train_spec(job_config.model.name)
+    module = getattr(spec.parallelize_fn, "__module__", "")
+    in_parts, lengths = tensor * context > 1, []
+    if in_parts:
+        shape = schedule.batch_shape(1, training.local_batch_size, training.seq_len)
+        lengths.append(shape.latents)
+    if in_parts or module.startswith("torchtitan.models."):  # whose models ask for it always
+        lengths.append(training.seq_len)
+    for latents in lengths:
+        if latents % divisor:
+            raise ConfigError(
+                "training.seq_len", training.seq_len, f"gives {latents} latents, {of_layout}"
+            )
+    if not validation.enable:
+        return
+    if validation.seq_len > training.seq_len:
+        raise ConfigError(
+            "validation.seq_len",
+            validation.seq_len,
+            f"must be at most training.seq_len = {training.seq_len} tokens: the model's length",
+        )
+    if in_parts and validation.seq_len % divisor:
+        raise ConfigError(
+            "validation.seq_len", validation.seq_len, f"is a number of tokens, {of_layout}"
+        )
+
+
+def _check_ranks(job_config: JobConfig, ranks: int) -> None:
+    layout = job_config.parallelism
+    _check_experts(job_config)
+    wanted, free = ranks_of_layout(job_config)
+    if ranks % wanted if free else ranks != wanted:
+        raise ConfigError(
+            "parallelism.data_parallel_shard_degree",
+            layout.data_parallel_shard_degree,
+            f"with the other degrees makes {'a multiple of ' if free else ''}{wanted} ranks, and "
+            f"there are {ranks}" + ("" if free else "; -1 takes as many as there are"),
+        )
+
+
+def _check_experts(job_config: JobConfig) -> None:
+    """Ranks that share experts are those that shard the other parameters."""
+    layout, model_args = job_config.parallelism, model_args_of(job_config)
+    degree, tensor = layout.expert_parallel_degree, layout.tensor_parallel_degree
+    of_experts = layout.expert_tensor_parallel_degree
+    if degree > 1 and of_experts not in (1, tensor):
+        raise ConfigError(
+            "parallelism.expert_tensor_parallel_degree",
+            of_experts,
+            f"must be 1 or parallelism.tensor_parallel_degree = {tensor}",
+        )
+    shards = layout.data_parallel_shard_degree * layout.context_parallel_degree * tensor
+    if shards > 0 and shards % (degree * of_experts):
+        raise ConfigError(
+            "parallelism.expert_parallel_degree",
+            degree,
+            f"times expert_tensor_parallel_degree = {of_experts} must divide {shards}, "
+            "parallelism.data_parallel_shard_degree x context_parallel_degree x "
+            "tensor_parallel_degree",
+        )
+    has_experts = getattr(model_args, "moe_enabled", hasattr(model_args, "moe_args"))
+    if has_experts and (experts := model_args.moe_args.num_experts) % degree:
+        raise ConfigError(
+            "parallelism.expert_parallel_degree",
+            degree,
+            f"must divide the {experts} experts of model.flavor = {job_config.model.flavor!r}",
+        )
+
+
+def _check_seed_checkpoint(job_config: JobConfig, ranks: int) -> None:
+    key = "checkpoint.create_seed_checkpoint"
+    if not job_config.checkpoint.create_seed_checkpoint:
+        return
+    if not job_config.checkpoint.enable:
+        raise ConfigError(key, True, "needs checkpoint.enable = true")
+    if ranks > 1:
+        raise ConfigError(key, True, f"needs 1 rank, not {ranks}")
+
+
+def _check_offload(job_config: JobConfig, ranks: int) -> None:
+    layout, seed = job_config.parallelism, job_config.checkpoint.create_seed_checkpoint
+    replicas = layout.data_parallel_replicate_degree * layout.tensor_parallel_degree
+    shards = ranks // (replicas * layout.pipeline_parallel_degree)  # context parallel ones, too
+    if job_config.training.enable_cpu_offload and shards == 1 and not seed:
+        raise ConfigError(
+            "training.enable_cpu_offload",
+            True,
+            "needs FSDP, parallelism.data_parallel_shard_degree above 1; without it there is none",
+        )
+
+
+def _check_batch(job_config: JobConfig, dp_degree: int) -> None:
+    training = job_config.training
+    at_once = training.local_batch_size * dp_degree
+    if training.global_batch_size > 0 and training.global_batch_size % at_once:
+        raise ConfigError(
+            "training.global_batch_size",
+            training.global_batch_size,
+            f"must be a multiple of {at_once}, training.local_batch_size = "
+            f"{training.local_batch_size} on {dp_degree} data-parallel ranks",
+        )
+
+
+def _check_pipeline(job_config: JobConfig) -> None:
+    layout, batch_size = job_config.parallelism, job_config.training.local_batch_size
+    if (degree := layout.pipeline_parallel_degree) <= 1:
+        return
+    spec = train_spec_module.get_train_spec(job_config.model.name)
+    if spec.pipelining_fn is None:
+        raise ConfigError(
+            "parallelism.pipeline_parallel_degree",
+            degree,
+            f"must be 1: TorchTitan has no pipeline of model.name = {job_config.model.name!r}",
+        )
+    size = layout.pipeline_parallel_microbatch_size
+    if batch_size % size:
+        raise ConfigError(
+            "parallelism.pipeline_parallel_microbatch_size",
+            size,
+            f"must divide training.local_batch_size = {batch_size}",
+        )
+    microbatches, validation = batch_size // size, job_config.validation
+    if validation.enable and validation.local_batch_size % microbatches:
+        raise ConfigError(
+            "validation.local_batch_size",
+            validation.local_batch_size,
+            f"must be a multiple of {microbatches}, the pipeline's microbatches of "
+            f"training.local_batch_size = {batch_size}",
+        )
+
+
+def _check_lm_head(job_config: JobConfig) -> None:
+    chunks = lm_head_section(job_config).chunks
+    if chunks == 1:
+        return
+    if (degree := job_config.parallelism.pipeline_parallel_degree) > 1:
+        raise ConfigError(
+            "lm_head.chunks",
+            chunks,
+            f"must be 1 with parallelism.pipeline_parallel_degree = {degree}, whose microbatches "
+            "cut the logits: parallelism.pipeline_parallel_microbatch_size",
+        )
+    for name in job_config.model.converters:
+        kind, _, precision = name.rpartition(".")
+        if kind == "quantize.linear":
+            kept = getattr(job_config.quantize.linear, precision).filter_fqns
+            if not any(part in "output" for part in kept):
+                raise ConfigError(
+                    "lm_head.chunks",
+                    chunks,
+                    f'must be 1 where the LM head is quantized; "output" in {name}.filter_fqns '
+                    "leaves it alone",
+                )

@@ -1,0 +1,98 @@
+"""The model that a job builds, without memory, and keys that name its modules."""
+
+import copy
+from collections import Counter
+from typing import Any
+
+import torch
+import torchtitan.protocols.train_spec as train_spec_module
+from torch import nn
+from torchtitan.config import JobConfig
+
+from ..errors import ConfigError
+from ..upstream.refusals import refusals_as_config_errors
+
+_BY_HAND = "parallelism.module_fqns_per_model_part"
+_RECOMPUTED = "activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns"
+
+
+def model_args_of(job_config: JobConfig) -> Any:
+    """Return the model args of the job's flavor.
+
+    Raises:
+        ConfigError: if there is no such model or flavor.
+    """
+    name, flavor = job_config.model.name, job_config.model.flavor
+    try:
+        flavors = train_spec_module.get_train_spec(name).model_args
+    except ValueError as error:
+        raise ConfigError("model.name", name, str(error)) from None
+    if flavor not in flavors:
+        raise ConfigError("model.flavor", flavor, f"{name} has {', '.join(flavors)}")
+    return flavors[flavor]
+
+
+def model_on_meta(job_config: JobConfig) -> tuple[Any, nn.Module]:
+    """Return a job's model args and its model, whose parameters have shapes and no memory.
+
+    Raises:
+        ConfigError: if TorchTitan refuses to build the model.
+    """
+    spec = train_spec_module.get_train_spec(job_config.model.name)
+    args = copy.deepcopy(spec.model_args[job_config.model.flavor])
+    job_config = copy.deepcopy(job_config)
+    job_config.parallelism.expert_parallel_comm_backend = "standard"  # another needs its package
+    with refusals_as_config_errors(), torch.device("meta"):
+        args.update_from_config(job_config)
+        return args, spec.model_cls(args)
+
+
+def check_module_names(job_config: JobConfig) -> None:
+    """Check the keys that name modules of the model.
+
+    TorchTitan leaves a layer out of the model that no stage of a pipeline names.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    checkpointing, layout = job_config.activation_checkpoint, job_config.parallelism
+    stages = layout.module_fqns_per_model_part
+    if stages is not None and layout.pipeline_parallel_degree > 1:
+        _check_stages(stages, model_on_meta(job_config)[1])
+    if (checkpointing.mode, checkpointing.selective_ac_option) == ("selective", "op"):
+        names = checkpointing.per_op_sac_force_recompute_mm_shapes_by_fqns
+        if names and names != type(checkpointing)().per_op_sac_force_recompute_mm_shapes_by_fqns:
+            _check_linear(names, model_on_meta(job_config)[1])
+
+
+def _check_stages(stages: list[list[str]], model: nn.Module) -> None:
+    wanted = []
+    for name, child in model.named_children():
+        parts = isinstance(child, nn.ModuleDict | nn.ModuleList)
+        wanted += [f"{name}.{part}" for part, _ in child.named_children()] if parts else [name]
+    given = Counter(name for stage in stages for name in stage)
+    for what, names in (
+        ("does not name", [name for name in wanted if name not in given]),
+        ("names what is no part of the model:", [name for name in given if name not in wanted]),
+        ("names more than once", [name for name, times in given.items() if times > 1]),
+    ):
+        if names:
+            raise ConfigError(
+                _BY_HAND,
+                stages,
+                f"{what} {', '.join(names)}; its stages must hold each of {', '.join(wanted)} once",
+            )
+
+
+def _check_linear(names: list[str], model: nn.Module) -> None:
+    modules = dict(model.named_modules())
+    for name in names:
+        found = [path for path in modules if name in path]
+        others = [path for path in found if not isinstance(modules[path], nn.Linear)]
+        if not found or others:
+            what = (
+                f"{name!r} is in {others[0]}, which is none" if others else f"{name!r} is in none"
+            )
+            raise ConfigError(
+                _RECOMPUTED, names, f"must be parts of names of nn.Linear modules; {what}"
+            )

@@ -1,0 +1,104 @@
+"""The config manager: a job's TOML, then its command line, into :class:`.sections.JobConfig`."""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomli
+from torchtitan.config import ConfigManager
+from torchtitan.config import JobConfig as UpstreamJobConfig
+from typing_extensions import override
+from tyro.constructors import ConstructorRegistry
+
+from ..errors import ConfigError
+from .command_line import refused_in_one_line
+from .sections import JobConfig
+from .values import check_toml
+
+
+class SuperpositionConfigManager(ConfigManager):
+    """Upstream's config manager (TOML, then command line) for :class:`JobConfig`.
+
+    Raises:
+        ConfigError: from :meth:`parse_args`, for a file or a command line that cannot be read, an
+            unknown key, or a value that is not of its key's type, choices and range.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(JobConfig)
+        self._extended_cls: type[UpstreamJobConfig] = JobConfig
+
+    @override
+    @staticmethod
+    @functools.cache
+    def register_tyro_rules(registry: ConstructorRegistry) -> None:
+        """Once for all managers: each registration slows down all later parsing."""
+        ConfigManager.register_tyro_rules(registry)
+
+    @override
+    def parse_args(self, args: list[str] | None = None) -> JobConfig:
+        args = sys.argv[1:] if args is None else args
+        with refused_in_one_line(args, lambda: self._extended_cls):
+            return super().parse_args(args)
+
+    @override
+    def _maybe_load_toml(self, args: list[str]) -> dict[str, Any] | None:
+        path = _option("config_file", args)
+        return None if path is None else read_toml(path)
+
+    @override
+    def _maybe_add_custom_config(
+        self, args: list[str], toml_values: dict[str, Any] | None
+    ) -> type[UpstreamJobConfig]:
+        try:
+            self._extended_cls = super()._maybe_add_custom_config(args, toml_values)
+        except (ImportError, AttributeError) as error:
+            key, of_toml = "custom_config_module", (toml_values or {}).get("job", {})
+            name = _option(key, args) or of_toml[key]
+            raise ConfigError(f"job.{key}", name, f"cannot be imported: {error}") from error
+        check_toml(self._extended_cls, toml_values or {})
+        return self._extended_cls
+
+    @override
+    def _validate_config(self) -> None:
+        model = self.config.model
+        path = model.tokenizer_path or model.hf_assets_path
+        if path.endswith("tokenizer.model") and Path(path).is_file():
+            # where upstream's own check raises a bare Exception
+            raise ConfigError(
+                "model.hf_assets_path",
+                path,
+                "is a file, and must be a folder with tokenizer.json. Convert the tokenizer with "
+                "transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER), or "
+                "fetch one with `tst assets`",
+            )
+        super()._validate_config()
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The content of a job's TOML.
+
+    Raises:
+        ConfigError: naming the file, and the line that is not TOML.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return tomli.loads(text)
+    except OSError as error:
+        raise ConfigError("job.config_file", path, f"{error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError("job.config_file", path, f"is not UTF-8: {error}") from None
+    except tomli.TOMLDecodeError as error:
+        end = f"at the end, line {len(text.splitlines())}"
+        why = str(error).replace("at end of document", end)
+        raise ConfigError("job.config_file", path, f"is not TOML: {why}") from None
+
+
+def _option(key: str, args: list[str]) -> str | None:
+    """A key of ``[job]`` on the command line, which is needed before that is parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names = (f"--job.{key}", f"--job.{key.replace('_', '-')}")
+    parser.add_argument(*names, dest="given", nargs="?", action="append", default=[])
+    return next(iter(parser.parse_known_args(args)[0].given), None)  # the first, as upstream

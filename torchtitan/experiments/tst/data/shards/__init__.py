@@ -1,0 +1,1 @@
+"""Token shards: made once by tokenizing a corpus, read and mixed while training."""

@@ -1,0 +1,273 @@
+"""Training data from token shards, at any number of ranks, of worker processes and in both phases.
+
+    shards -> one endless sequence a source -> one order of windows over the sources -> a step's
+    windows, cut into M equal parts for M data-parallel ranks -> micro-batches -> read ahead
+
+A window is seq_len + 1 tokens, of which the first are inputs and the last are labels, as in
+upstream's text pipeline. Position and order are of the whole job: each rank knows all windows of
+a step and reads its part. So every number of ranks and of workers reads the same tokens in the same
+step, and the state is the position: how many tokens of each source are behind the job.
+"""
+
+import collections
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.config import JobConfig
+from torchtitan.config.job_config import Training, Validation
+from torchtitan.tools.logging import logger
+from typing_extensions import override
+
+from ...config.layout import global_batch_size
+from ...config.schedule import build_schedule
+from ...config.sections import token_shards_section
+from ..loader import (
+    Batch,
+    PhaseDataloader,
+    StatedBatch,
+)
+from .mixture import (
+    Mixture,
+    Position,
+    Window,
+)
+from .token_shards import TokenShards
+
+DATASET = "token_shards"
+_STATE = "token_position"
+
+
+def is_token_shards(section: Training | Validation) -> bool:
+    """Whether the data of ``[training]`` or ``[validation]`` are token shards."""
+    return section.dataset.lower() == DATASET
+
+
+def open_mixture(job_config: JobConfig, tokenizer: BaseTokenizer | None) -> Mixture:
+    """The sources of a job; ``training.dataset_path`` if there is but one.
+
+    Raises:
+        ShardError: naming the file, if shards are damaged or of another tokenizer.
+    """
+    section = token_shards_section(job_config)
+    paths = section.paths or [job_config.training.dataset_path or ""]
+    sources = [TokenShards(path, tokenizer) for path in paths]
+    return Mixture(sources, section.weights, repeat=section.at_end == "repeat")
+
+
+def tokens_to_read(job_config: JobConfig, dp_degree: int, steps: int) -> int:
+    """Tokens that the first ``steps`` steps of the run take from their sources."""
+    training, schedule = job_config.training, build_schedule(job_config)
+    batch_size = global_batch_size(job_config, dp_degree)
+    boundary, total = min(schedule.boundary, steps), 0
+    for first, last in ((1, boundary), (boundary + 1, steps)):
+        shape = schedule.batch_shape(first, batch_size, training.seq_len)  # of all ranks
+        total += (last - first + 1) * shape.sequences * (shape.data_tokens + 1)
+    return total
+
+
+def announce_data(job_config: JobConfig, mixture: Mixture, dp_degree: int) -> None:
+    """Log what the run reads against what there is; warn where that is not enough."""
+    steps = job_config.training.steps
+    total = tokens_to_read(job_config, dp_degree, steps)
+    logger.info(f"Data: the run reads {total:,} tokens")
+    for name, source, share in zip(mixture.names, mixture.sources, mixture.shares, strict=True):
+        epochs = share * total / source.tokens
+        what = f"{share * total:,.0f} from {name}, which has {source.tokens:,}"
+        logger.info(f"Data: {what}: {epochs:.2f} epochs")
+        if not source.same_tokenizer:
+            logger.warning(
+                f"{source.folder} was not made by `tst tokenize`: it is not known "
+                "whether its tokenizer is the run's"
+            )
+        if epochs > 1 and mixture.repeat:
+            advice = ". Superposition pays for less compute with more data; at equal data an "
+            advice = f"{advice}ordinary run is better" if build_schedule(job_config).enabled else ""
+            logger.warning(f"Not enough data: {what}, read {epochs:.2f} times{advice}")
+        elif epochs > 1:
+            last = bisect_right(
+                range(steps),
+                source.tokens,
+                key=lambda k: round(share * tokens_to_read(job_config, dp_degree, k)),
+            )
+            logger.warning(
+                f'Not enough data: {what}; with token_shards.at_end = "stop" the run will end '
+                f"after about {last - 1} of {steps} steps"
+            )
+
+
+class ShardsDataloader(PhaseDataloader):
+    """From token shards.
+
+    Args:
+        dp_world_size: M, number of data-parallel ranks.
+        dp_rank: of this process.
+        tokenizer: of the run, which the shards are held to.
+        job_config: of the run.
+
+    Raises:
+        ShardError: from the constructor, as :func:`open_mixture`.
+        ValueError: from :meth:`load_state_dict`, for a position in another mixture.
+    """
+
+    def __init__(
+        self,
+        dp_world_size: int,
+        dp_rank: int,
+        tokenizer: BaseTokenizer | None,
+        job_config: JobConfig,
+    ):
+        super().__init__(job_config)
+        self.ranks, self.rank = dp_world_size, dp_rank
+        self.mixture = open_mixture(job_config, tokenizer)
+        self.schedule = build_schedule(job_config)
+        self.accumulation = global_batch_size(job_config, dp_world_size) // (
+            job_config.training.local_batch_size * dp_world_size
+        )
+        self.completed_steps = 0
+        self._state = self.mixture.start().to_json()
+
+    @property
+    def position(self) -> Position:
+        """After the last step of which all batches were handed out."""
+        return Position.from_json(self._state)
+
+    def metrics(self) -> dict[str, float]:
+        """Each source's part of the tokens read so far, and how often it has been read."""
+        read, metrics = self.position.tokens, {}
+        for name, source, tokens in zip(
+            self.mixture.names, self.mixture.sources, read, strict=True
+        ):
+            metrics[f"data_share/{name}(%)"] = 100 * tokens / max(1, sum(read))
+            metrics[f"data_epochs/{name}"] = tokens / source.tokens
+        return metrics
+
+    @override
+    def begin(self, completed_steps: int) -> None:
+        self.completed_steps = completed_steps
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {_STATE: self._state}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        sources = len(Position.from_json(state_dict[_STATE]).tokens)
+        if sources != len(self.mixture.sources):
+            raise ValueError(
+                f"the checkpoint's position is in a mixture of {sources} sources, and the config "
+                f"has {len(self.mixture.sources)}; checkpoint.exclude_from_loading = "
+                "['dataloader'] starts the data anew"
+            )
+        self._state = state_dict[_STATE]
+
+    @override
+    def _batches(self) -> Iterable[StatedBatch]:
+        batches = DataLoader(_Reader(self.mixture), sampler=self._orders(), **self.options)  # type: ignore[arg-type]
+        # a step takes all its micro-batches at once: those of the next are read meanwhile
+        return _read_ahead(iter(batches), max(2, self.accumulation))
+
+    def _orders(self) -> Iterator["_Order"]:
+        """What this rank reads from the current position on, a micro-batch each."""
+        training, position, step = self.job_config.training, self.position, self.completed_steps
+        while True:
+            step += 1
+            shape = self.schedule.batch_shape(step, training.local_batch_size, training.seq_len)
+            length = shape.data_tokens + 1
+            mine = shape.sequences * self.accumulation
+            windows, position = self.mixture.take(position, mine * self.ranks, length)
+            if len(windows) < mine * self.ranks:
+                return
+            mine_of_all = windows[self.rank * mine : (self.rank + 1) * mine]
+            for end in range(shape.sequences, mine + 1, shape.sequences):
+                state = position.to_json() if end == mine else None
+                yield _Order(mine_of_all[end - shape.sequences : end], length, state)
+
+
+def _read_ahead(batches: Iterator[StatedBatch], count: int) -> Iterator[StatedBatch]:
+    """The same batches, of which a thread has the next ``count`` ready."""
+    with ThreadPoolExecutor(1, "read-ahead") as thread:
+        ahead = collections.deque(thread.submit(next, batches, None) for _ in range(count))
+        try:
+            while batch := ahead.popleft().result():
+                ahead.append(thread.submit(next, batches, None))
+                yield batch
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+class _Order(NamedTuple):
+    """A micro-batch to be read."""
+
+    windows: list[Window]
+    length: int
+    state: str | None  # of the loader after it
+
+
+class _Reader(Dataset):
+    """Micro-batches by order: any of them, by any process."""
+
+    def __init__(self, mixture: Mixture):
+        self.mixture = mixture
+
+    @override
+    def __getitem__(self, order: _Order) -> StatedBatch:
+        return *_batch(self.mixture.read(order.windows, order.length)), order.state
+
+
+class ShardsValidationDataloader(BaseDataLoader):
+    """Windows of ``validation.seq_len`` from the beginning of token shards, for every ``iter()``.
+
+    Args:
+        dp_world_size: M, number of data-parallel ranks.
+        dp_rank: of this process.
+        tokenizer: of the run, which the shards are held to.
+        job_config: of the run.
+        infinite: begin anew at the end; otherwise all ranks end with the last whole batch of all.
+
+    Raises:
+        ShardError: from the constructor, as :class:`.TokenShards`.
+    """
+
+    def __init__(
+        self,
+        dp_world_size: int,
+        dp_rank: int,
+        tokenizer: BaseTokenizer | None,
+        job_config: JobConfig,
+        infinite: bool,
+    ):
+        self.ranks, self.rank, self.infinite = dp_world_size, dp_rank, infinite
+        self.section = job_config.validation
+        self.shards = TokenShards(self.section.dataset_path or "", tokenizer)
+
+    @override
+    def __iter__(self) -> Iterator[Batch]:
+        length = self.section.seq_len + 1
+        count = self.section.local_batch_size * length  # tokens of a rank's batch
+        for start in itertools.count(0, self.ranks * count):
+            if start + self.ranks * count > self.shards.tokens and not self.infinite:
+                return
+            tokens = self.shards.read(start + self.rank * count, count)
+            yield _batch(tokens.reshape(-1, length))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+def _batch(windows: np.ndarray) -> Batch:
+    """Windows (B, L+1) -> inputs (B, L) and their next-token labels (B, L)."""
+    tokens = torch.from_numpy(windows)
+    return {"input": tokens[:, :-1].contiguous()}, tokens[:, 1:].contiguous()

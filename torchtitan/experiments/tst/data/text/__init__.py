@@ -1,0 +1,1 @@
+"""Text corpora: files, records, datasets, and the streams that training reads."""

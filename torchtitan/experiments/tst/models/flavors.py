@@ -1,0 +1,76 @@
+"""The flavors that this package adds to TorchTitan's models."""
+
+import dataclasses
+
+from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
+from torchtitan.models.moe import MoEArgs
+from torchtitan.models.qwen3 import Qwen3ModelArgs, qwen3_args
+
+_LLAMA3 = TransformerModelArgs(vocab_size=128_256, rope_theta=500_000)
+
+_QWEN3_EXPERTS = MoEArgs(
+    num_experts=128,
+    num_shared_experts=0,
+    top_k=8,
+    score_func="softmax",
+    route_norm=True,
+    score_before_experts=False,
+)
+
+# small enough for CPU. Upstream's debugmodel_moe takes minutes a step there, and its
+# debugmodel ties embedding and LM head, which torch 2.13 refuses to shard as upstream asks it to.
+_QWEN3_TINY = Qwen3ModelArgs(
+    vocab_size=2048,
+    head_dim=32,
+    dim=64,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    hidden_dim=128,
+)
+
+LLAMA3 = {
+    # The model of train_configs/demo: 0.23M parameters, small enough to be over-trained in minutes
+    # on a laptop, as the paper's runs are over-trained in hours on a cluster.
+    "demo": TransformerModelArgs(dim=64, n_layers=2, n_heads=4, vocab_size=1024, multiple_of=64),
+    # The model of train_configs/replication.toml: 0.09M parameters, so that dozens of runs see 100
+    # latents a parameter and more in some hours of 2 cores.
+    "demo_small": TransformerModelArgs(
+        dim=32, n_layers=2, n_heads=2, vocab_size=1024, multiple_of=32
+    ),
+    # The paper's dense models: the shapes of SmolLM2-135M, SmolLM2-360M and SmolLM3-3B in Llama 3's
+    # code, with its vocabulary and untied embeddings. RoPE's theta is not printed: this is
+    # Llama 3's.
+    "270M": dataclasses.replace(_LLAMA3, dim=576, n_layers=30, n_heads=9, n_kv_heads=3),
+    "600M": dataclasses.replace(_LLAMA3, dim=960, n_layers=32, n_heads=15, n_kv_heads=5),
+    "3B": dataclasses.replace(
+        _LLAMA3, dim=2048, n_layers=36, n_heads=16, n_kv_heads=4, ffn_dim_multiplier=2.0
+    ),
+}
+
+QWEN3 = {
+    # The paper's mixture of experts is of the Qwen3 family; its shape is not printed. This one is
+    # our reconstruction, after Qwen3-30B-A3B: 10.10B parameters, of which a token uses 1.04B.
+    "10B-A1B": Qwen3ModelArgs(
+        dim=1024,
+        n_layers=24,
+        n_heads=16,
+        n_kv_heads=4,
+        moe_enabled=True,
+        moe_inter_dim=1024,
+        moe_args=_QWEN3_EXPERTS,
+    ),
+    "debugmodel_tiny": _QWEN3_TINY,
+    "debugmodel_moe_tiny": dataclasses.replace(
+        _QWEN3_TINY,
+        moe_enabled=True,
+        moe_inter_dim=64,
+        moe_args=dataclasses.replace(_QWEN3_EXPERTS, num_experts=4, top_k=2, use_grouped_mm=False),
+    ),
+}
+
+
+def register() -> None:
+    """Add the flavors to TorchTitan's; those that a user has registered under a name stay."""
+    for flavors, ours in ((llama3_args, LLAMA3), (qwen3_args, QWEN3)):
+        flavors.update({name: args for name, args in ours.items() if name not in flavors})

@@ -1,0 +1,1 @@
+"""Surviving: any TorchTitan run stops in order, resumes, and never trains on NaN."""

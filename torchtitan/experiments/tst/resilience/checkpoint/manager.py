@@ -1,0 +1,399 @@
+"""Saving and resuming: upstream's checkpoint manager, held to more."""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
+from torchtitan.components.checkpoint import (
+    DATALOADER,
+    LR_SCHEDULER,
+    MODEL,
+    TRAIN_STATE,
+    AsyncMode,
+    CheckpointManager,
+)
+from torchtitan.tools.logging import logger
+from torchtitan.tools.utils import GarbageCollection
+from typing_extensions import override
+
+from ...config.sections import Resilience
+from ...upstream.replaced import replaced
+from . import inventory
+from .hugging_face import save_in_hf
+from .inventory import Checkpoint, Kind
+from .learning_rates import schedule_of_config
+from .manifest import MANIFEST, CheckpointError, ContradictionError, read_manifest
+from .manifest import damages as damages_of
+from .moves import set_aside, tidy
+from .ranks import from_rank_0
+from .reader import SafeLoadPlanner, SafeReader, read_metadata
+from .writer import CheckpointWriter
+
+
+class Run(Protocol):
+    """What the manager asks of the trainer."""
+
+    step: int
+
+    @property
+    def dp_degree(self) -> int:
+        """Number of data-parallel ranks."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run ends after this step, which then needs a checkpoint."""
+
+    def is_boundary(self, step: int) -> bool:
+        """Whether the checkpoint after this step is written in any case, and never deleted."""
+
+    def manifest(self) -> dict[str, Any]:
+        """What to write into the manifest of a checkpoint of now; "run" holds the run's facts."""
+
+    def contradictions(self, manifest: dict[str, Any], not_loaded: list[str]) -> list[str]:
+        """Where the job differs from a checkpoint; ``not_loaded`` states are not taken from it."""
+
+    def restore(self, manifest: dict[str, Any]) -> None:
+        """Take on what the manifest holds, after the states are loaded."""
+
+    def share(self, value: Any) -> list[Any]:
+        """``value`` of every rank, on every rank."""
+
+
+@runtime_checkable
+class SharedPosition(Protocol):
+    """A loader whose position in the data any number of ranks can share."""
+
+    def set_streams(self, count: int) -> None:
+        """Read from ``count`` streams, as many as the checkpoint has positions of."""
+
+
+class ResilientCheckpointManager(CheckpointManager):
+    """Upstream's manager whose checkpoints are complete or absent, checked, and safe to open.
+
+    It also saves at the boundary and when the run is asked to stop, resumes on any number of
+    data-parallel ranks, refuses a config that contradicts the checkpoint, and leaves a run that
+    has ended as it is.
+
+    Args:
+        args: of upstream's manager.
+        run: the trainer.
+        total_steps: of the run.
+        resilience: the section of the job's config.
+        kwargs: of upstream's manager.
+    """
+
+    folder: str
+
+    def __init__(
+        self, *args: Any, run: Run, total_steps: int, resilience: Resilience, **kwargs: Any
+    ):
+        super().__init__(*args, **kwargs)
+        self.run, self.total_steps, self.resilience = run, total_steps, resilience
+        self.save_now = False
+        self.checked: Path | None = None
+
+    # Saving
+
+    @override
+    def _should_save(self, curr_step: int, last_step: bool = False) -> bool:
+        extra = self.save_now or self.run.stopping
+        extra = extra or self.run.is_boundary(curr_step)
+        if extra and self.enable and not self.load_only:
+            return True
+        return super()._should_save(curr_step, last_step)
+
+    def will_save(self, step: int) -> bool:
+        """Whether :meth:`save` writes a checkpoint after this step, which is not the last."""
+        return self._should_save(step)
+
+    @override
+    @torch.no_grad()
+    def dcp_save(
+        self,
+        state_dict: dict[str, Any],
+        checkpoint_id: str,
+        async_mode: AsyncMode,
+        enable_garbage_collection: bool = False,
+        to_hf: bool = False,
+    ) -> Future | AsyncSaveResponse | None:
+        folder, step = Path(self.folder), int(Path(checkpoint_id).name.removeprefix("step-"))
+        manifest = self.run.manifest() | {
+            "step": step,
+            "boundary": self.run.is_boundary(step),
+            "resumable": TRAIN_STATE in state_dict,
+        }
+        writer = CheckpointWriter(folder, step, manifest)
+        result: Future | AsyncSaveResponse | None = None
+        with self._save_errors():
+            if to_hf:
+                save_in_hf(
+                    lambda saving: super(ResilientCheckpointManager, self).dcp_save(
+                        state_dict, str(saving), AsyncMode.DISABLED, to_hf=True
+                    ),
+                    state_dict,
+                    self.sd_adapter,
+                    folder,
+                    manifest,
+                    self.run.share,
+                )
+            elif async_mode is AsyncMode.DISABLED:
+                dcp.save(state_dict, storage_writer=writer)
+            elif async_mode is AsyncMode.ASYNC:
+                result = dcp.async_save(state_dict, storage_writer=writer, process_group=self.pg)
+            else:
+                result = dcp.async_save(
+                    state_dict,
+                    storage_writer=writer,
+                    process_group=self.pg,
+                    async_checkpointer_type=AsyncCheckpointerType.PROCESS,
+                    async_stager=self.stager,
+                )
+        if enable_garbage_collection:
+            GarbageCollection.collect("GC collection invoked by checkpointer.")
+        return result
+
+    @override
+    def _save_last_step(self, curr_step: int) -> None:
+        if curr_step == 0:
+            self.last_save_in_hf: bool = False  # a seed checkpoint is to be loaded
+        super()._save_last_step(curr_step)
+
+    @override
+    def _async_wait(self) -> None:
+        with self._save_errors():
+            super()._async_wait()
+
+    def save_unless_saved(self, step: int) -> None:
+        """A whole checkpoint of a step that may have one already."""
+        if not self.enable:
+            return
+        self.wait()
+        saved = from_rank_0(self.run.share, lambda: inventory.full_steps(Path(self.folder)))
+        if step > 0 and step not in saved:
+            self.save_now = True
+            self.save(step)
+            self.save_now = False
+            self.wait()
+
+    def wait(self) -> None:
+        """Until no save is going on.
+
+        Raises:
+            CheckpointError: if the last one failed.
+        """
+        if self.enable:
+            self._async_wait()
+
+    @contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (CheckpointException, OSError, RuntimeError) as error:
+            folder = Path(self.folder)
+            if dist.get_rank() == 0:
+                for path in folder.glob("saving-*"):  # on a full disk, room for the next one
+                    shutil.rmtree(path, ignore_errors=True)
+            steps = inventory.full_steps(folder)
+            usable = f"step-{steps[-1]} there is complete" if steps else "There is no earlier one"
+            raise CheckpointError(
+                f"could not write a checkpoint to {folder}: {_causes(error)}. {usable}"
+            ) from error
+
+    @override
+    def _purge_stale_checkpoints(self) -> None:
+        if self.keep_latest_k <= 0 or dist.get_rank() != 0:
+            return
+        folder = Path(self.folder)
+        # not those of a time before checkpoint.load_step went back, and no finished model
+        steps = [step for step in inventory.full_steps(folder) if step <= self.run.step]
+        for step in steps[: -self.keep_latest_k]:
+            if not inventory.is_boundary(inventory.step_folder(folder, step)):
+                self.purge_queue.put(str(set_aside(folder, step, "deleting")))
+
+    # Resuming
+
+    @override
+    @torch.no_grad()
+    def load(self, step: int = -1) -> bool:
+        if not self.enable:
+            return super().load(step)
+        folder = Path(self.folder)
+        if not self.load_only:  # others may be at work there
+            for message in from_rank_0(self.run.share, lambda: list(tidy(folder))):
+                logger.warning(message)
+        checkpoints = from_rank_0(self.run.share, lambda: _identified(folder))
+        if step != -1:
+            from_rank_0(
+                self.run.share,
+                lambda: inventory.check_load_step(folder, step, self.exclude_from_loading),
+            )
+            newer = [c.step for c in checkpoints if c.step > step and c.resumable]
+            if newer:
+                logger.warning(
+                    f"checkpoint.load_step = {step}: there are newer checkpoints ({newer}), which "
+                    "a launch without it will go on from"
+                )
+        else:
+            newest = self._resume_point(checkpoints)
+            if newest and newest.kind.is_model and newest.step > 0:
+                self.run.step = newest.step
+                logger.info(
+                    f"The run has ended: {newest.path} is {newest.kind.value}, and training.steps "
+                    f"= {self.total_steps}. To train anew, choose another job.dump_folder or "
+                    "checkpoint.folder"
+                )
+                return False
+            step = newest.step if newest else -1
+        with schedule_of_config(self.states[LR_SCHEDULER]):
+            return self._load_step(step)
+
+    def _load_step(self, step: int) -> bool:
+        folder = Path(self.folder)
+        if step == -1 and folder.exists():
+            # As if the folder were not there: upstream takes an empty one, such as a kill during
+            # the first save leaves, for the start of a run and ignores initial_load_path.
+            with replaced(self, "folder", str(folder / "none")):
+                return super().load()
+        return super().load(step)
+
+    def _resume_point(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
+        """The checkpoint to resume from, or the model with which the run has ended; checked."""
+
+        def damage(found: Checkpoint) -> str:
+            damages = self._damages(found.path)
+            if damages and not self.resilience.skip_damaged:
+                raise _damage_error(damages, _SKIP)
+            if damages and dist.get_rank() == 0 and not self.load_only:
+                aside = set_aside(Path(self.folder), found.step, "damaged")
+                logger.warning(f"{found.path} is now {aside}")
+            return "; ".join(damages)
+
+        def skipped(found: Checkpoint, reason: str) -> None:
+            logger.warning(f"Skipped {found.path}: {reason}")
+
+        point = inventory.resume_point(checkpoints, self.total_steps, damage, skipped)
+        if point is None:
+            inventory.check_may_start_anew(Path(self.folder), checkpoints)
+        else:
+            self.checked = point.path
+        return point
+
+    def _damages(self, checkpoint: Path) -> list[str]:
+        """What is damaged, on any rank; every rank reads its share of the files."""
+        try:
+            manifest = read_manifest(checkpoint)
+            if manifest is None:
+                self._check_readable(checkpoint)
+            written = manifest["files"] if manifest else {}
+            # largest first, so that the shares are of about the same size
+            names = sorted(written, key=lambda name: (-written[name]["bytes"], name))
+            share = names[dist.get_rank() :: dist.get_world_size()]
+            found = damages_of(checkpoint, {name: written[name] for name in share})
+        except (CheckpointError, OSError) as error:
+            found = [str(error)]
+        return sorted({damage for of_rank in self.run.share(found) for damage in of_rank})
+
+    def _check_readable(self, checkpoint: Path) -> None:
+        """Check what can be checked of a checkpoint without a manifest."""
+        if inventory.identify(checkpoint) is Kind.HUGGING_FACE:
+            inventory.check_weights(checkpoint)
+            return
+        logger.warning(
+            f"{checkpoint} has no {MANIFEST}, as with TorchTitan's own trainer: it is not "
+            "checked for damage"
+        )
+        read_metadata(checkpoint)
+
+    @override
+    def dcp_load(
+        self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
+    ) -> None:
+        checkpoint = Path(checkpoint_id)
+        if checkpoint != self.checked and (damages := self._damages(checkpoint)):
+            raise _damage_error(damages, "Give another one, or fetch it again")
+        if from_hf:
+            try:
+                super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
+            except (CheckpointException, ValueError, KeyError, AssertionError) as error:
+                raise CheckpointError(
+                    f"could not load {checkpoint} as the model of model.flavor: {_causes(error)}"
+                ) from error
+            return
+        manifest = read_manifest(checkpoint)
+        if TRAIN_STATE in state_dict and manifest:
+            self._check_agreement(checkpoint, manifest)
+        try:
+            if DATALOADER in state_dict:
+                self._open_streams(checkpoint)
+            dcp.load(
+                state_dict, storage_reader=SafeReader(checkpoint_id), planner=SafeLoadPlanner()
+            )
+        except (CheckpointException, ValueError) as error:
+            raise CheckpointError(f"could not load {checkpoint}: {_causes(error)}") from error
+        if MODEL in self.states:
+            self.states[MODEL].load_state_dict(state_dict)
+        if TRAIN_STATE in state_dict and manifest:
+            self.run.restore(manifest)
+        elif manifest and manifest["boundary"]:
+            logger.warning(
+                f"{checkpoint} is a boundary checkpoint, but only its model is loaded: training "
+                "starts at step 1. For the recovery phase set "
+                "checkpoint.initial_load_model_only = false"
+            )
+
+    def _check_agreement(self, checkpoint: Path, manifest: dict[str, Any]) -> None:
+        if found := self.run.contradictions(manifest, self.exclude_from_loading):
+            if not self.resilience.allow_config_mismatch:
+                raise ContradictionError(checkpoint, found)
+            for line in found:
+                logger.warning(f"Config and checkpoint differ: {line}")
+
+    def _open_streams(self, checkpoint: Path) -> None:
+        """Have the loader read as many streams as the checkpoint has positions of."""
+        keys = read_metadata(checkpoint).state_dict_metadata
+        count = sum(key.startswith(f"{DATALOADER}.dp_rank_") for key in keys)
+        loader = self.states[DATALOADER]
+        if count and isinstance(loader, SharedPosition):
+            loader.set_streams(count)
+        elif count not in (0, self.run.dp_degree):
+            raise CheckpointError(
+                f"{checkpoint} has the position in the data of {count} data-parallel ranks, this "
+                f"launch has {self.run.dp_degree}, and {type(loader).__name__} cannot share it out "
+                "anew. Launch with as many as before; or with training.dataloader.num_workers at "
+                "most 1 from the start of a run, which can be shared out; or start the data anew "
+                "with checkpoint.exclude_from_loading = ['dataloader']"
+            )
+
+
+def _identified(folder: Path) -> list[Checkpoint]:
+    """The checkpoints with their kinds, so that all ranks see what rank 0 does."""
+    found = inventory.list_checkpoints(folder)
+    for checkpoint in found:
+        _ = checkpoint.kind
+    return found
+
+
+_SKIP = "--resilience.skip_damaged goes on from the one before it"
+
+
+def _damage_error(damages: list[str], advice: str) -> CheckpointError:
+    listed = "".join(f"\n  {line}" for line in damages)
+    return CheckpointError(f"a checkpoint is damaged:{listed}\n{advice}")
+
+
+def _causes(error: BaseException) -> str:
+    """What went wrong, by rank if DCP says so."""
+    if not isinstance(error, CheckpointException):
+        return str(error)
+    causes = {
+        f"{type(cause).__name__}: {cause}": rank for rank, (cause, _) in error.failures.items()
+    }
+    return "; ".join(f"rank {rank}: {cause}" for cause, rank in causes.items())

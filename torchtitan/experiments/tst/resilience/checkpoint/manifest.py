@@ -1,0 +1,128 @@
+"""The manifest of a checkpoint: which files it has, and whether they are as they were written.
+
+A checkpoint has ``manifest.json`` beside DCP's or safetensors files: size and checksum of each of
+them, and what the run was. Upstream's own trainer writes none and needs none. No torch.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ...errors import UserError
+
+MANIFEST, METADATA = "manifest.json", ".metadata"  # the latter is DCP's
+_CHECKSUM = "xxh3_128"
+_CHUNK = 1 << 24  # bytes
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint that cannot be written, found, trusted or used; the message says which."""
+
+    title = "checkpoint error"
+
+
+class ContradictionError(CheckpointError):
+    """A job that contradicts the checkpoint that it would resume from."""
+
+    def __init__(self, folder: str | Path, found: list[str]):
+        listed = "".join(f"\n  {line}" for line in found)
+        super().__init__(
+            f"the config contradicts the checkpoint {folder}:{listed}\n"
+            "Launch with the checkpoint's values; or, if you mean it, with "
+            "--resilience.allow_config_mismatch"
+        )
+
+
+def differences(saved: dict[str, Any], facts: dict[str, Any], ignored: set[str]) -> list[str]:
+    """Return where a job's facts differ from those of a checkpoint, both values in each line.
+
+    Args:
+        saved: facts of the run that wrote the checkpoint, by key.
+        facts: of the job.
+        ignored: keys not to compare.
+    """
+    return [
+        f"{key} = {facts.get(key)!r}, in the checkpoint {value!r}"
+        for key, value in saved.items()
+        if key not in ignored and facts.get(key) != value
+    ]
+
+
+def new_checksum() -> Any:
+    """The checksum of the manifest, as a hash object: fast, for faults and not for attackers."""
+    return xxhash.xxh3_128()
+
+
+def write_manifest(folder: Path, content: dict[str, Any], files: dict[str, dict]) -> None:
+    """Write the manifest: ``content``, and the entry of every file by its name."""
+    manifest = content | {"files": files}
+    manifest[_CHECKSUM] = _checksum_of(manifest)
+    with (folder / MANIFEST).open("w") as file:
+        json.dump(manifest, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The checkpoint's manifest; None if it has none.
+
+    Raises:
+        CheckpointError: if the manifest itself is damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if not {_CHECKSUM, "files"} & manifest.keys():
+            return None  # of another software
+        checksum = manifest.pop(_CHECKSUM)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: {error!r}") from None
+    if checksum != _checksum_of(manifest):
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: not the content that was written")
+    return manifest
+
+
+def _checksum_of(manifest: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+
+
+def damages(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
+    """What differs from the manifest's ``files``, each with the name of the file."""
+    found = []
+    for name, written in files.items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != written["bytes"]:
+                found.append(f"{path}: {size:,} bytes, of {written['bytes']:,} that were written")
+            elif file_checksum(path) != written[_CHECKSUM]:
+                found.append(f"{path}: not the content that was written (checksum)")
+        except OSError as error:
+            found.append(f"{path}: {error.strerror}")
+    return found
+
+
+def file_entry(size: int, checksum: str) -> dict[str, Any]:
+    """A file's entry in the manifest."""
+    return {"bytes": size, _CHECKSUM: checksum}
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """The manifest's entry of a file that is there, and will be after a power failure."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return file_entry(path.stat().st_size, file_checksum(path))
+
+
+def file_checksum(path: Path) -> str:
+    """Checksum of the file's content."""
+    checksum = new_checksum()
+    buffer = memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            checksum.update(buffer[:size])
+    return checksum.hexdigest()

@@ -1,0 +1,260 @@
+"""A trainer that survives: for any TorchTitan run, with or without superposition.
+
+Upstream's trainer, and
+
+- its checkpoints are complete or absent, checked, and resume on other numbers of ranks
+  (:mod:`.checkpoint`);
+- asked to stop, by a signal to any rank, all ranks end after the same step with a checkpoint
+  (:mod:`.stop`);
+- it never takes an optimizer step on a loss or a gradient that is not finite (:mod:`.step_check`);
+- its run folder holds the resolved config (:mod:`.run_folder`).
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torchtitan.components.checkpoint import DATALOADER
+from torchtitan.components.dataloader import DataloaderExhaustedError
+from torchtitan.config import JobConfig
+from torchtitan.distributed import utils as dist_utils
+from torchtitan.protocols.train_spec import TrainSpec
+from torchtitan.tools.logging import logger
+from torchtitan.train import Trainer
+from typing_extensions import override
+
+from ..config.layout import global_batch_size
+from ..config.sections import resilience_section
+from ..upstream.construction import built_by
+from ..upstream.parallelize import add_up_partial_gradients
+from ..upstream.refusals import refusals_as_config_errors
+from ..upstream.replaced import replaced
+from .checkpoint.manager import ResilientCheckpointManager
+from .checkpoint.manifest import differences
+from .run_folder import write_config
+from .step_check import StepCheck
+from .stop import Stopped, StopRequest
+
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+class ResilientTrainer(Trainer):
+    """Upstream's trainer with checkpoints, stops and faults taken care of.
+
+    A subclass overrides what it knows better: :meth:`check`, :meth:`build`, :meth:`change_spec`,
+    :meth:`run_facts`, :meth:`contradictions`, :meth:`is_boundary` and :meth:`name_of_step`.
+
+    Raises:
+        ConfigError: from the constructor, for a job that TorchTitan refuses to build.
+    """
+
+    checkpointer: ResilientCheckpointManager
+
+    def __init__(self, job_config: JobConfig):
+        self.check(job_config)
+        self.stop_request = StopRequest()
+        if job_config.checkpoint.enable and not job_config.checkpoint.load_only:
+            self.stop_request.listen()
+        try:
+            self.build(job_config)
+        except BaseException:
+            self.stop_request.close()
+            raise
+
+    def check(self, job_config: JobConfig) -> None:
+        """Check the job before a process group or a device is touched."""
+
+    def build(self, job_config: JobConfig) -> None:
+        """Build everything that training needs."""
+        resilience = resilience_section(job_config)
+        manager = functools.partial(
+            ResilientCheckpointManager,
+            run=self,
+            total_steps=job_config.training.steps,
+            resilience=resilience,
+        )
+        with built_by(manager, self.change_spec), refusals_as_config_errors():
+            super().__init__(job_config)
+        self.host_group = _host_group(job_config)
+        self.facts = self.run_facts()
+        self._losses: list[torch.Tensor] = []
+        self._grad_norm: torch.Tensor | None = None
+        self.step_check = StepCheck(
+            self.optimizers, resilience.max_skipped_steps, _maximum_of_ranks, self.share
+        )
+        self.optimizers.register_step_pre_hook(self.before_optimizer_step)
+        if dist.get_rank() == 0:
+            write_config(job_config)
+
+    def change_spec(self, spec: TrainSpec) -> TrainSpec:
+        """Return the train spec to build from, given the model's."""
+        return spec
+
+    @functools.cached_property
+    def dp_degree(self) -> int:
+        """Number of data-parallel ranks."""
+        layout = self.parallel_dims
+        return layout.get_mesh("batch").size() if layout.dp_enabled else 1
+
+    # What a checkpoint says of the run
+
+    def run_facts(self) -> dict[str, Any]:
+        """Return the values that a checkpoint and a job that resumes from it agree on, by key."""
+        training, model = self.job_config.training, self.job_config.model
+        return {
+            "training.seq_len": training.seq_len,
+            "training.global_batch_size": global_batch_size(self.job_config, self.dp_degree),
+            "training.dataset": training.dataset,
+            "model.name": model.name,
+            "model.flavor": model.flavor,
+        }
+
+    def contradictions(self, manifest: dict[str, Any], not_loaded: list[str]) -> list[str]:
+        """Return where the job differs from a checkpoint, both values in each line.
+
+        Args:
+            manifest: of the checkpoint.
+            not_loaded: ``checkpoint.exclude_from_loading``.
+        """
+        ignored = {"training.dataset"} if DATALOADER in not_loaded else set()
+        return differences(manifest["run"], self.facts, ignored)
+
+    def is_boundary(self, step: int) -> bool:
+        """Whether the checkpoint after this step is written in any case, and never deleted."""
+        return False
+
+    def manifest(self) -> dict[str, Any]:
+        """What a checkpoint of now says of the run beside its states."""
+        return {
+            "data_tokens": self.data_tokens_seen(),
+            "skipped_steps": self.skipped_steps(),
+            "run": self.facts,
+        }
+
+    def restore(self, manifest: dict[str, Any]) -> None:
+        """Take on what the states leave out or hold for another number of ranks."""
+        self.ntokens_seen = manifest["data_tokens"] // self.dp_degree
+        self.step_check.skipped = manifest["skipped_steps"]
+
+    def data_tokens_seen(self) -> int:
+        """Read so far on all ranks."""
+        return self.ntokens_seen * self.dp_degree
+
+    def skipped_steps(self) -> int:
+        """Optimizer steps of the run that were skipped so far."""
+        self.step_check.settle()
+        return self.step_check.skipped
+
+    # A step
+
+    @override
+    def train_step(self, data_iterator: Iterator[Batch]) -> None:
+        self._losses.clear()
+        try:
+            with self._recorded_grad_norm():
+                super().train_step(data_iterator)
+            last_step = self.step == self.job_config.training.steps
+            if last_step or self.checkpointer.will_save(self.step):
+                self.step_check.settle()
+        except DataloaderExhaustedError:  # on all ranks in the same step
+            self.step -= 1
+            steps = self.job_config.training.steps
+            logger.warning(f"The data ends after step {self.step} of {steps}")
+            self.checkpointer.save_unless_saved(self.step)
+            raise
+
+    @override
+    def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
+        loss = super().forward_backward_step(**kwargs)
+        self._losses.append(loss.detach())
+        return loss
+
+    @contextmanager
+    def _recorded_grad_norm(self) -> Iterator[None]:
+        """Record a step's gradient norm before the optimizer's step, where upstream has no hook."""
+        clip = dist_utils.clip_grad_norm_
+
+        @functools.wraps(clip)
+        def clip_and_record(parameters: list[nn.Parameter], *args: Any, **kwargs: Any) -> Any:
+            add_up_partial_gradients(parameters)
+            self._grad_norm = clip(parameters, *args, **kwargs)
+            return self._grad_norm
+
+        with replaced(dist_utils, "clip_grad_norm_", clip_and_record):
+            yield
+
+    def before_optimizer_step(self, *args: Any) -> None:
+        """The ranks tell each other of faults and of requests to stop, and act alike."""
+        if self.job_config.comm.mode == "fake_backend":
+            return  # what other ranks would have sent is whatever was in memory
+        assert self._grad_norm is not None
+        loss = torch.stack(self._losses).sum()
+        if isinstance(loss, DTensor):  # with loss parallel
+            loss = loss.full_tensor()
+        stop = self.stop_request.signal != 0
+        self.step_check.before_step(self.name_of_step(self.step), loss, self._grad_norm, stop)
+
+    def name_of_step(self, step: int) -> str:
+        """How messages name a step."""
+        return f"step {step}"
+
+    # The end
+
+    @property
+    def stopping(self) -> bool:
+        """Whether to end after this step, with a checkpoint; the same on all ranks."""
+        return self.step_check.stop
+
+    @override
+    def should_continue_training(self) -> bool:
+        goes_on = super().should_continue_training()
+        if goes_on and self.stopping:
+            self.checkpointer.save_unless_saved(self.step)
+            raise Stopped
+        return goes_on
+
+    @override
+    def train(self) -> None:
+        try:
+            super().train()
+            self.step_check.settle()  # where the data ended, or the phase
+        except Stopped:
+            self.share(None)  # every rank has come as far as this
+            self.stop_request.ignore_signals()
+            logger.warning(
+                f"Stopped after step {self.step}, which has a checkpoint; launch again to go on"
+            )
+            self.close()
+            dist.destroy_process_group()
+            raise
+
+    @override
+    def close(self) -> None:
+        super().close()
+        self.stop_request.close()
+
+    def share(self, value: Any) -> list[Any]:
+        """``value`` of every rank, on every rank. On the hosts: no device waits for it."""
+        if self.host_group is None:
+            return [value]
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
+
+def _host_group(job_config: JobConfig) -> dist.ProcessGroup | None:
+    """A group for small messages between the hosts; None if there is only this process."""
+    if dist.get_world_size() == 1 or job_config.comm.mode != "default":
+        return None
+    return dist.new_group(backend="gloo")
+
+
+def _maximum_of_ranks(values: torch.Tensor) -> None:
+    """In place, on the device."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values, dist.ReduceOp.MAX)

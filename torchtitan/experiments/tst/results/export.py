@@ -1,0 +1,321 @@
+"""From a checkpoint to a Hugging Face folder: weights, config and tokenizer of an ordinary model.
+
+Weights and their names go through upstream's state-dict adapter. The folder loads in
+``transformers`` as LlamaForCausalLM, Qwen3ForCausalLM or Qwen3MoeForCausalLM.
+"""
+
+import copy
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+import torchtitan.protocols.train_spec as train_spec_module
+from huggingface_hub import save_torch_state_dict
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
+from torchtitan.models.llama3 import TransformerModelArgs
+from torchtitan.models.qwen3 import Qwen3ModelArgs
+from torchtitan.protocols import BaseStateDictAdapter
+from torchtitan.tools.logging import logger
+
+from ..checks.extensions import register_extensions
+from ..checks.model import model_args_of
+from ..config.manager import SuperpositionConfigManager
+from ..data.tokenizer import (
+    TokenizerError,
+    build_tokenizer,
+    open_tokenizer,
+)
+from ..errors import ArgumentError, UserError
+from ..resilience.checkpoint import inventory
+from ..resilience.checkpoint import manifest as files
+from ..resilience.checkpoint.manifest import CheckpointError
+from ..resilience.checkpoint.reader import (
+    SafeLoadPlanner,
+    SafeReader,
+    read_metadata,
+)
+from ..resilience.run_folder import CONFIG_FILE
+
+
+class ExportError(UserError, RuntimeError):
+    """A model that the folder could not hold as it is; the message says why."""
+
+
+def read_job(checkpoint: Path, arguments: list[str]) -> JobConfig:
+    """The config of the run that a checkpoint is of.
+
+    Args:
+        checkpoint: in the run's folder, where its resolved config is.
+        arguments: of the job, over that; ``--job.config_file`` in its place.
+
+    Raises:
+        CheckpointError: if the run left none, as with TorchTitan's own trainer.
+    """
+    if not any(argument.startswith("--job.config_file") for argument in arguments):
+        found = [folder / CONFIG_FILE for folder in checkpoint.parents]
+        config = next((path for path in found if path.is_file()), None)
+        if config is None:
+            raise CheckpointError(
+                f"{checkpoint}: no {CONFIG_FILE} in a folder above it, as with TorchTitan's own "
+                "trainer; give the job with --job.config_file"
+            )
+        arguments = [f"--job.config_file={config}", *arguments]
+    job_config = SuperpositionConfigManager().parse_args(arguments)
+    register_extensions(job_config)
+    return job_config
+
+
+@contextmanager
+def exported(model: Path, job_arguments: list[str]) -> Iterator[Path]:
+    """Yield an exported folder: the model itself, or a temporary one (TMPDIR) of a checkpoint.
+
+    Args:
+        model: checkpoint, run folder or exported folder.
+        job_arguments: of the job of a checkpoint, as for :func:`read_job`.
+
+    Raises:
+        ArgumentError: for an exported folder whose tokenizer cannot be read, or arguments with it.
+        CheckpointError: for a checkpoint that cannot be read.
+        ExportError: for one that cannot be exported.
+    """
+    if (model / "config.json").is_file():
+        if job_arguments:
+            raise ArgumentError(
+                f"{model} is exported already: {' '.join(job_arguments)} has no meaning"
+            )
+        try:
+            open_tokenizer(model)  # transformers names no file
+        except TokenizerError as error:
+            raise ArgumentError(f"{model}: {error}") from error
+        yield model
+        return
+    checkpoint = inventory.find_checkpoint(model)
+    job_config = read_job(checkpoint, job_arguments)
+    with tempfile.TemporaryDirectory(prefix="export-") as folder:
+        output = Path(folder, checkpoint.name)
+        export(checkpoint, output, job_config)
+        yield output
+
+
+def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
+    """Write a checkpoint's model as a Hugging Face folder, all of it or nothing.
+
+    Args:
+        checkpoint: of either phase, in DCP's format or that of ``checkpoint.last_save_in_hf``; see
+            :func:`.checkpoint.inventory.find_checkpoint`.
+        output: the folder to make.
+        job_config: of the run: model, tokenizer, sequence length, and in
+            ``checkpoint.export_dtype`` the type of the exported weights.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or is not one of this model.
+        ConfigError: if there is no usable tokenizer.
+        ExportError: if the model has what its class in transformers has not.
+        FileExistsError: if ``output`` is there already.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} is there already; give another folder, or remove it")
+    name = job_config.model.name
+    if name not in _CONFIGS:
+        raise ExportError(f"model.name = {name!r}: export knows {', '.join(_CONFIGS)}")
+    model_args = copy.deepcopy(model_args_of(job_config))
+    tokenizer = build_tokenizer(job_config)
+    spec = train_spec_module.get_train_spec(name)
+    model_args.update_from_config(job_config)
+    with torch.device("meta"):
+        expected = spec.model_cls(model_args).state_dict()
+    config = _CONFIGS[name](model_args, expected)
+    weights = _load(checkpoint, expected, spec.state_dict_adapter(model_args, None))
+    dtype = job_config.checkpoint.export_dtype
+    # copies, as some are views of one tensor, which safetensors would take for shared weights
+    weights = {
+        key: weights.pop(key).to(TORCH_DTYPE_MAP[dtype], copy=True).contiguous()
+        for key in list(weights)
+    }
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    config |= special | {
+        "vocab_size": model_args.vocab_size,
+        "hidden_size": model_args.dim,
+        "num_hidden_layers": model_args.n_layers,
+        "num_attention_heads": model_args.n_heads,
+        "num_key_value_heads": model_args.n_kv_heads or model_args.n_heads,
+        "rms_norm_eps": model_args.norm_eps,
+        "rope_theta": float(model_args.rope_theta),
+        "max_position_embeddings": job_config.training.seq_len,
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "dtype": dtype,
+    }
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{output.name}.unfinished-", dir=output.parent))
+    try:
+        save_torch_state_dict(weights, unfinished, metadata={"format": "pt"})
+        _write_json(unfinished / "config.json", config)
+        mode = (unfinished / "config.json").stat().st_mode
+        for path in unfinished.glob("*.safetensors"):  # which are written for the user alone
+            path.chmod(mode)
+        _write_json(unfinished / "generation_config.json", special)
+        tokenizer.tokenizer.save(str(unfinished / "tokenizer.json"))
+        # the class that takes tokenizer.json as it is
+        plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        _write_json(unfinished / "tokenizer_config.json", (tokenizer.config or {}) | plain)
+        readers = mode & 0o444
+        unfinished.chmod(0o700 | readers | readers >> 2)  # mkdtemp's is for the user alone, too
+        unfinished.rename(output)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    logger.info(f"Exported {checkpoint} to {output}: {config['architectures'][0]}, {dtype}")
+
+
+def _load(
+    checkpoint: Path, expected: dict[str, torch.Tensor], adapter: BaseStateDictAdapter
+) -> dict[str, torch.Tensor]:
+    """The model's tensors in transformers' names, checked against the checkpoint's manifest.
+
+    Args:
+        checkpoint: of any kind.
+        expected: the model's state dict.
+        adapter: of the model.
+    """
+    in_hf = inventory.identify(checkpoint) is inventory.Kind.HUGGING_FACE
+    manifest = files.read_manifest(checkpoint)
+    if manifest is None:
+        logger.warning(f"{checkpoint} has no {files.MANIFEST}: it is not checked for damage")
+    elif found := files.damages(checkpoint, manifest["files"]):
+        raise CheckpointError("the checkpoint is damaged: " + "; ".join(found))
+    if in_hf:
+        inventory.check_weights(checkpoint)
+        expected = adapter.to_hf(expected)
+        reader: FileSystemReader = adapter.get_hf_storage_reader(str(checkpoint))
+        saved = reader.read_metadata().state_dict_metadata
+    else:
+        reader = SafeReader(checkpoint)
+        saved = read_metadata(checkpoint).state_dict_metadata
+    _check_same_model(checkpoint, saved, expected)
+    state: dict[str, Any] = {
+        key: torch.empty_like(tensor, device="cpu") for key, tensor in expected.items()
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(state, storage_reader=reader, planner=SafeLoadPlanner(), no_dist=True)
+    except (CheckpointException, ValueError) as error:
+        raise CheckpointError(f"could not load {checkpoint}: {error}") from error
+    return state if in_hf else _convert(state, adapter)
+
+
+def _check_same_model(
+    checkpoint: Path, saved: dict[str, Any], expected: dict[str, torch.Tensor]
+) -> None:
+    """Names and shapes in a checkpoint against those of the model."""
+    for key, tensor in expected.items():
+        entry = saved.get(key)
+        shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
+        if shape != tuple(tensor.shape):
+            has = f"one of shape {shape}" if shape else "none"
+            raise CheckpointError(
+                f"{checkpoint} is not one of this model: of {key} it has {has}, the config wants "
+                f"{tuple(tensor.shape)}"
+            )
+    modules = {key.partition(".")[0] for key in expected}
+    for key in saved:
+        if key.partition(".")[0] in modules and key not in expected:
+            raise ExportError(f"{checkpoint}: {key} has no place in the exported model")
+
+
+def _convert(
+    state: dict[str, torch.Tensor], adapter: BaseStateDictAdapter
+) -> dict[str, torch.Tensor]:
+    """Through upstream's adapter, a tensor at a time: it leaves out what it does not know."""
+    weights: dict[str, torch.Tensor] = {}
+    for key in list(state):
+        tensor = state.pop(key)
+        converted = adapter.to_hf({key: tensor})
+        weights |= converted
+        # The router's bias that balances the load of experts: upstream's Qwen3 has it, always zero
+        unused = key.endswith(".moe.expert_bias") and not tensor.any()
+        if not (converted or unused or _is_tied(key, adapter.model_args)):  # type: ignore[attr-defined]
+            raise ExportError(f"{key} has no place in the exported model, and it is not zero")
+    return weights
+
+
+def _is_tied(key: str, model_args: Any) -> bool:
+    return key == "output.weight" and getattr(model_args, "enable_weight_tying", False)
+
+
+def _llama3(args: TransformerModelArgs, state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    scaling = args.rope_scaling_args  # which upstream always applies
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "intermediate_size": len(state["layers.0.feed_forward.w1.weight"]),
+        "head_dim": args.dim // args.n_heads,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": scaling.scaling_factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
+        },
+    }
+
+
+def _qwen3(args: Qwen3ModelArgs, state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "intermediate_size": args.hidden_dim,
+        "head_dim": args.head_dim,
+        "tie_word_embeddings": args.enable_weight_tying,
+    }
+    if not args.qk_norm:
+        raise ExportError("qk_norm = false: Qwen3 in transformers always has it")
+    if not args.moe_enabled:
+        return config
+    moe = args.moe_args
+    for key, value in (
+        ("score_func", "softmax"),
+        ("score_before_experts", False),
+        ("route_scale", 1.0),
+        ("num_expert_groups", None),
+        ("num_shared_experts", 0),
+        ("gate_bias", False),
+    ):
+        if getattr(moe, key) != value:
+            raise ExportError(
+                f"moe_args.{key} = {getattr(moe, key)!r}: Qwen3MoeForCausalLM knows {value!r} only"
+            )
+    return config | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": args.moe_inter_dim,
+        "num_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
+        "norm_topk_prob": moe.route_norm,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+_CONFIGS: dict[str, Callable[[Any, dict[str, torch.Tensor]], dict[str, Any]]] = {
+    "llama3": _llama3,
+    "qwen3": _qwen3,
+}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""The training loop of both phases, and the parts of a model's train spec."""

@@ -1,0 +1,237 @@
+"""Phase-aware metrics, beside upstream's and to the same places, and ``metrics.jsonl``.
+
+Upstream's ``throughput(tps)``, ``tflops`` and ``mfu(%)`` count latents, the positions that the
+transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts data tokens,
+``n_latents_seen`` latents, both in training and in validation lines. Beside them:
+``superposition`` (1 or 0), ``bag_size``, the training loss once more under the name of its phase
+(``loss_metrics/superposition``, ``loss_metrics/recovery``) and ``data_throughput(tps)``, data
+tokens per second and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their
+number so far; with token shards, for each source ``data_share/NAME(%)``, of the tokens read so
+far, and ``data_epochs/NAME``, how often it has been read.
+Throughputs and times are means since the last log. The last superposition step and the first of
+recovery are always logged, so that no mean is of both phases.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torchtitan.components.metrics import (
+    BaseLogger,
+    LoggerContainer,
+    MetricsProcessor,
+)
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.tools.logging import logger
+from typing_extensions import override
+
+from ..config.layout import global_batch_size
+from ..config.schedule import build_schedule
+from ..config.sections import resilience_section
+from ..core import Phase, Schedule
+from ..resilience.wandb_run import wandb_run
+from ..upstream.names import metrics_rank
+from .tensorboard import extend_tensorboard
+
+METRICS_FILE = "metrics.jsonl"
+# upstream's keys of the two losses
+TRAINING_LOSS, VALIDATION_LOSS = "loss_metrics/global_avg_loss", "validation_metrics/loss"
+SECONDS_PER_STEP = "time_metrics/end_to_end(s)"
+DATA_TOKENS, LATENTS = "n_tokens_seen", "n_latents_seen"
+
+
+class JsonLinesLogger(BaseLogger):
+    """One JSON object a line: ``step``, ``phase`` and the metrics of one call.
+
+    A resumed run appends; :func:`read_metrics` leaves out what it went back behind.
+    """
+
+    def __init__(self, path: Path, schedule: Schedule):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.schedule = schedule
+        self.file = path.open("a+", buffering=1)
+        if size := self.file.tell():
+            self.file.seek(size - 1)
+            if self.file.read(1) != "\n":  # a kill cut the last line off
+                self.file.write("\n")
+
+    @override
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        line = {"step": step, "phase": str(self.schedule.phase(step)), **metrics}
+        try:
+            self.file.write(json.dumps(line) + "\n")
+        except OSError as error:  # such as a full disk; does not say of which file
+            raise OSError(error.errno, error.strerror, self.file.name) from error
+
+    @override
+    def close(self) -> None:
+        self.file.close()
+
+
+class MetricsRun(Protocol):
+    """What the metrics ask of the trainer, on all ranks."""
+
+    def data_tokens_seen(self) -> int:
+        """Read so far by all ranks."""
+
+    def skipped_steps(self) -> int:
+        """Optimizer steps that were skipped so far."""
+
+    def data_metrics(self) -> dict[str, float]:
+        """Metrics of the loader."""
+
+
+class SuperpositionMetricsProcessor(MetricsProcessor):
+    """Upstream's metrics processor with the run's phases added."""
+
+    logger: BaseLogger
+
+    def __init__(
+        self,
+        run: MetricsRun,
+        job_config: JobConfig,
+        parallel_dims: ParallelDims,
+        tag: str | None = None,
+    ):
+        rank = torch.distributed.get_rank()
+        logging_rank = metrics_rank(parallel_dims, job_config)
+        with wandb_run(job_config, rank, logging_rank):
+            super().__init__(job_config, parallel_dims, tag)
+        self.run = run
+        self.schedule = build_schedule(job_config)
+        self.latents_per_step = job_config.training.seq_len * global_batch_size(
+            job_config, parallel_dims.dp_replicate * parallel_dims.dp_shard
+        )
+        self.data_tokens_less_latents = 0  # since the last log
+        self.steps_since_last_log = 0
+        self.first_log: tuple[int, float] | None = None  # step, time (s)
+        if rank == logging_rank:
+            loggers = LoggerContainer()
+            loggers.add_logger(extend_tensorboard(self.logger))
+            path = Path(job_config.job.dump_folder, METRICS_FILE)
+            loggers.add_logger(JsonLinesLogger(path, self.schedule))
+            self.logger = loggers
+
+    def count_batch(self, data_tokens: int, latents: int) -> None:
+        """Account for one micro-batch, of which upstream has counted the data tokens."""
+        self.ntokens_since_last_log += latents - data_tokens
+        self.data_tokens_less_latents += data_tokens - latents
+
+    @override
+    def should_log(self, step: int) -> bool:
+        at_boundary = self.schedule.enabled and step - self.schedule.boundary in (0, 1)
+        return at_boundary or super().should_log(step)
+
+    @override
+    def log(
+        self,
+        step: int,
+        global_avg_loss: float,
+        global_max_loss: float,
+        grad_norm: float,
+        extra_metrics: dict[str, Any] | None = None,
+    ) -> None:
+        seconds = time.perf_counter() - self.time_last_log
+        data_tokens = self.ntokens_since_last_log + self.data_tokens_less_latents
+        data_tps = data_tokens / (seconds * self.parallel_dims.non_data_parallel_size)
+        phase, bag_size = self.schedule.phase(step), self.schedule.bag_size_at(step)
+        ours = {
+            "superposition": int(phase is Phase.SUPERPOSITION),
+            "bag_size": bag_size,
+            f"loss_metrics/{phase}": global_avg_loss,
+            **self._tokens_seen(step),
+            SECONDS_PER_STEP: seconds / max(1, self.steps_since_last_log),  # upstream's of log_freq
+            "data_throughput(tps)": data_tps,
+            **self.run.data_metrics(),
+        }
+        color = self.color
+        if resilience_section(self.job_config).max_skipped_steps:
+            ours["skipped_steps"] = self.run.skipped_steps()
+        suffix = f"  {color.white}time left: {self._time_left(step)}{color.reset}"
+        if self.schedule.enabled:
+            suffix = (
+                f"  {color.yellow}phase: {phase} (s={bag_size})  "
+                f"{color.blue}data tps: {round(data_tps):,}{color.reset}" + suffix
+            )
+        with _appended_to_step_line(suffix):
+            super().log(
+                step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | ours
+            )
+        self.data_tokens_less_latents = self.steps_since_last_log = 0
+
+    @override
+    def log_validation(
+        self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
+    ) -> None:
+        super().log_validation(loss, step, (extra_metrics or {}) | self._tokens_seen(step))
+        self.data_tokens_less_latents = self.steps_since_last_log = 0
+
+    def _tokens_seen(self, step: int) -> dict[str, int]:
+        """Of the run; upstream counts each data token on every context-parallel rank."""
+        return {
+            DATA_TOKENS: self.run.data_tokens_seen(),
+            LATENTS: step * self.latents_per_step,
+        }
+
+    def _time_left(self, step: int) -> str:
+        """Remaining steps at the average pace of this launch so far, H:MM:SS."""
+        now = time.perf_counter()
+        if self.first_log is None or step <= self.first_log[0]:
+            self.first_log = (step, now)
+            return "?"
+        first_step, first_time = self.first_log
+        remaining = self.job_config.training.steps - step
+        return str(timedelta(seconds=round(remaining * (now - first_time) / (step - first_step))))
+
+
+def build_metrics_processor(
+    run: MetricsRun,
+    job_config: JobConfig,
+    parallel_dims: ParallelDims,
+    model_args: Any = None,
+    tag: str | None = None,
+) -> SuperpositionMetricsProcessor:
+    """A ``TrainSpec.build_metrics_processor_fn``, given the run."""
+    return SuperpositionMetricsProcessor(run, job_config, parallel_dims, tag)
+
+
+def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl`` but those that a later launch went back behind."""
+    lines: list[dict[str, Any]] = []
+    last = (0, False)  # step, and whether it is of a validation, which comes after training
+    with Path(run_folder, METRICS_FILE).open() as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue  # cut off by a kill
+            place = (line["step"], VALIDATION_LOSS in line)
+            if place <= last:
+                lines = [kept for kept in lines if kept["step"] < line["step"]]
+            lines.append(line)
+            last = place
+    return lines
+
+
+@contextmanager
+def _appended_to_step_line(suffix: str) -> Iterator[None]:
+    """Append to the one line that upstream writes for a step and offers no way to extend."""
+
+    def append(record: logging.LogRecord) -> bool:
+        if isinstance(record.msg, str) and "step: " in record.msg:
+            record.msg += suffix
+        return True
+
+    logger.addFilter(append)
+    try:
+        yield
+    finally:
+        logger.removeFilter(append)

@@ -1,0 +1,67 @@
+"""A model's ``TrainSpec`` with superposition: data, bag embedding, head, losses, metrics."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from torch import nn
+from torchtitan.components.validate import build_validator as upstream_build_validator
+from torchtitan.config import JobConfig
+from torchtitan.hf_datasets.text_datasets import build_text_dataloader
+from torchtitan.protocols.train_spec import TrainSpec
+
+from ..config.sections import lm_head_section
+from ..core import BagEmbedding, LossHead
+from ..data.build import build_dataloader
+from ..data.tokenizer import tokenizer_builder
+from ..upstream.parallelize import parallelize
+from .metrics import MetricsRun, build_metrics_processor
+from .phase_loss import PhaseLoss
+from .validate import build_validator
+
+
+def superposition_train_spec(spec: TrainSpec, job_config: JobConfig, run: MetricsRun) -> TrainSpec:
+    """``spec`` made ready for both phases; parameters and state dict stay as they are.
+
+    Args:
+        spec: of the model.
+        job_config: of the job.
+        run: of which the metrics tell.
+    """
+    chunks = lm_head_section(job_config).chunks
+    return dataclasses.replace(
+        spec,
+        model_cls=functools.partial(_build_model, spec.model_cls, chunks),
+        parallelize_fn=functools.partial(parallelize, spec.parallelize_fn),
+        build_tokenizer_fn=tokenizer_builder(spec.build_tokenizer_fn),
+        build_dataloader_fn=(
+            build_dataloader
+            if spec.build_dataloader_fn is build_text_dataloader
+            else spec.build_dataloader_fn
+        ),
+        build_loss_fn=functools.partial(PhaseLoss, spec.build_loss_fn),
+        build_metrics_processor_fn=(
+            spec.build_metrics_processor_fn or functools.partial(build_metrics_processor, run)
+        ),
+        build_validator_fn=(
+            build_validator
+            if spec.build_validator_fn is upstream_build_validator
+            else spec.build_validator_fn
+        ),
+    )
+
+
+def _build_model(model_cls: type[nn.Module], chunks: int, model_args: Any) -> nn.Module:
+    model = model_cls(model_args)
+    embedding = getattr(model, "tok_embeddings", None)
+    if not isinstance(embedding, nn.Embedding):
+        raise TypeError(
+            f"{model_cls.__name__} has no nn.Embedding `tok_embeddings` to put bags into"
+        )
+    model.tok_embeddings = BagEmbedding.from_embedding(embedding)
+    if chunks > 1:
+        head = getattr(model, "output", None)
+        if not isinstance(head, nn.Linear):
+            raise TypeError(f"{model_cls.__name__} has no nn.Linear `output` to chunk")
+        model.output = LossHead.from_linear(head, chunks)
+    return model

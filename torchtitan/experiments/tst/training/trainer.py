@@ -1,0 +1,267 @@
+"""The training loop of both phases (paper, Section 3).
+
+A superposition step: the loader gives sequences of s * L data tokens, they are folded into bags,
+the loss is normalised over all ranks and accumulation steps. In recovery, and without a
+``[superposition]`` section, every step is upstream's own.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torchtitan.config import JobConfig
+from torchtitan.distributed import utils as dist_utils
+from torchtitan.protocols.train_spec import TrainSpec
+from torchtitan.tools.logging import logger
+from typing_extensions import override
+
+from ..checks.agreement import contradictions, run_facts
+from ..checks.job import check_job
+from ..checks.machine import check_launch
+from ..config.schedule import build_schedule
+from ..config.sections import lm_head_section, superposition_section
+from ..core import IGNORE_INDEX, BatchShape, Phase, Schedule, document_ids, fold
+from ..data.build import announce_text
+from ..data.loader import Batch, PhaseDataloader
+from ..data.shards.loader import ShardsDataloader, announce_data
+from ..data.tokenizer import announce_tokenizer
+from ..errors import ConfigError
+from ..resilience.trainer import ResilientTrainer
+from ..upstream.parallelize import forget_shapes
+from .phase_loss import PhaseLoss, Targets, loss_heads
+from .reinit import reinitialize
+from .train_spec import superposition_train_spec
+
+
+class SuperpositionTrainer(ResilientTrainer):
+    """A trainer with a superposition phase before the ordinary one.
+
+    Raises:
+        ConfigError: from the constructor, before a process group or a device is touched, for a
+            job config that cannot run.
+    """
+
+    loss_fn: PhaseLoss
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """The phase of each step."""
+        return build_schedule(self.job_config)
+
+    @override
+    def check(self, job_config: JobConfig) -> None:
+        check_job(job_config)
+        check_launch(job_config)
+
+    @override
+    def change_spec(self, spec: TrainSpec) -> TrainSpec:
+        return superposition_train_spec(spec, self.job_config, self)
+
+    @override
+    def build(self, job_config: JobConfig) -> None:
+        super().build(job_config)
+        self.heads = loss_heads(self.model_parts)
+        if (chunks := lm_head_section(job_config).chunks) > 1 and not self.heads:
+            raise ConfigError(
+                "lm_head.chunks", chunks, "a model converter has replaced the LM head"
+            )
+        self._coefficients: torch.Tensor | None = None  # of a superposition step's loss
+        self._divisor: torch.Tensor | None = None  # of a pipeline's loss
+        self._flops_length = job_config.training.seq_len  # that FLOPs are counted at
+        self._announce()
+
+    def batch_shape(self, step: int) -> BatchShape:
+        """What a micro-batch reads and the transformer sees at ``step`` (from 1)."""
+        training = self.job_config.training
+        return self.schedule.batch_shape(step, training.local_batch_size, training.seq_len)
+
+    # A step: data tokens -> bags -> loss
+
+    @override
+    def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
+        """Micro-batches of data tokens, shaped for the phase of the current step."""
+        if isinstance(data_iterable, PhaseDataloader):
+            data_iterable.begin(completed_steps=self.step - 1)
+        shape = None
+        for input_dict, labels in super().batch_generator(data_iterable):
+            if self.schedule.enabled:
+                previous, shape = shape, self.batch_shape(self.step)
+                if shape != previous:
+                    self._set_flops_per_latent(shape)
+                self.metrics_processor.count_batch(
+                    data_tokens=labels.numel(), latents=shape.sequences * shape.latents
+                )
+            yield input_dict, labels
+
+    @override
+    def train_step(self, data_iterator: Iterator[Batch]) -> None:
+        self.metrics_processor.steps_since_last_log += 1
+        enters_recovery = self.schedule.enabled and self.step == self.schedule.boundary + 1
+        self._coefficients = None
+        if self.schedule.phase(self.step) is Phase.SUPERPOSITION:
+            data_iterator = self._folded(data_iterator)
+        elif enters_recovery:
+            self._enter_recovery()
+        super().train_step(data_iterator)
+        if enters_recovery:
+            self._set_timeouts(self.job_config.comm.train_timeout_seconds)
+
+    def _folded(self, data_iterator: Iterator[Batch]) -> Iterator[Batch]:
+        yield from self.fold_step(data_iterator)
+
+    def fold_step(self, data_iterator: Iterator[Batch]) -> list[Batch]:
+        """All micro-batches of a step, folded, and the coefficients of their loss."""
+        microbatches = []
+        for _ in range(self.gradient_accumulation_steps):
+            input_dict, labels = next(data_iterator)
+            input_dict["input"], labels = fold(
+                input_dict["input"], labels, self.schedule.bag_size, self.schedule.mode
+            )
+            microbatches.append((input_dict, labels))
+        self._coefficients = self._loss_coefficients([labels for _, labels in microbatches])
+        return microbatches
+
+    def _loss_coefficients(self, labels: list[torch.Tensor]) -> torch.Tensor:
+        """Normalise over all ranks' targets of this step.
+
+        Upstream divides the summed loss by the number of valid targets on all ranks, T; the
+        coefficients take T back, so that what remains is the global mean of the bag loss.
+        """
+        bag_loss = self.loss_fn.bag_loss
+        counts = torch.stack([bag_loss.counts(batch) for batch in labels]).sum(0)
+        targets = torch.stack([(batch != IGNORE_INDEX).sum() for batch in labels]).sum(0, True)
+        total = torch.cat([counts, targets])
+        if self.device.type != "cpu":
+            total = total.pin_memory().to(self.device, non_blocking=True)
+        if self.parallel_dims.dp_enabled:
+            dist.all_reduce(total, group=self.parallel_dims.get_mesh("batch").get_group())
+        counts, targets = total[:-1], total[-1]
+        return (bag_loss.coefficients(counts) * targets).float()
+
+    @override
+    def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
+        if self.parallel_dims.pp_enabled:
+            # Upstream's schedule goes backward from the sum and divides only what it logs
+            # (pytorch/torchtitan#2972): gradients and their norm would be of another scale.
+            self._divisor, kwargs["global_valid_tokens"] = kwargs["global_valid_tokens"], 1.0
+        return super().forward_backward_step(**kwargs)
+
+    @override
+    def post_dataloading_process(
+        self, input_dict: dict[str, torch.Tensor], labels: torch.Tensor
+    ) -> tuple:
+        bags = input_dict["input"]
+        if bags.ndim == 2:
+            batch = super().post_dataloading_process(input_dict, labels)
+        else:
+            # Upstream makes masks and positions, and shards by context, for what stands for the
+            # bags; the bags follow by their positions.
+            stand_in = document_ids(bags, getattr(self.tokenizer, "eos_id", None))
+            _, labels, extra_inputs, extra_kwargs = super().post_dataloading_process(
+                input_dict | {"input": stand_in}, labels
+            )
+            if self.parallel_dims.cp_enabled:
+                positions = extra_kwargs["positions"].long()  # (B, l)
+                bags = bags.take_along_dim(positions[..., None], dim=1)  # -> (B, l, s)
+            batch = (bags, labels, extra_inputs, extra_kwargs)
+        self.loss_fn.expect(Targets(batch[1], self._coefficients, self._divisor), self.heads)
+        return batch
+
+    # The boundary
+
+    def _enter_recovery(self) -> None:
+        """Before the first recovery step, in this launch or in one resumed at the boundary."""
+        logger.info(f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins")
+        # The first step of a phase compiles, as that of a launch does.
+        comm = self.job_config.comm
+        self._set_timeouts(max(comm.init_timeout_seconds, comm.train_timeout_seconds))
+        self.checkpointer.wait()  # for the boundary checkpoint
+        before, now = (self.batch_shape(step) for step in (self.step - 1, self.step))
+        if (before.sequences, before.latents) != (now.sequences, now.latents):
+            # Seeing a second shape, torch.compile would compile for any shape, which is slower.
+            torch.compiler.reset()
+        if self.parallel_dims.pp_enabled:
+            forget_shapes(self.pp_schedule)
+        if names := superposition_section(self.job_config).reinit_at_recovery:
+            logger.info(f"Initialising {', '.join(names)} afresh")
+            seed = (self.job_config.debug.seed or 0) + self.schedule.boundary
+            reinitialize(self.model_parts, names, self.optimizers, seed)
+
+    def _set_timeouts(self, seconds: int) -> None:
+        """Of collectives, on all ranks at once."""
+        dist_utils.set_pg_timeouts(timedelta(seconds=seconds), self.parallel_dims)
+
+    @override
+    def should_continue_training(self) -> bool:
+        goes_on = super().should_continue_training()
+        ends = self.schedule.enabled and superposition_section(self.job_config).stop_at_boundary
+        if goes_on and ends and self.step >= self.schedule.boundary:
+            self.checkpointer.wait()
+            logger.info(
+                f"Ends at the boundary, step {self.step} of {self.job_config.training.steps}"
+            )
+            return False
+        return goes_on
+
+    # What the run says of itself
+
+    @override
+    def is_boundary(self, step: int) -> bool:
+        return step == self.schedule.boundary > 0
+
+    @override
+    def name_of_step(self, step: int) -> str:
+        return f"step {step} ({self.schedule.phase(step)} phase)"
+
+    @override
+    def run_facts(self) -> dict[str, Any]:
+        mixture = self.dataloader.mixture if isinstance(self.dataloader, ShardsDataloader) else None
+        return run_facts(self.job_config, self.schedule, self.tokenizer, mixture, self.dp_degree)
+
+    @override
+    def contradictions(self, manifest: dict[str, Any], not_loaded: list[str]) -> list[str]:
+        return contradictions(manifest, self.facts, not_loaded)
+
+    @override
+    def manifest(self) -> dict[str, Any]:
+        return {"phase": str(self.schedule.phase(self.step))} | super().manifest()
+
+    def data_metrics(self) -> dict[str, float]:
+        """Metrics of the loader; none of text."""
+        return self.dataloader.metrics() if isinstance(self.dataloader, ShardsDataloader) else {}
+
+    def _set_flops_per_latent(self, shape: BatchShape) -> None:
+        """Upstream counts FLOPs per token at training.seq_len; attention is cheaper below it.
+
+        With pipeline parallelism there is no whole model left to count anew.
+        """
+        part = self.model_parts[0]
+        counted, flops = (
+            self.model_args.get_nparams_and_flops(part, length)[1]
+            for length in (self._flops_length, shape.latents)
+        )
+        self.metrics_processor.num_flops_per_token += flops - counted
+        self._flops_length = shape.latents
+
+    def _announce(self) -> None:
+        """Log what is trained on, and how."""
+        if dist.get_rank() == 0:
+            announce_tokenizer(self.tokenizer)
+            announce_text("training", self.dataloader)
+        if isinstance(self.dataloader, ShardsDataloader):
+            announce_data(self.job_config, self.dataloader.mixture, self.dp_degree)
+        if self.schedule.enabled:
+            if not self.job_config.checkpoint.enable:
+                logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
+            shape = self.batch_shape(1)
+            logger.info(
+                f"Superposition: bags of {self.schedule.bag_size} data tokens in steps 1 to "
+                f"{self.schedule.boundary} of {self.job_config.training.steps} (mode "
+                f"{self.schedule.mode}); a sequence is {shape.data_tokens} data tokens, "
+                f"{shape.latents} latents"
+            )
+        elif self.schedule.bag_size > 1:
+            logger.warning("No step is in superposition: its share of training.steps rounds to 0")

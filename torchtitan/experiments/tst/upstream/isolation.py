@@ -1,0 +1,59 @@
+"""What a job leaves in the process, undone, so that the next one finds nothing of it."""
+
+import contextlib
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import _random as dtensor_random
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.distributed.tensor.experimental._attention import _disable_context_parallel_dispatcher
+from torchtitan.config import JobConfig
+from torchtitan.distributed import activation_checkpoint
+
+from .replaced import replaced, replaced_items
+
+
+@contextlib.contextmanager
+def own_state(job_config: JobConfig, ranks: int) -> Iterator[None]:
+    """Give a job the environment of rank 0 of ``ranks``, and undo what its trainer does.
+
+    Args:
+        job_config: of the job.
+        ranks: processes that it runs on.
+    """
+    environment = {"NGPU": str(ranks), "WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
+    disabled, collects = logging.root.manager.disable, gc.isenabled()
+    with (
+        replaced_items(os.environ, environment),
+        replaced(dtensor_random, "_rng_tracker", None),
+        # "selective" chooses layers by a counter that goes on from job to job
+        replaced(activation_checkpoint, "_layer_sac_count", 0),
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        _forget_meshes()
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+            if job_config.parallelism.context_parallel_degree > 1:
+                _disable_context_parallel_dispatcher()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            _forget_meshes()
+            if collects:
+                gc.enable()  # upstream's trainer collects by itself
+
+
+def _forget_meshes() -> None:
+    """Clear DTensor's caches, whose meshes equal the next job's and name groups that are gone."""
+    _clear_sharding_prop_cache()
+    DTensor._op_dispatcher.sharding_propagator._propagate_tensor_meta_cached.cache_clear()
