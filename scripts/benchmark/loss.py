@@ -11,6 +11,7 @@ in the table.
     python scripts/benchmark/loss.py --bag-sizes 1 4 16 --chunks 4 8
 """
 
+import argparse
 import importlib.util
 import math
 from collections.abc import Callable
@@ -177,7 +178,7 @@ def plot(alone: dict[str, dict[int, Results]], together: Results, file: Path) ->
     figure.savefig(file, dpi=110)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = documented_parser(__doc__)
     parser.add_argument("--bag-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--chunks", type=int, nargs="+", default=[4, 8])
@@ -194,7 +195,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     measuring.compile_for_each_shape()
     positions, of_head = args.positions
     largest = max(args.bag_sizes)

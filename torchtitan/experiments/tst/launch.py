@@ -5,10 +5,10 @@ Takes torchrun's arguments but ``--max-restarts``. Three things differ:
 - SIGTERM and SIGUSR1 are passed on to the training processes, which then have all the time they
   need to write a checkpoint. torchrun kills them 30 seconds after SIGTERM, and SIGUSR1 kills
   torchrun itself.
-- An error of theirs that is one line (:mod:`.reporting`) is said once, with their exit code, and
-  not followed by torchrun's table of failures.
-- If they end with :data:`.stop.STOPPED_EXIT_CODE`, so does this process, also if they were asked to
-  stop before they could listen. torchrun ends with 1 whatever they end with.
+- An error of theirs that is one line (:mod:`.resilience.reporting`) is said once, with their exit
+  code, and not followed by torchrun's table of failures.
+- If they end with :data:`.resilience.stop.STOPPED_EXIT_CODE`, so does this process, also if they
+  were asked to stop before they could listen. torchrun ends with 1 whatever they end with.
 """
 
 import functools

@@ -162,7 +162,7 @@ def default_ranks(job_config: JobConfig) -> int:
 
 
 def make_plan(job_config: JobConfig, ranks: int) -> Plan:
-    """The plan of a config that :func:`..job_checks.check_config` has passed."""
+    """The plan of a config that :func:`..checks.job.check_config` has passed."""
     training, schedule = job_config.training, build_schedule(job_config)
     degree = dp_degree(job_config, ranks)
     sequences = global_batch_size(job_config, degree)

@@ -1,7 +1,7 @@
 """How an error that ends a program is said: in one line, without a traceback, once for all ranks.
 
 All ranks find the same error, as a rule. Rank 0 says it; another rank speaks if rank 0 has not said
-the same. Under :mod:`.launch` they leave it to the launcher to say, whose output is always shown.
+the same. Under :mod:`..launch` they leave it to the launcher to say, whose output is always shown.
 """
 
 import os

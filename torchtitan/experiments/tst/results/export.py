@@ -21,6 +21,7 @@ from huggingface_hub import save_torch_state_dict
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.models.llama3 import TransformerModelArgs
 from torchtitan.models.qwen3 import Qwen3ModelArgs
@@ -112,7 +113,7 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
 
     Args:
         checkpoint: of either phase, in DCP's format or that of ``checkpoint.last_save_in_hf``; see
-            :func:`.checkpoint.inventory.find_checkpoint`.
+            :func:`..resilience.checkpoint.inventory.find_checkpoint`.
         output: the folder to make.
         job_config: of the run: model, tokenizer, sequence length, and in
             ``checkpoint.export_dtype`` the type of the exported weights.
@@ -156,7 +157,18 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
         "hidden_act": "silu",
         "dtype": dtype,
     }
+    _write_folder(output, weights, config, special, tokenizer)
+    logger.info(f"Exported {checkpoint} to {output}: {config['architectures'][0]}, {dtype}")
 
+
+def _write_folder(
+    output: Path,
+    weights: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    special: dict[str, int | None],
+    tokenizer: HuggingFaceTokenizer,
+) -> None:
+    """Write the files under another name, and rename the folder when all are there."""
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{output.name}.unfinished-", dir=output.parent))
     try:
@@ -176,7 +188,6 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    logger.info(f"Exported {checkpoint} to {output}: {config['architectures'][0]}, {dtype}")
 
 
 def _load(

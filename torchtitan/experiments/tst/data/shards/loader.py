@@ -233,7 +233,7 @@ class ShardsValidationDataloader(BaseDataLoader):
         infinite: begin anew at the end; otherwise all ranks end with the last whole batch of all.
 
     Raises:
-        ShardError: from the constructor, as :class:`.TokenShards`.
+        ShardError: from the constructor, as :class:`.token_shards.TokenShards`.
     """
 
     def __init__(

@@ -92,7 +92,7 @@ class Mixture:
         """The windows' tokens, (windows, length), int64.
 
         Raises:
-            ShardError: from :meth:`.TokenShards.read`.
+            ShardError: from :meth:`.token_shards.TokenShards.read`.
         """
         tokens = np.empty((len(windows), length), np.int64)
         for number, source in enumerate(self.sources):

@@ -3,9 +3,9 @@
     documents -> tokens, one shard a task -> shuffled in the task -> (all tasks' shards merged into
     one order) -> ``corpus.json``, which says that the folder is complete
 
-The output folder holds the shards (:mod:`.shards`), ``corpus.json`` and datatrove's ``logs/``.
-Work that was cut short goes on with the tasks that had not ended; a task gives the same shard
-however often it runs.
+The output folder holds the shards (:mod:`.token_shards`), ``corpus.json`` and datatrove's
+``logs/``. Work that was cut short goes on with the tasks that had not ended; a task gives the same
+shard however often it runs.
 """
 
 import dataclasses

@@ -127,7 +127,7 @@ def check_documents(
 
     Raises:
         DataError: if there is none.
-        RecordError: as :func:`.read_documents`.
+        RecordError: as :func:`.records.read_documents`.
     """
     if next((document for file in files.read for document in read(file, text_key)), None) is None:
         size = sum(Path(file).stat().st_size for file in files.read)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,52 +27,16 @@ from typing_extensions import override
 from ...config.sections import Resilience
 from ...upstream.replaced import replaced
 from . import inventory
+from .damage import DamageError, damages_on_all_ranks
 from .hugging_face import save_in_hf
-from .inventory import Checkpoint, Kind
+from .inventory import Checkpoint
 from .learning_rates import schedule_of_config
-from .manifest import MANIFEST, CheckpointError, ContradictionError, read_manifest
-from .manifest import damages as damages_of
+from .manifest import CheckpointError, ContradictionError, read_manifest
 from .moves import set_aside, tidy
 from .ranks import from_rank_0
 from .reader import SafeLoadPlanner, SafeReader, read_metadata
+from .run import Run, SharedPosition
 from .writer import CheckpointWriter
-
-
-class Run(Protocol):
-    """What the manager asks of the trainer."""
-
-    step: int
-
-    @property
-    def dp_degree(self) -> int:
-        """Number of data-parallel ranks."""
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the run ends after this step, which then needs a checkpoint."""
-
-    def is_boundary(self, step: int) -> bool:
-        """Whether the checkpoint after this step is written in any case, and never deleted."""
-
-    def manifest(self) -> dict[str, Any]:
-        """What to write into the manifest of a checkpoint of now; "run" holds the run's facts."""
-
-    def contradictions(self, manifest: dict[str, Any], not_loaded: list[str]) -> list[str]:
-        """Where the job differs from a checkpoint; ``not_loaded`` states are not taken from it."""
-
-    def restore(self, manifest: dict[str, Any]) -> None:
-        """Take on what the manifest holds, after the states are loaded."""
-
-    def share(self, value: Any) -> list[Any]:
-        """``value`` of every rank, on every rank."""
-
-
-@runtime_checkable
-class SharedPosition(Protocol):
-    """A loader whose position in the data any number of ranks can share."""
-
-    def set_streams(self, count: int) -> None:
-        """Read from ``count`` streams, as many as the checkpoint has positions of."""
 
 
 class ResilientCheckpointManager(CheckpointManager):
@@ -268,9 +232,11 @@ class ResilientCheckpointManager(CheckpointManager):
         """The checkpoint to resume from, or the model with which the run has ended; checked."""
 
         def damage(found: Checkpoint) -> str:
-            damages = self._damages(found.path)
+            damages = damages_on_all_ranks(found.path, self.run.share)
             if damages and not self.resilience.skip_damaged:
-                raise _damage_error(damages, _SKIP)
+                raise DamageError(
+                    damages, "--resilience.skip_damaged goes on from the one before it"
+                )
             if damages and dist.get_rank() == 0 and not self.load_only:
                 aside = set_aside(Path(self.folder), found.step, "damaged")
                 logger.warning(f"{found.path} is now {aside}")
@@ -286,39 +252,15 @@ class ResilientCheckpointManager(CheckpointManager):
             self.checked = point.path
         return point
 
-    def _damages(self, checkpoint: Path) -> list[str]:
-        """What is damaged, on any rank; every rank reads its share of the files."""
-        try:
-            manifest = read_manifest(checkpoint)
-            if manifest is None:
-                self._check_readable(checkpoint)
-            written = manifest["files"] if manifest else {}
-            # largest first, so that the shares are of about the same size
-            names = sorted(written, key=lambda name: (-written[name]["bytes"], name))
-            share = names[dist.get_rank() :: dist.get_world_size()]
-            found = damages_of(checkpoint, {name: written[name] for name in share})
-        except (CheckpointError, OSError) as error:
-            found = [str(error)]
-        return sorted({damage for of_rank in self.run.share(found) for damage in of_rank})
-
-    def _check_readable(self, checkpoint: Path) -> None:
-        """Check what can be checked of a checkpoint without a manifest."""
-        if inventory.identify(checkpoint) is Kind.HUGGING_FACE:
-            inventory.check_weights(checkpoint)
-            return
-        logger.warning(
-            f"{checkpoint} has no {MANIFEST}, as with TorchTitan's own trainer: it is not "
-            "checked for damage"
-        )
-        read_metadata(checkpoint)
-
     @override
     def dcp_load(
         self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
     ) -> None:
         checkpoint = Path(checkpoint_id)
-        if checkpoint != self.checked and (damages := self._damages(checkpoint)):
-            raise _damage_error(damages, "Give another one, or fetch it again")
+        if checkpoint != self.checked and (
+            damages := damages_on_all_ranks(checkpoint, self.run.share)
+        ):
+            raise DamageError(damages, "Give another one, or fetch it again")
         if from_hf:
             try:
                 super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
@@ -379,14 +321,6 @@ def _identified(folder: Path) -> list[Checkpoint]:
     for checkpoint in found:
         _ = checkpoint.kind
     return found
-
-
-_SKIP = "--resilience.skip_damaged goes on from the one before it"
-
-
-def _damage_error(damages: list[str], advice: str) -> CheckpointError:
-    listed = "".join(f"\n  {line}" for line in damages)
-    return CheckpointError(f"a checkpoint is damaged:{listed}\n{advice}")
 
 
 def _causes(error: BaseException) -> str:

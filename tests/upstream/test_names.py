@@ -1,0 +1,146 @@
+"""The tables in ``upstream/README.md``: every name is there, and no other is used."""
+
+import ast
+import contextlib
+import functools
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs import ROOT
+
+PACKAGE = ROOT / "torchtitan/experiments/tst"
+README = (PACKAGE / "upstream/README.md").read_text()
+OF_TORCH_2_11 = re.findall(r"^\| `([\w.]+)`.*with torch before 2\.13", README, re.MULTILINE)
+ROW = re.compile(r"^\| `([\w.]+)` \| ((?:`[\w./]+`(?:, )?)+) \| [^|]+ \|", re.MULTILINE)
+TABLE = {name: re.findall(r"`(.+?)`", files) for name, files in ROW.findall(README)}
+UPSTREAM = ("torch", "torchtitan", "torchdata")
+# private names of other packages, and of Python
+OTHERS = {"_replace", "_exit", "_strip_protocol"}
+
+
+def source_of(cls: type) -> str:
+    with contextlib.suppress(OSError, TypeError):  # of classes that are not Python's code
+        return inspect.getsource(cls)
+    return ""
+
+
+def resolve(name: str):
+    """The object of a dotted name; of an attribute of instances, the class that assigns it."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            if inspect.isclass(found) and not hasattr(found, part):
+                assert any(f"self.{part}" in source_of(base) for base in found.__mro__), name
+            else:
+                found = getattr(found, part)
+        return found
+    raise AssertionError(f"{name}: no such module")
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_name_in_the_table_exists(name):
+    if name in OF_TORCH_2_11 and torch.__version__ >= "2.13":
+        pytest.skip("the table says that it is of torch before 2.13")
+    resolve(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["torch.no_such._name", "torch._no_such_module.name", "torch.optim.Adam._no_such_name"]
+)
+def test_a_name_that_is_gone_is_noticed(name):
+    with pytest.raises((AssertionError, AttributeError)):
+        resolve(name)
+
+
+def is_private(name: str) -> bool:
+    return any(re.match(r"_[^_]", part) for part in name.split("."))
+
+
+def imports_of(tree: ast.Module) -> dict[str, str]:
+    """Upstream's full name of what is imported, by its name in the module."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                first = alias.name.partition(".")[0]
+                found[alias.asname or first] = alias.name if alias.asname else first
+    return {name: full for name, full in found.items() if full.split(".")[0] in UPSTREAM}
+
+
+def full_name(node: ast.expr, imported: dict[str, str]) -> str:
+    """The full name of a chain of attributes; "" if it does not begin with an import."""
+    first, _, rest = ast.unparse(node).partition(".")
+    return ".".join(filter(None, [imported[first], rest])) if first in imported else ""
+
+
+def private_names(path: Path) -> set[str]:
+    """Names of upstream's that a module uses; of objects, the attribute with a dot before it."""
+    tree = ast.parse(path.read_text())
+    imported = imports_of(tree)
+    found = {full for full in imported.values() if is_private(full)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr):
+            owner = ast.unparse(node.value)
+            if full := full_name(node, imported):
+                found.add(full)
+            elif owner not in ("self", "cls", "super()") and node.attr not in OTHERS:
+                found.add(f".{node.attr}")
+        if isinstance(node, ast.ClassDef):
+            bases = [full for base in node.bases if (full := full_name(base, imported))]
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and re.match(r"_[^_]", method.name):
+                    overrides = any("override" in ast.unparse(d) for d in method.decorator_list)
+                    found |= {f"{base}.{method.name}" for base in bases if overrides}
+    return found
+
+
+@functools.cache
+def own_attributes() -> set[str]:
+    """Private names that the package itself defines, and so may use."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.add(f".{node.name}")
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(f".{node.id}")
+    return found
+
+
+MODULES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_private_names_are_in_the_table(module):
+    own = own_attributes()
+    for name in private_names(PACKAGE / module) - own:
+        rows = [row for row in TABLE if row == name or row.endswith(f".{name.rpartition('.')[2]}")]
+        assert rows, f"{module} uses {name}, which upstream/README.md does not list"
+        assert any(module in TABLE[row] for row in rows), f"{name}: not of {module}"
+
+
+def test_files_in_the_table_use_the_names():
+    for name, files in TABLE.items():
+        for file in files:
+            assert name.rpartition(".")[2] in (PACKAGE / file).read_text(), (name, file)
+
+
+def test_private_names_are_used_in_this_folder_only():
+    """Except in methods that a subclass overrides, and in core, which imports nothing of ours."""
+    heading = None
+    for line in README.splitlines():
+        heading = line.removeprefix("## ") if line.startswith("## ") else heading
+        if (row := ROW.match(line)) and is_private(row[1]) and "Overridden" not in heading:
+            folders = {Path(file).parts[0] for file in TABLE[row[1]]}
+            assert folders <= {"upstream", "core"}, row[1]
