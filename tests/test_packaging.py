@@ -45,7 +45,7 @@ def test_the_wheel_holds_our_modules_and_nothing_of_upstreams(wheel):
     content = set(wheel.namelist())
     names = {name for name in content if name.endswith(".py")}
     assert names == modules()
-    assert {f"{PACKAGE}/planning/paper/{name}" for name in FIGURES} <= content
+    assert {f"{PACKAGE}/paper/{name}" for name in FIGURES} <= content
     # with these, ours would hide the installed upstream package
     assert not names & {"torchtitan/__init__.py", "torchtitan/experiments/__init__.py"}
 

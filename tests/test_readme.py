@@ -382,7 +382,7 @@ def test_reading_order_names_files_that_exist():
         folders = (
             ROOT,
             PACKAGE,
-            *(path for path in PACKAGE.iterdir() if path.is_dir()),
+            *(path for path in PACKAGE.rglob("*") if path.is_dir()),
         )
         assert any((folder / name).exists() for folder in folders), name
 

@@ -88,7 +88,7 @@ def test_the_launcher_says_it(tmp_path, errors, said):
     rank.write_text(
         "import os, time\n"
         "from torch.distributed.elastic.multiprocessing.errors import record\n"
-        "from torchtitan.experiments.tst import reporting\n"
+        "from torchtitan.experiments.tst.resilience import reporting\n"
         f"reporting.PATIENCE = {20 if errors[0] else 0.5}\n"
         f"error = {errors}[int(os.environ['RANK'])]\n"
         "@record\n"

@@ -88,7 +88,7 @@ def test_a_second_signal_ends_at_once():
     script = """if True:
         import ctypes, os, signal, threading, time
         import torch  # brings threads that do not block the signals
-        from torchtitan.experiments.tst import stop
+        from torchtitan.experiments.tst.resilience import stop
         request = stop.StopRequest()
         request.listen()
 

@@ -18,6 +18,7 @@ from jobs import (
     BOUNDARY,
     ON,
     SAVE,
+    STEPS,
     load_full,
     losses,
 )
@@ -51,9 +52,11 @@ def test_the_newest_complete_one_and_what_was_skipped(whole, run_folder, train, 
 
 def test_a_job_is_checked_against_the_newest_that_can_be_gone_on_from(run_folder):
     folder = run_folder(1, 4, 5)
-    assert inventory.newest_resumable(folder) == folder / "step-5"
+    point = inventory.resume_point(inventory.list_checkpoints(folder), STEPS)
+    assert point.path == folder / "step-5"
     (folder / "step-5" / "manifest.json").write_text("{")
-    assert inventory.newest_resumable(folder) == folder / "step-4"
+    point = inventory.resume_point(inventory.list_checkpoints(folder), STEPS)
+    assert point.path == folder / "step-4"
 
 
 def test_a_save_that_lacked_its_name_only(whole, run_folder, train):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from jobs import STEPS, saving
-from torchtitan.experiments.tst.resilience.checkpoint import inventory
+from torchtitan.experiments.tst.resilience.checkpoint import inventory, moves
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import (
     Kind,
     find_checkpoint,
@@ -141,7 +141,7 @@ def test_what_a_save_replaces_is_kept_unless_it_is_a_full_checkpoint(run, model,
 
     def save_again(step):
         shutil.copytree(folder / "step-4", folder / f"saving-{step}")
-        inventory.publish(folder, step, boundary=False)
+        moves.publish(folder, step, boundary=False)
         assert identify(folder / f"step-{step}") is Kind.FULL
 
     save_again(6)

@@ -13,7 +13,11 @@ from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, losses, savi
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.errors import ConfigError
 from torchtitan.experiments.tst.resilience.checkpoint import inventory
-from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
+from torchtitan.experiments.tst.resilience.checkpoint.manifest import (
+    CheckpointError,
+    read_manifest,
+    write_manifest,
+)
 from torchtitan.experiments.tst.results.export import export, read_job
 
 MODEL_ONLY = ("--checkpoint.enable", "--checkpoint.interval=4")
@@ -57,6 +61,23 @@ def test_a_step_that_is_not_there(make_config, run_folder):
     run_folder(2, 4)
     with pytest.raises(CheckpointError, match=r"step-77 is not there\. .* loaded: 2, 4\."):
         check_job(make_config(*ON, *SAVE, load))
+
+
+def test_the_checkpoint_that_is_compared_is_the_one_that_is_loaded(
+    run_folder, make_config, train, whole
+):
+    """The newest is of TorchTitan's own trainer, without a manifest; an older one contradicts."""
+    folder = run_folder(2, 4)
+    (folder / "step-4" / "manifest.json").unlink()
+    content = read_manifest(folder / "step-2")
+    content["run"]["model.flavor"] = "another"
+    write_manifest(folder / "step-2", content, content.pop("files"))
+    assert check_job(make_config(*ON, *SAVE)) == folder / "step-4"
+    assert losses(train(*ON, *SAVE)) == {step: whole.losses[step] for step in (5, 6)}
+    for step in (4, 5, 6):
+        shutil.rmtree(folder / f"step-{step}")
+    with pytest.raises(CheckpointError, match=r"model\.flavor = 'demo', .* 'another'"):
+        check_job(make_config(*ON, *SAVE))
 
 
 def test_a_step_that_is_gone_when_it_is_loaded(train, run_folder, monkeypatch):

@@ -10,6 +10,7 @@ import sys
 from itertools import chain
 from unittest import mock
 
+import huggingface_hub
 import pytest
 
 from jobs import ROOT
@@ -124,8 +125,9 @@ def run_without(packages, *commands):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return import_(name, *args, **kwargs)
 
+    _ = huggingface_hub.snapshot_download  # which needs tqdm itself
     for name in list(sys.modules):  # of ours, which have imported them
-        if name.startswith(f"{PACKAGE}.") and name != f"{PACKAGE}.device":
+        if name.startswith(f"{PACKAGE}.") and not name.startswith(f"{PACKAGE}.upstream"):
             del sys.modules[name]
     builtins.__import__ = import_others
     main = importlib.import_module(f"{PACKAGE}.__main__").main

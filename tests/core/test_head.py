@@ -34,8 +34,11 @@ def head_and_loss(dtype, labels, chunks, weighting="uniform", compiled=False):
     torch.compiler.reset()  # or compilations of other tests count to a limit
     coefficients = bag_loss.coefficients(bag_loss.counts(labels))
     summed = torch.compile(bag_loss.sum, backend="aot_eager") if compiled else bag_loss.sum
-    head.loss_fn = lambda z, y: summed(z, y, coefficients)
-    return exact, head
+
+    def loss_fn(z, y):
+        return summed(z, y, coefficients)
+
+    return exact, head, loss_fn
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
@@ -43,13 +46,13 @@ def head_and_loss(dtype, labels, chunks, weighting="uniform", compiled=False):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_chunks_are_the_papers_listing_in_float64(dtype, tolerance, chunks, compiled):
     exact_hidden, labels = batch(bag_size=5)
-    linear, head = head_and_loss(dtype, labels, chunks, "power_law", compiled)
+    linear, head, loss_fn = head_and_loss(dtype, labels, chunks, "power_law", compiled)
     exact_hidden = exact_hidden.to(dtype).double().requires_grad_()
     expected = 3 * listing(linear(exact_hidden), labels, offset_weights("power_law", 5))
     expected.backward()
 
     hidden = exact_hidden.detach().to(dtype).requires_grad_()
-    head.expect(labels)
+    head.expect(labels, loss_fn)
     loss = 3 * head(hidden)
     loss.backward()
     assert relative_error(loss, expected) < tolerance
@@ -60,27 +63,30 @@ def test_chunks_are_the_papers_listing_in_float64(dtype, tolerance, chunks, comp
 def test_an_ordinary_loss_in_chunks():
     hidden, labels = batch(bag_size=1)
     labels = labels[..., 0]
-    linear, head = head_and_loss(torch.float64, labels[..., None], chunks=3)
-    head.loss_fn = lambda z, y: F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="sum")
-    expected = head.loss_fn(linear(hidden), labels)
-    head.expect(labels)
+    linear, head, _ = head_and_loss(torch.float64, labels[..., None], chunks=3)
+
+    def loss_fn(z, y):
+        return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="sum")
+
+    expected = loss_fn(linear(hidden), labels)
+    head.expect(labels, loss_fn)
     torch.testing.assert_close(head(hidden), expected)
 
 
 def test_labels_are_for_one_forward():
     hidden, labels = batch(bag_size=5)
-    linear, head = head_and_loss(torch.float64, labels, chunks=3)
-    head.expect(labels)
+    linear, head, loss_fn = head_and_loss(torch.float64, labels, chunks=3)
+    head.expect(labels, loss_fn)
     with torch.no_grad():
         loss = head(hidden)
-    torch.testing.assert_close(loss, head.loss_fn(linear(hidden), labels))
+    torch.testing.assert_close(loss, loss_fn(linear(hidden), labels))
     assert torch.equal(head(hidden), linear(hidden))
 
 
 def test_logits_of_one_chunk_at_a_time():
     hidden, labels = batch(bag_size=5)
-    _, head = head_and_loss(torch.float64, labels, chunks=4)
-    whole, shapes, memory = head.loss_fn, [], []
+    _, head, whole = head_and_loss(torch.float64, labels, chunks=4)
+    shapes, memory = [], []
 
     def loss_fn(z, y):
         assert all(logits() is None for logits in memory)
@@ -88,8 +94,7 @@ def test_logits_of_one_chunk_at_a_time():
         shapes.append((*z.shape, *y.shape))
         return whole(z, y)
 
-    head.loss_fn = loss_fn
-    head.expect(labels)
+    head.expect(labels, loss_fn)
     head(hidden.requires_grad_()).backward()
     assert shapes == [(1, n, VOCABULARY, 1, n, 5) for n in (11, 11, 11, 9)]
 

@@ -120,8 +120,7 @@ def check_head(bag_size, with_loss_parallel):
         use_local_output=not with_loss_parallel,
     )
     parallelize_module(head, mesh, style)
-    head.loss_fn = loss_fn
-    head.expect(labels)
+    head.expect(labels, loss_fn)
     part = hidden.chunk(RANKS, dim=1)[dist.get_rank()].clone().requires_grad_()
     with loss_parallel() if with_loss_parallel else contextlib.nullcontext():
         loss = head(part)

@@ -88,7 +88,7 @@ def test_settings_that_change_documents_are_off_on_both_paths(
         *(f"--model.hf_assets_path={folder}", f"--training.dataset_path={source}"),
         *("--training.local_batch_size=1", f"--training.seq_len={len(tokens) - 1}"),
     )
-    spec = superposition_train_spec(get_train_spec("llama3"), config)
+    spec = superposition_train_spec(get_train_spec("llama3"), config, run=None)
     loader = spec.build_dataloader_fn(1, 0, spec.build_tokenizer_fn(config), config)
     inputs, labels = next(iter(loader))
     assert [*inputs["input"][0].tolist(), labels[0, -1].item()] == tokens

@@ -1,1 +1,1 @@
-"""Every patch and every private name of TorchTitan and torch; README.md lists them."""
+"""Every patch and every private name of TorchTitan and torch; its README lists them."""

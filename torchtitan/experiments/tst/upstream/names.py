@@ -1,6 +1,6 @@
 """Private names of torch and TorchTitan that other folders need, under public ones.
 
-README.md says why each of them is needed. A test checks that each still exists.
+The README of this folder says why each of them is needed. A test checks that each still exists.
 """
 
 from collections.abc import Sequence
