@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
 
 # These run first: each test takes a moment, so a mistake shows in seconds.
-CHEAP = {"core", "test_job_config.py", "test_train_configs.py", "test_selection.py"}
+CHEAP = {"core", "checks", "test_train_configs.py", "test_selection.py"}
 # Then these, so that no long test is left at the end, when others have nothing to do.
 LONG = {"test_readme.py", "test_elastic.py", "test_parity.py"}
 
