@@ -203,8 +203,7 @@ def stop(
     process: subprocess.Popen, folder: Path, chance: random.Random, options: argparse.Namespace
 ) -> str | None:
     """Wait for a random step and send a signal; checks what is left behind."""
-    from torchtitan.experiments.tst.resilience.checkpoint import inventory
-    from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+    from torchtitan.experiments.tst.resilience.checkpoint import inventory, manifests
     from torchtitan.experiments.tst.resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
     step = min(last_step(folder) + chance.randint(1, 5), options.steps - 4)
@@ -223,10 +222,10 @@ def stop(
     if process.returncode != STOPPED_EXIT_CODE or not reports:
         sys.exit(f"{number.name}: exit code {process.returncode}, output:\n{output[-5000:]}")
     checkpoint = inventory.step_folder(folder / "checkpoint", int(reports[-1]))
-    manifest = files.read_manifest(checkpoint)
+    manifest = manifests.read_manifest(checkpoint)
     if manifest is None:
         sys.exit(f"{number.name}: {checkpoint} is not there")
-    if damages := files.damages(checkpoint, manifest["files"]):
+    if damages := manifests.damages(checkpoint, manifest["files"]):
         sys.exit(f"{number.name}: {checkpoint} is not complete: {damages}")
     return f"stop: {number.name}{' to every process' if everywhere else ''}"
 

@@ -12,7 +12,6 @@ import csv
 import functools
 import logging
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +27,7 @@ from replication_results import (
     read_losses,
     read_records,
 )
-from torchtitan.experiments.tst import paper
+from torchtitan.experiments.tst import models, paper
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import superposition_section
@@ -39,6 +38,7 @@ from torchtitan.experiments.tst.planning.sweep import (
     make,
     read_sweep,
 )
+from torchtitan.experiments.tst.resilience.reporting import errors_in_one_line
 from torchtitan.experiments.tst.resilience.run_folder import CONFIG_FILE
 from torchtitan.experiments.tst.results.curves import Curves, read_curves
 from torchtitan.experiments.tst.results.sweep import results, run_unfinished
@@ -157,13 +157,12 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger().setLevel(logging.CRITICAL)  # torchtitan's: that there is no tokenizer
     output = DOCUMENT.with_suffix("")
-    try:
+    models.register()
+    with errors_in_one_line():
         if not args.report:
             run(args.folder, args.jobs)
             gather(args.folder, output)
         report(output)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torchtitan.experiments.tst import paper
+from torchtitan.experiments.tst.errors import ArgumentError
 from torchtitan.experiments.tst.planning.plan import count
 
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
@@ -88,7 +89,7 @@ class Results:
         self.records = records
         base = [r for r in records if r.run == "bag_size/baseline,seed=0"]
         if not base:
-            raise ValueError("the baseline of seed 0 has not been run to its end")
+            raise ArgumentError("the baseline of seed 0 has not been run to its end")
         (self.base,) = base
 
     def of_seed_0(self) -> list[Record]:
@@ -196,7 +197,7 @@ def fill_in(text: str, results: Results) -> str:
         lines.insert(1, "| " + " | ".join("---" for _ in rows[0]) + " |")
         marker = f"<!-- table: {name} -->"
         if marker not in text:
-            raise ValueError(f"no line {marker} in the document")
+            raise ArgumentError(f"no line {marker} in the document")
         text = re.sub(
             rf"{re.escape(marker)}\n(\|.*\n)*",
             lambda _, m=marker, ls=lines: "\n".join([m, *ls, ""]),

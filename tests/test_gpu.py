@@ -28,8 +28,7 @@ from torchtitan.experiments.tst.core import (
 )
 from torchtitan.experiments.tst.core.head import chunked_loss
 from torchtitan.experiments.tst.data.shards.loader import ShardsDataloader
-from torchtitan.experiments.tst.resilience.checkpoint import inventory
-from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.checkpoint import inventory, manifests
 from torchtitan.experiments.tst.resilience.stop import STOPPED_EXIT_CODE
 from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
@@ -252,7 +251,7 @@ def test_resume_at_the_boundary(train, tmp_path, mode):
     whole = [line[TRAINING_LOSS] for line in train(*args)]
     shutil.move(tmp_path / "run", tmp_path / "whole")
     source = tmp_path / "whole/checkpoint/step-10"
-    assert files.damages(source, files.read_manifest(source)["files"]) == []
+    assert manifests.damages(source, manifests.read_manifest(source)["files"]) == []
     shutil.copytree(source, tmp_path / "run/checkpoint/step-10")
     resumed = [line[TRAINING_LOSS] for line in train(*args)]
     assert resumed == whole[10:]
@@ -366,7 +365,7 @@ def test_a_signal_to_every_process_ends_with_a_checkpoint(base_args, tmp_path, m
     assert code == STOPPED_EXIT_CODE, output
     last = inventory.newest_resumable(run / "checkpoint")
     assert f"Stopped after step {last.name.removeprefix('step-')}," in output
-    assert files.damages(last, files.read_manifest(last)["files"]) == []
+    assert manifests.damages(last, manifests.read_manifest(last)["files"]) == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
-from torchtitan.experiments.tst.resilience.checkpoint import inventory
-from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.checkpoint import inventory, manifests
 from torchtitan.experiments.tst.resilience.checkpoint.reader import SafeLoadPlanner, SafeReader
 from torchtitan.experiments.tst.resilience.checkpoint.writer import CheckpointWriter
 
@@ -40,7 +39,7 @@ def main() -> None:
     ours, theirs = inventory.step_folder(folder, 1), folder / "dcp"
 
     def check() -> None:
-        assert not files.damages(ours, files.read_manifest(ours)["files"])
+        assert not manifests.damages(ours, manifests.read_manifest(ours)["files"])
 
     actions = {
         "saving, DCP alone": lambda: dcp.save(state, storage_writer=dcp.FileSystemWriter(theirs)),

@@ -23,10 +23,14 @@ from datatrove.pipeline.tokens.tokenizer import TokenizedFile
 from torch.profiler import ProfilerActivity, profile
 from torchtitan.tools import utils
 
+from torchtitan.experiments.tst import models
+from torchtitan.experiments.tst.data.text import datasets
 from torchtitan.experiments.tst.results.tables import aligned
 from torchtitan.experiments.tst.upstream.cpu import enable_cpu_if_alone
 
 enable_cpu_if_alone()
+models.register()
+datasets.register()
 device_module, device_type = utils.device_module, utils.device_type
 
 Run = Callable[[], object]

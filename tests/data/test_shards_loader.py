@@ -19,7 +19,7 @@ from torchtitan.experiments.tst.data.build import build_dataloader, build_valida
 from torchtitan.experiments.tst.data.loader import DataError
 from torchtitan.experiments.tst.data.shards.loader import ShardsDataloader, tokens_to_read
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
-from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
+from torchtitan.experiments.tst.resilience.checkpoint.manifests import CheckpointError
 from torchtitan.experiments.tst.training.metrics import VALIDATION_LOSS
 
 L, GLOBAL_BATCH, STEPS = 5, 8, 7

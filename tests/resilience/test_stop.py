@@ -17,8 +17,7 @@ import launches
 from corpora import write_shards
 from jobs import ON, ROOT, SAVE, SAVE_LAST, load_full, losses, poisoned_at
 from launches import signal_every_process
-from torchtitan.experiments.tst.resilience.checkpoint import inventory
-from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.checkpoint import inventory, manifests
 from torchtitan.experiments.tst.resilience.step_check import NonFiniteError
 from torchtitan.experiments.tst.resilience.stop import (
     STOP_SIGNALS,
@@ -71,8 +70,8 @@ def test_stops_within_two_steps_with_a_checkpoint(
     assert stopped.value.code == STOPPED_EXIT_CODE == 75
     folder = tmp_path / "run" / "checkpoint"
     assert inventory.complete_steps(folder)[-1] == stops
-    manifest = files.read_manifest(folder / f"step-{stops}")
-    assert files.damages(folder / f"step-{stops}", manifest["files"]) == []
+    manifest = manifests.read_manifest(folder / f"step-{stops}")
+    assert manifests.damages(folder / f"step-{stops}", manifest["files"]) == []
     assert losses(train(*ON, *SAVE_LAST)) == whole.losses
 
 
@@ -148,7 +147,7 @@ def test_a_signal_to_every_process_of_a_job(base_args, tmp_path, number):
     assert code == STOPPED_EXIT_CODE, output
     last = inventory.newest_resumable(run / "checkpoint")
     assert f"Stopped after step {last.name.removeprefix('step-')}," in output
-    assert files.damages(last, files.read_manifest(last)["files"]) == []
+    assert manifests.damages(last, manifests.read_manifest(last)["files"]) == []
 
 
 # who leaves the step out: the fused optimizer, or the host before it

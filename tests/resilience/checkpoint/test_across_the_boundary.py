@@ -7,14 +7,14 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from jobs import BOUNDARY, ON, SAVE, SAVE_LAST, column, load_full, losses
-from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.checkpoint import manifests
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
 
 
 def test_boundary_checkpoint_has_a_name_and_is_full(whole):
     link = whole.checkpoints / "boundary"
     assert str(link.readlink()) == f"step-{BOUNDARY}"
-    manifest = files.read_manifest(link)
+    manifest = manifests.read_manifest(link)
     assert manifest["phase"] == "superposition"
     assert manifest["data_tokens"] == BOUNDARY * 4 * 4 * 32
     assert manifest["run"]["superposition.bag_size"] == 4

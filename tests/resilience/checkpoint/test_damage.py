@@ -24,10 +24,9 @@ from jobs import (
 )
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.errors import ConfigError
-from torchtitan.experiments.tst.resilience.checkpoint import inventory
-from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.checkpoint import inventory, manifests
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
-from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
+from torchtitan.experiments.tst.resilience.checkpoint.manifests import CheckpointError
 
 
 def flip(path, byte, bit):
@@ -123,7 +122,10 @@ def test_a_damaged_checkpoint(whole, run_folder, train, warnings, damage):
     assert losses(lines) == {step: whole.losses[step] for step in (3, 4, 5, 6)}
     assert f"step-4/{name}" in warnings()
     assert (folder / "damaged-4").is_dir()
-    assert files.damages(folder / "step-4", files.read_manifest(folder / "step-4")["files"]) == []
+    assert (
+        manifests.damages(folder / "step-4", manifests.read_manifest(folder / "step-4")["files"])
+        == []
+    )
 
 
 def test_all_damaged(run_folder, train):
@@ -156,8 +158,8 @@ def test_every_bit_flip_is_noticed_or_harmless(run_folder, tmp_path):
         byte, bit = chance.randrange(path.stat().st_size), chance.randrange(8)
         flip(path, byte, bit)
         try:
-            manifest = files.read_manifest(checkpoint)
-            found = files.damages(checkpoint, manifest["files"])
+            manifest = manifests.read_manifest(checkpoint)
+            found = manifests.damages(checkpoint, manifest["files"])
         except CheckpointError as error:
             found = [str(error)]
         if found:
@@ -168,7 +170,7 @@ def test_every_bit_flip_is_noticed_or_harmless(run_folder, tmp_path):
             assert all(torch.equal(state[key], saved_state[key]) for key in saved_state)
         flip(path, byte, bit)
     assert unnoticed < 20
-    assert files.damages(checkpoint, files.read_manifest(checkpoint)["files"]) == []
+    assert manifests.damages(checkpoint, manifests.read_manifest(checkpoint)["files"]) == []
 
 
 def test_upstreams_checkpoints_are_loaded_unchecked(whole, run_folder, train, warnings):

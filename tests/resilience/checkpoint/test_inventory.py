@@ -14,7 +14,7 @@ from torchtitan.experiments.tst.resilience.checkpoint.inventory import (
     find_checkpoint,
     identify,
 )
-from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
+from torchtitan.experiments.tst.resilience.checkpoint.manifests import CheckpointError
 
 MODEL_ONLY = ("--checkpoint.enable", "--checkpoint.interval=4")
 

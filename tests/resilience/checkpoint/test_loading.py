@@ -13,7 +13,7 @@ from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, losses, savi
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.errors import ConfigError
 from torchtitan.experiments.tst.resilience.checkpoint import inventory
-from torchtitan.experiments.tst.resilience.checkpoint.manifest import (
+from torchtitan.experiments.tst.resilience.checkpoint.manifests import (
     CheckpointError,
     read_manifest,
     write_manifest,

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
+from torchtitan.experiments.tst.resilience.checkpoint.manifests import CheckpointError
 from torchtitan.experiments.tst.resilience.checkpoint.reader import read_metadata
 
 TENSOR = TensorStorageMetadata(

@@ -16,7 +16,7 @@ from jobs import (
 )
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.resilience.checkpoint import inventory
-from torchtitan.experiments.tst.resilience.checkpoint.manifest import CheckpointError
+from torchtitan.experiments.tst.resilience.checkpoint.manifests import CheckpointError
 
 # Nothing in a checkpoint can run code
 

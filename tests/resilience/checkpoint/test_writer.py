@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from torchtitan.experiments.tst.resilience.checkpoint import manifest as files
+from torchtitan.experiments.tst.resilience.checkpoint import manifests
 from torchtitan.experiments.tst.resilience.checkpoint.writer import CheckpointWriter
 
 MANIFEST = {"step": 7, "boundary": True, "resumable": True}
@@ -27,10 +27,10 @@ def test_what_is_written(tmp_path, one_process, monkeypatch, how):
         future.result(timeout=120)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boundary", "step-7"]
     checkpoint = tmp_path / "boundary"
-    manifest = files.read_manifest(checkpoint)
+    manifest = manifests.read_manifest(checkpoint)
     assert manifest["step"] == 7
     assert manifest["files"].keys() == {".metadata", "__0_0.distcp"}
-    assert files.damages(checkpoint, manifest["files"]) == []
+    assert manifests.damages(checkpoint, manifest["files"]) == []
     loaded = {"weights": torch.zeros(10_000), "step": 0, "bytes": b""}
     dcp.load(loaded, checkpoint_id=checkpoint)
     assert loaded["weights"].equal(STATE["weights"])

@@ -17,7 +17,7 @@ from ..data.shards.mixture import Mixture
 from ..data.text.datasets import is_ours, loader_of
 from ..data.text.files import data_files
 from ..data.tokenizer_identity import checksum
-from ..resilience.checkpoint.manifest import differences
+from ..resilience.checkpoint.manifests import differences
 
 # what the position in the data counts by
 _OF_POSITION = {
@@ -98,7 +98,8 @@ def contradictions(
         facts: of the job, from :func:`run_facts`.
         not_loaded: ``checkpoint.exclude_from_loading``.
     """
-    saved, step = manifest["run"], manifest["step"]
+    off_throughout = {f"{SECTION}.bag_size": 1, f"{SECTION}.steps": 0}  # of another trainer's run
+    saved, step = off_throughout | manifest["run"], manifest["step"]
     in_recovery = step >= saved[f"{SECTION}.steps"]
     off = facts[f"{SECTION}.bag_size"] == 1
     both_off = off and saved[f"{SECTION}.bag_size"] == 1

@@ -35,7 +35,7 @@ from ..upstream.parallelize import add_up_partial_gradients
 from ..upstream.refusals import refusals_as_config_errors
 from ..upstream.replaced import replaced
 from .checkpoint.manager import ResilientCheckpointManager
-from .checkpoint.manifest import differences
+from .checkpoint.manifests import differences
 from .run_folder import write_config
 from .step_check import StepCheck
 from .stop import Stopped, StopRequest

@@ -37,9 +37,8 @@ from ..data.tokenizer import (
     open_tokenizer,
 )
 from ..errors import ArgumentError, UserError
-from ..resilience.checkpoint import inventory
-from ..resilience.checkpoint import manifest as files
-from ..resilience.checkpoint.manifest import CheckpointError
+from ..resilience.checkpoint import inventory, manifests
+from ..resilience.checkpoint.manifests import CheckpointError
 from ..resilience.checkpoint.reader import (
     SafeLoadPlanner,
     SafeReader,
@@ -201,10 +200,10 @@ def _load(
         adapter: of the model.
     """
     in_hf = inventory.identify(checkpoint) is inventory.Kind.HUGGING_FACE
-    manifest = files.read_manifest(checkpoint)
+    manifest = manifests.read_manifest(checkpoint)
     if manifest is None:
-        logger.warning(f"{checkpoint} has no {files.MANIFEST}: it is not checked for damage")
-    elif found := files.damages(checkpoint, manifest["files"]):
+        logger.warning(f"{checkpoint} has no {manifests.MANIFEST}: it is not checked for damage")
+    elif found := manifests.damages(checkpoint, manifest["files"]):
         raise CheckpointError("the checkpoint is damaged: " + "; ".join(found))
     if in_hf:
         inventory.check_weights(checkpoint)

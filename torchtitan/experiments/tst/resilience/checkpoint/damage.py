@@ -7,7 +7,7 @@ from torchtitan.tools.logging import logger
 
 from . import inventory
 from .inventory import Kind
-from .manifest import MANIFEST, CheckpointError, damages, read_manifest
+from .manifests import MANIFEST, CheckpointError, damages, read_manifest
 from .ranks import Share
 from .reader import read_metadata
 

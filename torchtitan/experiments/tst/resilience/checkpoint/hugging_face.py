@@ -11,7 +11,7 @@ from torchtitan.tools.logging import logger
 
 from ...upstream.names import SHARDED_DIR_NAME, WEIGHTS_INDEX
 from .inventory import step_folder
-from .manifest import entry_of, write_manifest
+from .manifests import entry_of, write_manifest
 from .moves import publish
 from .ranks import Share, from_rank_0, on_all_ranks
 

@@ -31,7 +31,7 @@ from .damage import DamageError, damages_on_all_ranks
 from .hugging_face import save_in_hf
 from .inventory import Checkpoint
 from .learning_rates import schedule_of_config
-from .manifest import CheckpointError, ContradictionError, read_manifest
+from .manifests import CheckpointError, ContradictionError, read_manifest
 from .moves import set_aside, tidy
 from .ranks import from_rank_0
 from .reader import SafeLoadPlanner, SafeReader, read_metadata

@@ -14,7 +14,7 @@ from pathlib import Path
 from torchtitan.tools.logging import logger
 
 from .inventory import BOUNDARY, Kind, identify, named, step_folder
-from .manifest import CheckpointError, read_manifest
+from .manifests import CheckpointError, read_manifest
 
 
 def publish(folder: Path, step: int, boundary: bool) -> None:

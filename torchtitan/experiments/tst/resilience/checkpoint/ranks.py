@@ -5,7 +5,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .manifest import CheckpointError
+from .manifests import CheckpointError
 
 Share = Callable[[Any], list[Any]]
 

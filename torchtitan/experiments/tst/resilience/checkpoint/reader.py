@@ -20,7 +20,7 @@ from torchtitan.components.checkpoint import DATALOADER
 from typing_extensions import override
 
 from ...upstream.names import MEM_FORMAT_ENCODING
-from .manifest import METADATA, CheckpointError
+from .manifests import METADATA, CheckpointError
 
 _DCP_RECORDS = {
     dcp_metadata.__name__: {

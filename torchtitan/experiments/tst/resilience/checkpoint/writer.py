@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from ...upstream.names import FileSystemWriter
 from .inventory import step_folder
-from .manifest import (
+from .manifests import (
     METADATA,
     file_entry,
     new_checksum,
