@@ -22,17 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import documented_parser
-from gpu_report import (
-    ROOT,
-    Outcome,
-    Part,
-    Target,
-    machine,
-    numbers_of,
-    read,
-    verdict,
-    write_report,
-)
+from gpu_report import ROOT, Outcome, Part, Target, machine, numbers_of, read, verdict, write_report
 from torchtitan.experiments.tst.testing.processes import signal_tree
 
 LOCAL_BATCH = 8

@@ -25,12 +25,7 @@ import torch
 
 from command_line import documented_parser
 from torchtitan.experiments.tst.results.tables import aligned
-from torchtitan.experiments.tst.testing.layouts import (
-    LAYOUTS,
-    MODELS,
-    TOLERANCE,
-    Layout,
-)
+from torchtitan.experiments.tst.testing.layouts import LAYOUTS, MODELS, TOLERANCE, Layout
 from torchtitan.experiments.tst.testing.runs import Result, Runs
 
 

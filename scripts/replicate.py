@@ -32,12 +32,7 @@ from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import superposition_section
 from torchtitan.experiments.tst.planning.plan import parameters_and_flops
-from torchtitan.experiments.tst.planning.sweep import (
-    BAG_SIZE,
-    STEP_RATIO,
-    make,
-    read_sweep,
-)
+from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, STEP_RATIO, make, read_sweep
 from torchtitan.experiments.tst.resilience.reporting import errors_in_one_line
 from torchtitan.experiments.tst.resilience.run_folder import CONFIG_FILE
 from torchtitan.experiments.tst.results.curves import Curves, read_curves

@@ -8,12 +8,7 @@ import pytest
 import check_parallelism
 from check_parallelism import obstacle
 from torchtitan.experiments.tst.testing.layouts import LAYOUTS, Layout
-from torchtitan.experiments.tst.testing.runs import (
-    Deviation,
-    Runs,
-    Step,
-    relative,
-)
+from torchtitan.experiments.tst.testing.runs import Deviation, Runs, Step, relative
 from torchtitan.experiments.tst.testing.runs import deviation as largest_deviation
 
 

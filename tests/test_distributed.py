@@ -16,11 +16,7 @@ from torchtitan.experiments.tst.testing.layouts import (
     Layout,
 )
 from torchtitan.experiments.tst.testing.runs import Runs
-from torchtitan.experiments.tst.training.metrics import (
-    TRAINING_LOSS,
-    VALIDATION_LOSS,
-    read_metrics,
-)
+from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 from torchtitan.experiments.tst.upstream import parallelize
 
 # of scripts/check_parallelism.py, which runs them all

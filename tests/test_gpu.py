@@ -19,13 +19,7 @@ from torchtitan.train import Trainer
 
 from jobs import ROOT, TST, poisoned_at, tensorboard_scalars
 from launches import signal_every_process
-from torchtitan.experiments.tst.core import (
-    LOSSES,
-    BagEmbedding,
-    BagLoss,
-    LossHead,
-    losses,
-)
+from torchtitan.experiments.tst.core import LOSSES, BagEmbedding, BagLoss, LossHead, losses
 from torchtitan.experiments.tst.core.head import chunked_loss
 from torchtitan.experiments.tst.data.shards.loader import ShardsDataloader
 from torchtitan.experiments.tst.resilience.checkpoint import inventory, manifests

@@ -12,13 +12,7 @@ from torchtitan.experiments.tst.config.layout import ranks_of_layout
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.config.schedule import boundary_step, build_schedule
 from torchtitan.experiments.tst.config.sections import Superposition
-from torchtitan.experiments.tst.core import (
-    LOSSES,
-    MODES,
-    SCALES,
-    WEIGHTINGS,
-    Schedule,
-)
+from torchtitan.experiments.tst.core import LOSSES, MODES, SCALES, WEIGHTINGS, Schedule
 from torchtitan.experiments.tst.errors import ConfigError
 from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer

@@ -1,11 +1,7 @@
 import pytest
 import torch
 
-from torchtitan.experiments.tst.core import (
-    IGNORE_INDEX,
-    document_ids,
-    fold,
-)
+from torchtitan.experiments.tst.core import IGNORE_INDEX, document_ids, fold
 
 B, L, S = 2, 5, 3
 

@@ -7,12 +7,7 @@ import torch.nn.functional as F
 from test_losses import listing, relative_error
 from torch import nn
 
-from torchtitan.experiments.tst.core import (
-    IGNORE_INDEX,
-    BagLoss,
-    LossHead,
-    offset_weights,
-)
+from torchtitan.experiments.tst.core import IGNORE_INDEX, BagLoss, LossHead, offset_weights
 
 WIDTH, VOCABULARY = 16, 90
 

@@ -1,10 +1,6 @@
 import pytest
 
-from torchtitan.experiments.tst.core import (
-    BatchShape,
-    Phase,
-    Schedule,
-)
+from torchtitan.experiments.tst.core import BatchShape, Phase, Schedule
 
 
 def test_phase_is_a_function_of_the_step():

@@ -11,11 +11,7 @@ from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.core import Phase
 from torchtitan.experiments.tst.errors import ConfigError
 from torchtitan.experiments.tst.planning.dry_run import dry_run
-from torchtitan.experiments.tst.planning.plan import (
-    GPUS,
-    default_ranks,
-    parameters_and_flops,
-)
+from torchtitan.experiments.tst.planning.plan import GPUS, default_ranks, parameters_and_flops
 
 PAPER = ROOT / "train_configs" / "paper"
 CONFIGS = sorted((ROOT / "train_configs").rglob("*.toml"))

@@ -12,11 +12,7 @@ from torchtitan.models.qwen3 import qwen3_args
 from jobs import ROOT
 from torchtitan.experiments.tst import paper
 from torchtitan.experiments.tst.checks.job import check_config
-from torchtitan.experiments.tst.config.differences import (
-    ALLOWED,
-    differences,
-    is_allowed,
-)
+from torchtitan.experiments.tst.config.differences import ALLOWED, differences, is_allowed
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.planning.plan import (
     GPUS,

@@ -19,11 +19,7 @@ from jobs import ON, ROOT, SAVE, SAVE_LAST, load_full, losses, poisoned_at
 from launches import signal_every_process
 from torchtitan.experiments.tst.resilience.checkpoint import inventory, manifests
 from torchtitan.experiments.tst.resilience.step_check import NonFiniteError
-from torchtitan.experiments.tst.resilience.stop import (
-    STOP_SIGNALS,
-    STOPPED_EXIT_CODE,
-    Stopped,
-)
+from torchtitan.experiments.tst.resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE, Stopped
 from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.testing.ranks import free_port
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer

@@ -5,11 +5,7 @@ from dataclasses import replace
 import pytest
 
 from torchtitan.experiments.tst.results.comparison import compare
-from torchtitan.experiments.tst.results.curves import (
-    Curves,
-    Place,
-    Point,
-)
+from torchtitan.experiments.tst.results.curves import Curves, Place, Point
 
 
 def place(step, s=1, boundary=0):

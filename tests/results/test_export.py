@@ -19,11 +19,7 @@ from jobs import load_full, saving, superposition
 from torchtitan.experiments.tst import paper
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import find_checkpoint
 from torchtitan.experiments.tst.results import evaluation
-from torchtitan.experiments.tst.results.export import (
-    ExportError,
-    export,
-    read_job,
-)
+from torchtitan.experiments.tst.results.export import ExportError, export, read_job
 
 ON = superposition(steps=1)
 SAVE = (

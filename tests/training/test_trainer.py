@@ -12,25 +12,9 @@ from torchtitan.protocols.model_converter import (
     register_model_converter,
 )
 
-from jobs import (
-    BOUNDARY,
-    ON,
-    STEPS,
-    B,
-    L,
-    RecordingTrainer,
-    S,
-    column,
-    superposition,
-    validation,
-)
+from jobs import BOUNDARY, ON, STEPS, B, L, RecordingTrainer, S, column, superposition, validation
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.core import (
-    BagEmbedding,
-    BagLoss,
-    fold,
-    head,
-)
+from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, fold, head
 from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS, VALIDATION_LOSS
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 

@@ -14,14 +14,7 @@ from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS
 
 from corpora import load_jsonl
-from jobs import (
-    BOUNDARY,
-    ON,
-    SAVE,
-    STEPS,
-    load_full,
-    losses,
-)
+from jobs import BOUNDARY, ON, SAVE, STEPS, load_full, losses
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.errors import ConfigError
 from torchtitan.experiments.tst.resilience.checkpoint import inventory, manifests

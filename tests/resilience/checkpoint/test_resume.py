@@ -8,12 +8,7 @@ from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS
 
 from corpora import load_jsonl
-from jobs import (
-    BOUNDARY,
-    ON,
-    SAVE,
-    losses,
-)
+from jobs import BOUNDARY, ON, SAVE, losses
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.resilience.checkpoint import inventory
 from torchtitan.experiments.tst.resilience.checkpoint.manifests import CheckpointError

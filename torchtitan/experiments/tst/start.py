@@ -20,11 +20,7 @@ from .core import Phase
 from .data.demo_corpus import make_if_read
 from .errors import ConfigTextError
 from .launch import ENVIRONMENT
-from .planning.plan import (
-    Plan,
-    count,
-    make_plan,
-)
+from .planning.plan import Plan, count, make_plan
 from .resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
 TRAIN_MODULE = f"{__package__}.train"

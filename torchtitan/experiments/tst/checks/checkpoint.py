@@ -12,11 +12,7 @@ from ..config.sections import resilience_section
 from ..errors import ConfigError
 from ..resilience.checkpoint import inventory
 from ..resilience.checkpoint.inventory import Kind
-from ..resilience.checkpoint.manifests import (
-    CheckpointError,
-    ContradictionError,
-    read_manifest,
-)
+from ..resilience.checkpoint.manifests import CheckpointError, ContradictionError, read_manifest
 from .agreement import contradictions
 
 

@@ -19,10 +19,7 @@ from torchtitan.components.optimizer import (
     build_optimizers_with_moe_load_balancing,
 )
 from torchtitan.config import JobConfig
-from torchtitan.distributed.pipeline_parallel import (
-    generate_llm_fqn_per_model_part,
-    pipeline_llm,
-)
+from torchtitan.distributed.pipeline_parallel import generate_llm_fqn_per_model_part, pipeline_llm
 
 from ..config.layout import compiles
 from ..errors import ConfigError

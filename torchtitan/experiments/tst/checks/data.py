@@ -9,26 +9,14 @@ from torchtitan.config import JobConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, build_text_dataloader
 
 from ..config.layout import global_batch_size
-from ..config.sections import (
-    TextDataset,
-    text_dataset_section,
-    token_shards_section,
-)
+from ..config.sections import TextDataset, text_dataset_section, token_shards_section
 from ..config.sections import TokenShards as TokenShardsSection
 from ..core import Schedule
 from ..data.errors import DataError
-from ..data.shards.loader import (
-    DATASET,
-    is_token_shards,
-    open_mixture,
-)
+from ..data.shards.loader import DATASET, is_token_shards, open_mixture
 from ..data.shards.mixture import Mixture
 from ..data.shards.token_shards import ShardError, TokenShards
-from ..data.text.datasets import (
-    OURS,
-    is_ours,
-    loader_of,
-)
+from ..data.text.datasets import OURS, is_ours, loader_of
 from ..data.text.files import check_documents, data_files
 from ..errors import ConfigError
 

@@ -14,16 +14,8 @@ from tyro.conf import arg
 
 from ..config.manager import SuperpositionConfigManager
 from ..errors import ArgumentError
-from ..start import (
-    check,
-    check_processes,
-    default_processes,
-)
-from .arguments import (
-    Job,
-    check_positive,
-    job_arguments,
-)
+from ..start import check, check_processes, default_processes
+from .arguments import Job, check_positive, job_arguments
 
 
 def main(

@@ -18,13 +18,7 @@ from ..config.manager import SuperpositionConfigManager
 from ..errors import ArgumentError
 from ..results.comparison import compare
 from ..results.curves import read_runs
-from ..results.tables import (
-    NOTES,
-    VIEWS,
-    aligned,
-    rows_of_runs,
-    rows_of_view,
-)
+from ..results.tables import NOTES, VIEWS, aligned, rows_of_runs, rows_of_view
 from .arguments import job_arguments
 
 

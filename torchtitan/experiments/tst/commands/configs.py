@@ -12,11 +12,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
-from ..config.shipped import (
-    NAME,
-    copy_configs,
-    shipped_configs,
-)
+from ..config.shipped import NAME, copy_configs, shipped_configs
 
 
 @dataclass

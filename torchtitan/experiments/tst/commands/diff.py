@@ -14,11 +14,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..config.differences import (
-    ALLOWED,
-    differences,
-    is_allowed,
-)
+from ..config.differences import ALLOWED, differences, is_allowed
 from ..errors import ArgumentError
 
 

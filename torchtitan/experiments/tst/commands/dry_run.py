@@ -18,12 +18,7 @@ from tyro.conf import Positional, arg
 from ..errors import ArgumentError
 from ..planning.plan import GPUS
 from ..planning.trials import try_job
-from .arguments import (
-    GpuKind,
-    Ranks,
-    check_positive,
-    job_arguments,
-)
+from .arguments import GpuKind, Ranks, check_positive, job_arguments
 
 
 def main(

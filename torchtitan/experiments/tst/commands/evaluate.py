@@ -12,11 +12,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from .arguments import (
-    Model,
-    check_positive,
-    log_progress,
-)
+from .arguments import Model, check_positive, log_progress
 
 
 def main(
@@ -43,12 +39,7 @@ def main(
         limit: Documents of each task, for a quick try.
         device: By default the accelerator, or cpu.
     """
-    from ..results.evaluation import (
-        METRICS,
-        Harness,
-        evaluate,
-        table,
-    )
+    from ..results.evaluation import METRICS, Harness, evaluate, table
 
     check_positive(limit=limit)
     log_progress()

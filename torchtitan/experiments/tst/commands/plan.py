@@ -17,23 +17,9 @@ from ..checks.job import check_config
 from ..config.manager import SuperpositionConfigManager
 from ..config.sections import superposition_section
 from ..errors import ArgumentError
-from ..planning.plan import (
-    GPUS,
-    default_ranks,
-    make_plan,
-)
-from ..planning.summary import (
-    memory_lines,
-    nearest_surface,
-    summary,
-)
-from .arguments import (
-    GpuKind,
-    Job,
-    Ranks,
-    check_positive,
-    job_arguments,
-)
+from ..planning.plan import GPUS, default_ranks, make_plan
+from ..planning.summary import memory_lines, nearest_surface, summary
+from .arguments import GpuKind, Job, Ranks, check_positive, job_arguments
 
 
 def main(

@@ -16,17 +16,9 @@ from typing import Annotated
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from ..errors import ArgumentError
-from ..planning.sweep import (
-    make,
-    parse_vary,
-    submission,
-)
+from ..planning.sweep import make, parse_vary, submission
 from ..results.sweep import run_unfinished, write_table
-from .arguments import (
-    Job,
-    check_positive,
-    job_arguments,
-)
+from .arguments import Job, check_positive, job_arguments
 
 Folder = Annotated[Positional[Path], arg(metavar="FOLDER", help="Of the sweep.")]
 

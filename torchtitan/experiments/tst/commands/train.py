@@ -12,16 +12,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ..start import (
-    TRAIN_MODULE,
-    default_processes,
-    start,
-)
-from .arguments import (
-    Job,
-    check_positive,
-    job_arguments,
-)
+from ..start import TRAIN_MODULE, default_processes, start
+from .arguments import Job, check_positive, job_arguments
 
 
 def main(

@@ -7,12 +7,7 @@ from io import StringIO
 from typing import Any, get_args
 
 from ..errors import ConfigTextError
-from .values import (
-    check_value,
-    kinds_of,
-    type_of,
-    unknown_key_error,
-)
+from .values import check_value, kinds_of, type_of, unknown_key_error
 
 
 @contextmanager

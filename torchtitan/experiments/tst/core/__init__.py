@@ -10,26 +10,11 @@ width d and vocabulary V::
 A LossHead in the place of the LM head gives that scalar without ever having all the logits.
 """
 
-from .bags import (
-    IGNORE_INDEX,
-    MODES,
-    document_ids,
-    fold,
-)
+from .bags import IGNORE_INDEX, MODES, document_ids, fold
 from .embedding import BagEmbedding
 from .head import LossHead
-from .losses import (
-    LOSSES,
-    WEIGHTINGS,
-    BagLoss,
-    offset_weights,
-)
-from .schedule import (
-    SCALES,
-    BatchShape,
-    Phase,
-    Schedule,
-)
+from .losses import LOSSES, WEIGHTINGS, BagLoss, offset_weights
+from .schedule import SCALES, BatchShape, Phase, Schedule
 
 __all__ = [
     "IGNORE_INDEX",

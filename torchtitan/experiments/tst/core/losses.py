@@ -21,11 +21,7 @@ import torch.nn.functional as F
 from torch.distributed import _functional_collectives as funcol
 
 from .bags import IGNORE_INDEX
-from .vocabulary import (
-    Logits,
-    ShardedLogits,
-    localize,
-)
+from .vocabulary import Logits, ShardedLogits, localize
 
 # Appendix D's fit to the mutual information of token pairs at distance d: C0 + a * d**k
 _FITTED_C0, _FITTED_A, _FITTED_K = 3.63, 1.35, -1.25

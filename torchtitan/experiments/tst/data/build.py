@@ -10,11 +10,7 @@ from torchtitan.tools.logging import logger
 
 from ..upstream.names import data_of
 from .loader import Section
-from .shards.loader import (
-    ShardsDataloader,
-    ShardsValidationDataloader,
-    is_token_shards,
-)
+from .shards.loader import ShardsDataloader, ShardsValidationDataloader, is_token_shards
 from .text.dataset import TextLoader
 from .text.streams import StreamsDataloader
 

@@ -16,11 +16,7 @@ import tokenizers
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from torchtitan.components.tokenizer import (
-    BaseTokenizer,
-    HuggingFaceTokenizer,
-    build_hf_tokenizer,
-)
+from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer, build_hf_tokenizer
 from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger, warn_once
 from typing_extensions import override

@@ -27,11 +27,7 @@ from ..training.trainer import SuperpositionTrainer
 from ..upstream.fake import FakeTensorMode, PeakMemory
 from ..upstream.isolation import own_state
 from ..upstream.names import train_spec_as
-from ..upstream.stand_ins import (
-    TOKENIZER,
-    attention_masks,
-    stand_ins,
-)
+from ..upstream.stand_ins import TOKENIZER, attention_masks, stand_ins
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,14 +6,7 @@ from .. import paper
 from ..config.sections import JobConfig, superposition_section
 from ..errors import ConfigError, in_one_line
 from .dry_run import dry_run
-from .plan import (
-    Gpu,
-    PhasePlan,
-    Plan,
-    count,
-    describe_data,
-    mfu_of_paper,
-)
+from .plan import Gpu, PhasePlan, Plan, count, describe_data, mfu_of_paper
 
 ASSUMED_MFU = 0.4
 

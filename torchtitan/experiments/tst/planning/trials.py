@@ -8,11 +8,7 @@ from typing import Any
 from ..config.manager import SuperpositionConfigManager
 from ..errors import in_one_line
 from .dry_run import dry_run
-from .plan import (
-    Gpu,
-    default_ranks,
-    make_plan,
-)
+from .plan import Gpu, default_ranks, make_plan
 
 RESERVE = 0.1  # of the memory: for the CUDA context, NCCL's buffers and fragmentation
 

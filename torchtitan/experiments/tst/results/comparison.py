@@ -11,12 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import ArgumentError
-from .curves import (
-    Curves,
-    Place,
-    Point,
-    place_at,
-)
+from .curves import Curves, Place, Point, place_at
 
 VALIDATION, TRAINING = "validation", "training"
 Axis = Callable[[Place], float]

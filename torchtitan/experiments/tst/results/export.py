@@ -31,19 +31,11 @@ from torchtitan.tools.logging import logger
 from ..checks.extensions import register_extensions
 from ..checks.model import model_args_of
 from ..config.manager import SuperpositionConfigManager
-from ..data.tokenizer import (
-    TokenizerError,
-    build_tokenizer,
-    open_tokenizer,
-)
+from ..data.tokenizer import TokenizerError, build_tokenizer, open_tokenizer
 from ..errors import ArgumentError, UserError
 from ..resilience.checkpoint import inventory, manifests
 from ..resilience.checkpoint.manifests import CheckpointError
-from ..resilience.checkpoint.reader import (
-    SafeLoadPlanner,
-    SafeReader,
-    read_metadata,
-)
+from ..resilience.checkpoint.reader import SafeLoadPlanner, SafeReader, read_metadata
 from ..resilience.run_folder import CONFIG_FILE
 
 

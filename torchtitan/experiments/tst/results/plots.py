@@ -12,12 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from .comparison import (
-    Axis,
-    Comparison,
-    comparable_points,
-    flops,
-)
+from .comparison import Axis, Comparison, comparable_points, flops
 from .curves import Curves, Point
 
 PANELS: list[tuple[str, str, Axis]] = [

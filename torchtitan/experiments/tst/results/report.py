@@ -10,20 +10,10 @@ from typing import Any
 
 from ..config.differences import differences
 from ..resilience.run_folder import CONFIG_FILE
-from .comparison import (
-    Comparison,
-    Pair,
-    flops,
-)
+from .comparison import Comparison, Pair, flops
 from .curves import Curves, Place
 from .plots import draw_curves
-from .tables import (
-    NOTES,
-    VIEWS,
-    rows_of_runs,
-    rows_of_view,
-    title,
-)
+from .tables import NOTES, VIEWS, rows_of_runs, rows_of_view, title
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 72rem; margin: 2rem auto;

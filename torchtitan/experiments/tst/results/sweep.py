@@ -18,17 +18,8 @@ from ..config.manager import SuperpositionConfigManager
 from ..config.sections import superposition_section
 from ..errors import UserError
 from ..planning.plan import parameters_and_flops
-from ..planning.sweep import (
-    BAG_SIZE,
-    BASELINE,
-    STEP_RATIO,
-    read_sweep,
-)
-from ..training.metrics import (
-    TRAINING_LOSS,
-    VALIDATION_LOSS,
-    read_metrics,
-)
+from ..planning.sweep import BAG_SIZE, BASELINE, STEP_RATIO, read_sweep
+from ..training.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 from .tables import aligned
 
 

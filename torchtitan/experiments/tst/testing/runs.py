@@ -12,11 +12,7 @@ from typing import NamedTuple
 from ..data.demo_corpus import make_corpus, read_sources
 from ..training.metrics import TRAINING_LOSS, read_metrics
 from . import ranks
-from .layouts import (
-    GLOBAL_BATCH,
-    MODELS,
-    Layout,
-)
+from .layouts import GLOBAL_BATCH, MODELS, Layout
 
 STEPS = 10
 JOB = (

@@ -14,21 +14,13 @@ from typing import Any
 os.environ.setdefault("LOGURU_LEVEL", "CRITICAL")  # datatrove tells all in its log files
 
 import multiprocess
-from datatrove.executor import (
-    LocalPipelineExecutor,
-    RayPipelineExecutor,
-    SlurmPipelineExecutor,
-)
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import PipelineStats
 from tqdm import tqdm
 
-from .tokenization import (
-    LOCKS,
-    TokenizationError,
-    prepare,
-)
+from .tokenization import LOCKS, TokenizationError, prepare
 from .tokenization_options import Machine, Options
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -29,16 +29,8 @@ from typing_extensions import override
 from ...config.layout import global_batch_size
 from ...config.schedule import build_schedule
 from ...config.sections import token_shards_section
-from ..loader import (
-    Batch,
-    PhaseDataloader,
-    StatedBatch,
-)
-from .mixture import (
-    Mixture,
-    Position,
-    Window,
-)
+from ..loader import Batch, PhaseDataloader, StatedBatch
+from .mixture import Mixture, Position, Window
 from .token_shards import TokenShards
 
 DATASET = "token_shards"

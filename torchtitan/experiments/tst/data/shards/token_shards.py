@@ -19,11 +19,7 @@ import xxhash
 from torchtitan.components.tokenizer import BaseTokenizer
 
 from ...errors import UserError
-from ..tokenizer_identity import (
-    checksum,
-    checksum_in,
-    entries,
-)
+from ..tokenizer_identity import checksum, checksum_in, entries
 
 CORPUS_FILE = "corpus.json"
 _DTYPES: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}

@@ -25,18 +25,10 @@ from datatrove.utils.stats import MetricStats
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from typing_extensions import override
 
-from ..tokenizer import (
-    TokenizerError,
-    announce_tokenizer,
-    open_tokenizer,
-)
+from ..tokenizer import TokenizerError, announce_tokenizer, open_tokenizer
 from ..tokenizer_identity import entries, label
 from .token_shards import CORPUS_FILE, read_shards
-from .tokenization_input import (
-    TokenizationError,
-    build_reader,
-    list_inputs,
-)
+from .tokenization_input import TokenizationError, build_reader, list_inputs
 from .tokenization_options import Options
 
 TOKENIZE = "tokenize"  # the first of two pipelines

@@ -16,16 +16,8 @@ from typing_extensions import override
 
 from ...errors import UserError
 from ..errors import DataError, RecordError
-from ..text.files import (
-    JSONL,
-    check_documents,
-    data_files,
-)
-from ..text.records import (
-    PARQUET,
-    read_documents,
-    text_of,
-)
+from ..text.files import JSONL, check_documents, data_files
+from ..text.records import PARQUET, read_documents, text_of
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_TIMEOUT = 30  # (s)

@@ -17,11 +17,7 @@ from typing_extensions import override
 
 from ...config.sections import text_dataset_section
 from ..errors import DataError
-from ..loader import (
-    Batch,
-    Section,
-    named_errors,
-)
+from ..loader import Batch, Section, named_errors
 from .datasets import text_key_of
 from .files import DataFiles
 

@@ -17,18 +17,8 @@ from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS
 
 from ..errors import DataError
-from .files import (
-    JSONL,
-    DataFiles,
-    data_files,
-)
-from .records import (
-    PARQUET,
-    TEXT_KEY,
-    Document,
-    read_json_lines,
-    read_parquet,
-)
+from .files import JSONL, DataFiles, data_files
+from .records import PARQUET, TEXT_KEY, Document, read_json_lines, read_parquet
 
 
 @dataclasses.dataclass(frozen=True)

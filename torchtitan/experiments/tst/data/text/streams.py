@@ -35,11 +35,7 @@ from ...config.layout import global_batch_size
 from ...config.schedule import build_schedule
 from ...resilience.checkpoint.reader import PlainUnpickler
 from ...upstream.names import data_of
-from ..loader import (
-    Batch,
-    PhaseDataloader,
-    StatedBatch,
-)
+from ..loader import Batch, PhaseDataloader, StatedBatch
 from .dataset import TextDataset
 from .files import DataFiles
 

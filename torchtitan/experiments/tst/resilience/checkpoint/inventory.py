@@ -28,11 +28,7 @@ from torchtitan.tools.logging import logger
 from ...upstream.names import SHARDED_DIR_NAME, WEIGHTS_INDEX
 from ..file_checks import what_is_wrong
 from ..run_folder import CONFIG_FILE
-from .manifests import (
-    METADATA,
-    CheckpointError,
-    read_manifest,
-)
+from .manifests import METADATA, CheckpointError, read_manifest
 from .reader import read_metadata
 
 BOUNDARY = "boundary"

@@ -16,12 +16,7 @@ from typing_extensions import override
 
 from ...upstream.names import FileSystemWriter
 from .inventory import step_folder
-from .manifests import (
-    METADATA,
-    file_entry,
-    new_checksum,
-    write_manifest,
-)
+from .manifests import METADATA, file_entry, new_checksum, write_manifest
 from .moves import publish
 
 
