@@ -1,5 +1,6 @@
 """The rooms of the package form layers: import-linter's contracts in pyproject.toml."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -51,3 +52,23 @@ def test_an_import_that_points_up_is_noticed(tmp_path, module, line):
     changed.write_text((changed.read_text() if changed.exists() else "") + f"\n{line}\n")
     result = lint(tmp_path)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stdout
+
+
+CODE = sorted(
+    path for folder in ("torchtitan", "scripts") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= (40 if node.name == "__init__" else 60), node.name
+
+
+def test_the_package_replaces_nothing_by_a_library_of_tests():
+    for path in (ROOT / "torchtitan").rglob("*.py"):
+        assert "unittest" not in path.read_text(), path
