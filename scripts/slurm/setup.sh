@@ -12,6 +12,8 @@ unset _environment
 
 # Split a text at its spaces, as a shell does: "--nodes=2 --output='my job.out'" is two options.
 split() { # ARRAY TEXT
-    mapfile -t "$1" < <(xargs -r printf '%s\n' <<<"$2" 2>/dev/null)
-    wait $! || { echo "$2: a quote is not closed" >&2 && exit 2; }
+    local lines # and a dot, as $() cuts off newlines at the end
+    lines=$(xargs -r printf '%s\n' <<<"$2" 2>/dev/null && echo .) ||
+        { echo "$2: a quote is not closed" >&2 && exit 2; }
+    mapfile -t "$1" < <(printf %s "${lines%.}")
 }

@@ -50,6 +50,11 @@ def test_every_config_is_built_for_its_ranks(path, build):
     assert not dist.is_initialized() and torch.nn.init.trunc_normal_.__module__ == "torch.nn.init"
 
 
+def test_its_data_need_not_be_here():
+    data = ["--training.dataset=jsonl", "--training.dataset_path=/none/*.jsonl"]
+    assert dry_run(load(PAPER.parent / "debug/llama3.toml", *data), 8, play=False).mesh
+
+
 FEW_TOKENS = ["--training.local_batch_size=1", "--validation.local_batch_size=1"]
 
 

@@ -213,6 +213,10 @@ class _DryRunTrainer(SuperpositionTrainer):
         pass  # its files need not be here
 
     @override
+    def run_facts(self) -> dict[str, Any]:
+        return {}  # of files that need not be here
+
+    @override
     def init_distributed(self) -> ParallelDims:
         layout = super().init_distributed()
         layout.build_mesh()  # needs values; on a single rank it would be built in the first step
