@@ -19,7 +19,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import measuring
 import numpy as np
@@ -40,6 +39,8 @@ from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.config.sections import JobConfig, TokenShards
 from torchtitan.experiments.tst.data.build import build_dataloader
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
+from torchtitan.experiments.tst.upstream.names import train_spec_as
+from torchtitan.experiments.tst.upstream.replaced import replaced
 
 UPSTREAM, RECOVERY = "TorchTitan", "recovery"
 STEPS = 10**6  # of a run, more than are taken
@@ -112,8 +113,8 @@ def no_tokenizer(model: str) -> Iterator[None]:
         build_dataloader_fn=build_dataloader,
     )
     with (
-        mock.patch.object(dist_utils, "init_distributed", init_once),
-        mock.patch.dict(train_spec_module._extra_train_specs, {model: spec}),
+        replaced(dist_utils, "init_distributed", init_once),
+        train_spec_as(model, spec),
     ):
         yield
 

@@ -77,6 +77,8 @@ def test_an_unknown_command_suggests_the_nearest(tst, name, hint):
         ("sweep", "run", "no sweep", "--jobs"),
         ("sweep", "run", "no sweep", "--nproc"),
         ("evaluate", "no model", "--limit"),
+        ("tokenize", "a.jsonl", "shards", "--tokenizer=x", "--workers"),
+        ("tokenize", "a.jsonl", "shards", "--tokenizer=x", "--tasks"),
     ],
 )
 @pytest.mark.parametrize("number", [0, -2])
@@ -99,12 +101,41 @@ def test_an_unknown_option_suggests_the_nearest(tst):
         (["no.toml"], "config error: job.config_file = 'no.toml': No such file"),
         ([DEMO, "--job.config_file=b.toml"], "error: --job.config_file=b.toml: the job is"),
         ([DEMO, "--mfu=2"], "error: --mfu 2.0: must be in (0, 1]"),
+        ([DEMO, "--plot=plan.xyz"], "error: --plot plan.xyz: must end with one of .png, .pdf"),
     ],
 )
 def test_an_error_is_one_line(tst, command, error):
     result = tst("plan", *command)
     assert result.code == 2 and result.stdout == ""
     assert result.stderr.startswith(error) and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        (("export", "FOLDER", "output"), "config.toml"),
+        (("sweep", "table", "FOLDER"), "sweep.json"),
+        (
+            ("tokenize", "CORPUS/train.jsonl", "FOLDER", "--tokenizer=CORPUS/tokenizer"),
+            "corpus.json",
+        ),
+    ],
+)
+def test_a_damaged_file_is_named(tst, corpus, tmp_path, command, file):
+    (tmp_path / file).write_bytes(b"\xff{")
+    words = [word.replace("CORPUS", str(corpus)) for word in command]
+    result = tst(*(word.replace("FOLDER", str(tmp_path)) for word in words))
+    assert result.code == 2 and result.stdout == ""
+    assert f"{tmp_path / file} is damaged: " in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_command_prints_its_own_error_in_a_rank_too(tst, monkeypatch, tmp_path):
+    """Such as a subprocess of one, whose error file is not the command's."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TST_LAUNCH", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert tst("plan", "no.toml").stderr.startswith("config error: job.config_file = 'no.toml'")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fault_of_the_code_keeps_its_traceback(tst, monkeypatch):

@@ -1,5 +1,7 @@
 """A command line that cannot be read is an error of one line, not a box of ten."""
 
+import importlib
+
 import pytest
 
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
@@ -53,3 +55,11 @@ def test_what_is_no_fault():
     )
     assert config.model.converters == ["a", "b"]
     assert config.debug.seed == -1
+
+
+@pytest.mark.parametrize("name", ["models", "data.datasets"])
+def test_an_extension_of_older_versions_is_found_where_it_is_now(name):
+    old = f"--experimental.custom_import=torchtitan.experiments.tst.{name}"
+    config = SuperpositionConfigManager().parse_args([old])
+    assert config.experimental.custom_import == "torchtitan.experiments.tst.extension"
+    importlib.import_module(config.experimental.custom_import)

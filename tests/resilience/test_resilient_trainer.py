@@ -66,6 +66,16 @@ def test_a_config_that_contradicts_the_checkpoint(run, make_config, tmp_path):
         check_job(make_config(*ON, *SAVE))
 
 
+def test_recovery_goes_on_without_superposition(run, whole, tmp_path):
+    """From a checkpoint of the trainer that knows more: what it knows is not compared."""
+    checkpoint = tmp_path / "run" / "checkpoint" / "step-4"
+    shutil.copytree(whole.checkpoints / "step-4", checkpoint)
+    # upstream's loader reads the same tokens from the same position
+    assert run(*SAVE) == {step: whole.losses[step] for step in (5, 6)}
+    with pytest.raises(CheckpointError, match=r"model\.flavor = 'demo_small', .* 'demo'"):
+        run(*SAVE, "--model.flavor=demo_small", "--checkpoint.load_step=4")
+
+
 def test_a_loss_that_is_no_number(run, tmp_path):
     def poison(trainer, loss):
         if trainer.step == 2:

@@ -141,7 +141,7 @@ def test_a_signal_to_every_process_of_a_job(base_args, tmp_path, number):
     rank = [str(ROOT / "tests" / "checkpoint_process.py"), *job]
     code, output = signal_every_process(rank, run, number)
     assert code == STOPPED_EXIT_CODE, output
-    last = inventory.newest_resumable(run / "checkpoint")
+    last = inventory.list_checkpoints(run / "checkpoint")[-1].path
     assert f"Stopped after step {last.name.removeprefix('step-')}," in output
     assert manifests.damages(last, manifests.read_manifest(last)["files"]) == []
 

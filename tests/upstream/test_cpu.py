@@ -41,6 +41,20 @@ assert torchtitan.tools.utils.device_type == "cuda"
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the CPU alone is patched")
+def test_modules_that_have_asked_for_the_device_are_patched_too():
+    code = """
+import torch
+from torchtitan.tools import profiling, utils
+from torchtitan.experiments.tst.upstream.cpu import enable_cpu_if_alone
+assert utils.device_type == "cuda" and enable_cpu_if_alone() and not enable_cpu_if_alone()
+assert utils.get_device_info() == ("cpu", torch.cpu)
+assert (utils.device_type, utils.device_module) == ("cpu", torch.cpu)
+assert profiling.device_module == torch.cpu
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the CPU alone is patched")
 def test_histc_of_expert_ids_counts_integers():
     ids = torch.tensor([0, 3, 3, 1])
     counts = torch.histc(ids, bins=5, min=0, max=5)

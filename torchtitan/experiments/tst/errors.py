@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 class ArgumentError(UserError, ValueError):
-    """An argument of a command or a function that it cannot work with."""
+    """Something that a command or a function was given, and cannot work with."""
 
 
 class ConfigError(UserError, ValueError):

@@ -3,7 +3,7 @@
 from torchtitan import train as upstream
 
 from .config.manager import SuperpositionConfigManager
-from .resilience.reporting import errors_in_one_line
+from .resilience.reporting import end_with, errors_in_one_line
 from .training.trainer import SuperpositionTrainer
 from .upstream.cpu import enable_cpu_if_alone
 from .upstream.replaced import replaced
@@ -17,7 +17,7 @@ def main() -> None:
     """
     enable_cpu_if_alone()
     with (
-        errors_in_one_line("training stopped"),
+        errors_in_one_line("training stopped", end_with),
         replaced(upstream, "ConfigManager", SuperpositionConfigManager),
     ):
         upstream.main(SuperpositionTrainer)

@@ -20,7 +20,7 @@ def check_superposition(job_config: JobConfig) -> Schedule:
     section = superposition_section(job_config)
     if section.bag_size > 1:
         _check_steps(section, job_config.training.steps)
-        _check_combinations(section)
+        _check_choices(section)
     schedule = build_schedule(job_config)
     if schedule.enabled:
         _check_shapes(job_config, schedule)
@@ -57,7 +57,7 @@ def _check_steps(section: Superposition, total_steps: int) -> None:
         )
 
 
-def _check_combinations(section: Superposition) -> None:
+def _check_choices(section: Superposition) -> None:
     if section.loss != "mce" and section.weighting != "uniform":
         raise ConfigError(
             "superposition.weighting",

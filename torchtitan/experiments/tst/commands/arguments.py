@@ -17,6 +17,7 @@ Model = Annotated[
 ]
 Ranks = Annotated[int | None, arg(metavar="N", help="GPUs. By default those of its layout.")]
 
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 GpuKind = Literal["A100", "H100", "H200", "B200"]
 
 

@@ -19,7 +19,7 @@ from ..config.sections import superposition_section
 from ..errors import ArgumentError
 from ..planning.plan import GPUS, default_ranks, make_plan
 from ..planning.summary import memory_lines, nearest_surface, summary
-from .arguments import GpuKind, Job, Ranks, check_positive, job_arguments
+from .arguments import PLOT_SUFFIXES, GpuKind, Job, Ranks, check_positive, job_arguments
 
 
 def main(
@@ -47,6 +47,8 @@ def main(
     check_positive(ranks=ranks)
     if mfu is not None and not 0 < mfu <= 1:
         raise ArgumentError(f"--mfu {mfu}: must be in (0, 1]")
+    if plot and plot.suffix not in PLOT_SUFFIXES:
+        raise ArgumentError(f"--plot {plot}: must end with one of {', '.join(PLOT_SUFFIXES)}")
     config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))
     ranks = ranks or default_ranks(config)
     check_config(config, ranks)

@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -12,7 +13,7 @@ import tyro
 
 from .. import models
 from ..data.text import datasets
-from ..resilience.reporting import end_with, errors_in_one_line
+from ..resilience.reporting import EXIT_CODE, errors_in_one_line
 from .arguments import split_overrides
 
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
@@ -73,7 +74,9 @@ def _extras_named(name: str) -> Iterator[None]:
         if package not in _EXTRAS:
             raise
         extra = _EXTRAS[package]
-        end_with(f'tst {name} needs {package}: pip install "torchtitan-tst[{extra}]"')
+        text = f'tst {name} needs {package}: pip install "torchtitan-tst[{extra}]"'
+        print(text, file=sys.stderr)
+        sys.exit(EXIT_CODE)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -15,6 +15,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..data.shards.tokenization_options import Machine, Options
+from .arguments import check_positive
 
 
 def main(
@@ -34,6 +35,7 @@ def main(
         options: How to tokenize.
         machine: Where to do it.
     """
+    check_positive(workers=machine.workers, tasks=options.tasks)
     from ..data.shards.executors import tokenize
     from ..data.shards.tokenization import read_corpus_file
 

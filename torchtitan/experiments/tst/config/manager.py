@@ -12,10 +12,17 @@ from torchtitan.config import JobConfig as UpstreamJobConfig
 from typing_extensions import override
 from tyro.constructors import ConstructorRegistry
 
-from ..errors import ConfigError
+from ..errors import ConfigError, in_one_line
 from .command_line import refused_in_one_line
 from .sections import JobConfig
 from .values import check_toml
+
+EXTENSION = "torchtitan.experiments.tst.extension"
+# where our flavors and datasets were until November 2026, as experimental.custom_import
+OLD_EXTENSIONS = (
+    "torchtitan.experiments.tst.models",
+    "torchtitan.experiments.tst.data.datasets",
+)
 
 
 class SuperpositionConfigManager(ConfigManager):
@@ -41,7 +48,11 @@ class SuperpositionConfigManager(ConfigManager):
     def parse_args(self, args: list[str] | None = None) -> JobConfig:
         args = sys.argv[1:] if args is None else args
         with refused_in_one_line(args, lambda: self._extended_cls):
-            return super().parse_args(args)
+            config = super().parse_args(args)
+        experimental = config.experimental
+        if experimental.custom_import in OLD_EXTENSIONS:
+            experimental.custom_import = EXTENSION
+        return config
 
     @override
     def _maybe_load_toml(self, args: list[str]) -> dict[str, Any] | None:
@@ -54,10 +65,12 @@ class SuperpositionConfigManager(ConfigManager):
     ) -> type[UpstreamJobConfig]:
         try:
             self._extended_cls = super()._maybe_add_custom_config(args, toml_values)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # the module may do anything
             key, of_toml = "custom_config_module", (toml_values or {}).get("job", {})
             name = _option(key, args) or of_toml[key]
-            raise ConfigError(f"job.{key}", name, f"cannot be imported: {error}") from error
+            raise ConfigError(
+                f"job.{key}", name, f"cannot be imported: {in_one_line(error)}"
+            ) from error
         check_toml(self._extended_cls, toml_values or {})
         return self._extended_cls
 

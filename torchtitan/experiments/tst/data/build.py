@@ -24,8 +24,8 @@ def build_dataloader(
 ) -> BaseDataLoader:
     """A ``TrainSpec.build_dataloader_fn`` in the place of upstream's for text.
 
-    More than one worker process for text (``job_checks`` has seen to it that superposition is off
-    and the dataset streams) is upstream's own loader, which shares the data out to its workers.
+    More than one worker process for text is upstream's own loader, which shares the data out to its
+    workers. The checks of a job's data allow it without superposition only.
     """
     if is_token_shards(job_config.training):
         return ShardsDataloader(dp_world_size, dp_rank, tokenizer, job_config)

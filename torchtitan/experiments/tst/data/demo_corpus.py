@@ -16,6 +16,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torchtitan.config import JobConfig
 
+from .errors import DataError
 from .shards.token_shards import CORPUS_FILE
 from .shards.tokenization_options import Machine, Options
 
@@ -125,7 +126,10 @@ def make_if_read(job_config: JobConfig) -> None:
 
 
 def _is_complete(tokens: Path) -> bool:
+    path = tokens / CORPUS_FILE
     try:
-        return bool(json.loads((tokens / CORPUS_FILE).read_text())["complete"])
+        return bool(json.loads(path.read_text())["complete"])
     except FileNotFoundError:
         return False
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); remove {tokens}") from error

@@ -22,7 +22,7 @@ from torchtitan.tools.logging import logger, warn_once
 from typing_extensions import override
 
 from ..errors import ConfigError, UserError
-from ..resilience.file_checks import what_is_wrong
+from ..file_checks import what_is_wrong
 from .tokenizer_identity import entries
 
 _TOKENIZER, _CONFIG, _MERGES = "tokenizer.json", "tokenizer_config.json", "merges.txt"

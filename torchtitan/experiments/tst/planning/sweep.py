@@ -129,12 +129,15 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     """Return the content of sweep.json.
 
     Raises:
-        ArgumentError: if there is none.
+        ArgumentError: if there is none, or it is damaged.
     """
+    path = folder / "sweep.json"
     try:
-        return json.loads((folder / "sweep.json").read_text())
+        return json.loads(path.read_text())
     except FileNotFoundError:
         raise ArgumentError(f"{folder} holds no sweep (sweep.json)") from None
+    except ValueError as error:
+        raise ArgumentError(f"{path} is damaged: {error}") from error
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ the same. Under :mod:`..launch` they leave it to the launcher to say, whose outp
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -25,18 +25,27 @@ _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # which the launcher reads after a fail
 
 
 @contextmanager
-def errors_in_one_line(title: str = "error") -> Iterator[None]:
+def errors_in_one_line(
+    title: str = "error", end: Callable[[str, int], NoReturn] | None = None
+) -> Iterator[None]:
     """End the process with one line for an error that the user can fix: around every ``main``.
 
     Args:
         title: of errors without a title of their own, such as those of the operating system.
+        end: ends the process, given the line and the exit code; by default it prints the line. A
+            rank ends by :func:`end_with`.
     """
     try:
         yield
     except UserError as error:
-        end_with(f"{error.title or title}: {error}", error.exit_code)
+        (end or _print_and_exit)(f"{error.title or title}: {error}", error.exit_code)
     except OSError as error:
-        end_with(f"{title}: {error}")
+        (end or _print_and_exit)(f"{title}: {error}", EXIT_CODE)
+
+
+def _print_and_exit(error: str, exit_code: int) -> NoReturn:
+    print(error, file=sys.stderr, flush=True)
+    sys.exit(exit_code)
 
 
 def end_with(error: str, exit_code: int = EXIT_CODE) -> NoReturn:

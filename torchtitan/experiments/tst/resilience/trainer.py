@@ -31,7 +31,6 @@ from typing_extensions import override
 from ..config.layout import global_batch_size
 from ..config.sections import resilience_section
 from ..upstream.construction import built_by
-from ..upstream.parallelize import add_up_partial_gradients
 from ..upstream.refusals import refusals_as_config_errors
 from ..upstream.replaced import replaced
 from .checkpoint.manager import ResilientCheckpointManager
@@ -62,6 +61,8 @@ class ResilientTrainer(Trainer):
             self.stop_request.listen()
         try:
             self.build(job_config)
+            if dist.get_rank() == 0:
+                write_config(job_config)
         except BaseException:
             self.stop_request.close()
             raise
@@ -88,8 +89,6 @@ class ResilientTrainer(Trainer):
             self.optimizers, resilience.max_skipped_steps, _maximum_of_ranks, self.share
         )
         self.optimizers.register_step_pre_hook(self.before_optimizer_step)
-        if dist.get_rank() == 0:
-            write_config(job_config)
 
     def change_spec(self, spec: TrainSpec) -> TrainSpec:
         """Return the train spec to build from, given the model's."""
@@ -117,11 +116,15 @@ class ResilientTrainer(Trainer):
     def contradictions(self, manifest: dict[str, Any], not_loaded: list[str]) -> list[str]:
         """Return where the job differs from a checkpoint, both values in each line.
 
+        Facts that only the trainer of the checkpoint knows do not count.
+
         Args:
             manifest: of the checkpoint.
             not_loaded: ``checkpoint.exclude_from_loading``.
         """
-        ignored = {"training.dataset"} if DATALOADER in not_loaded else set()
+        ignored = set(manifest["run"].keys() - self.facts.keys())
+        if DATALOADER in not_loaded:
+            ignored.add("training.dataset")
         return differences(manifest["run"], self.facts, ignored)
 
     def is_boundary(self, step: int) -> bool:
@@ -161,7 +164,7 @@ class ResilientTrainer(Trainer):
             last_step = self.step == self.job_config.training.steps
             if last_step or self.checkpointer.will_save(self.step):
                 self.step_check.settle()
-        except DataloaderExhaustedError:  # on all ranks in the same step
+        except DataloaderExhaustedError:  # our loaders end on all ranks in the same step
             self.step -= 1
             steps = self.job_config.training.steps
             logger.warning(f"The data ends after step {self.step} of {steps}")
@@ -181,12 +184,15 @@ class ResilientTrainer(Trainer):
 
         @functools.wraps(clip)
         def clip_and_record(parameters: list[nn.Parameter], *args: Any, **kwargs: Any) -> Any:
-            add_up_partial_gradients(parameters)
+            self.before_clipping(parameters)
             self._grad_norm = clip(parameters, *args, **kwargs)
             return self._grad_norm
 
         with replaced(dist_utils, "clip_grad_norm_", clip_and_record):
             yield
+
+    def before_clipping(self, parameters: list[nn.Parameter]) -> None:
+        """Called with the gradients of a step, before their norm is taken."""
 
     def before_optimizer_step(self, *args: Any) -> None:
         """The ranks tell each other of faults and of requests to stop, and act alike."""

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ..errors import UserError
-from ..resilience.run_folder import CONFIG_FILE
+from ..resilience.run_folder import read_config
 from ..training.metrics import (
     DATA_TOKENS,
     LATENTS,
@@ -158,7 +157,7 @@ def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        return tomli.loads((folder / CONFIG_FILE).read_text())
+        return read_config(folder)
     except FileNotFoundError:
         return {}
 

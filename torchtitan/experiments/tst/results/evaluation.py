@@ -105,7 +105,11 @@ def run_harness(folder: Path, harness: Harness) -> dict[str, Any]:
     Raises:
         ArgumentError: for tasks that the harness does not know, or that this model cannot do.
     """
-    manager = TaskManager(include_path=str(harness.include_path) if harness.include_path else None)
+    path = harness.include_path
+    try:
+        manager = TaskManager(include_path=str(path) if path else None)
+    except ValueError as error:  # of a task's YAML
+        raise ArgumentError(f"--include-path {path}: {error}") from error
     known = set(manager.all_tasks)
     if unknown := [task for task in harness.tasks if task not in known]:
         raise ArgumentError(
@@ -153,13 +157,16 @@ def _load_model(folder: Path, batch_size: str, device: str) -> _Model:
         logging.warning(
             "The tokenizer has neither BOS nor EOS: a line break is the context of what has none"
         )
-    return _Model(
-        pretrained=str(folder),
-        add_bos_token=tokenizer.bos_id is not None,  # documents begin so in training
-        batch_size=batch_size,
-        device=device,
-        **options,
-    )
+    try:
+        return _Model(
+            pretrained=str(folder),
+            add_bos_token=tokenizer.bos_id is not None,  # documents begin so in training
+            batch_size=batch_size,
+            device=device,
+            **options,
+        )
+    except ValueError as error:  # such as of a model that transformers does not know
+        raise ArgumentError(f"{folder}: {error}") from error
 
 
 def _scores_of(results: dict[str, Any], tasks: list[str]) -> dict[str, float]:

@@ -43,6 +43,8 @@ def sample(
     for name, least in (("samples", 1), ("tokens", 1), ("temperature", 0), ("top-k", 0)):
         if numbers[name] < least:
             raise ArgumentError(f"--{name} {numbers[name]}: must be at least {least}")
+    if not 0 <= seed < 2**32:
+        raise ArgumentError(f"--seed {seed}: must be in [0, 2**32)")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with exported(model, job_arguments) as folder:
@@ -53,9 +55,12 @@ def _sample(
     folder: Path, prompt: str, samples: int, tokens: int, temperature: float, top_k: int, seed: int
 ) -> list[str]:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except ValueError as error:  # such as of a model that transformers does not know
+        raise ArgumentError(f"{folder}: {error}") from error
     model = model.to(device)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(prompt).input_ids
     if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
         ids = [tokenizer.bos_token_id, *ids]

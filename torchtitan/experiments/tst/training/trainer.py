@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torchtitan.config import JobConfig
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.protocols.train_spec import TrainSpec
@@ -30,7 +31,7 @@ from ..data.shards.loader import ShardsDataloader, announce_data
 from ..data.tokenizer import announce_tokenizer
 from ..errors import ConfigError
 from ..resilience.trainer import ResilientTrainer
-from ..upstream.parallelize import forget_shapes
+from ..upstream.parallelize import add_up_partial_gradients, forget_shapes
 from .phase_loss import PhaseLoss, Targets, loss_heads
 from .reinit import reinitialize
 from .train_spec import superposition_train_spec
@@ -110,6 +111,7 @@ class SuperpositionTrainer(ResilientTrainer):
             self._set_timeouts(self.job_config.comm.train_timeout_seconds)
 
     def _folded(self, data_iterator: Iterator[Batch]) -> Iterator[Batch]:
+        """Fold when the step takes its first micro-batch, where an end of the data is handled."""
         yield from self.fold_step(data_iterator)
 
     def fold_step(self, data_iterator: Iterator[Batch]) -> list[Batch]:
@@ -169,6 +171,10 @@ class SuperpositionTrainer(ResilientTrainer):
             batch = (bags, labels, extra_inputs, extra_kwargs)
         self.loss_fn.expect(Targets(batch[1], self._coefficients, self._divisor), self.heads)
         return batch
+
+    @override
+    def before_clipping(self, parameters: list[nn.Parameter]) -> None:
+        add_up_partial_gradients(parameters)
 
     # The boundary
 

@@ -1,1 +1,1 @@
-"""Every patch and every private name of TorchTitan and torch; its README lists them."""
+"""Private names and patches of TorchTitan and torch; its README lists all of them."""

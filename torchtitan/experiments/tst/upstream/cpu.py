@@ -59,11 +59,15 @@ def _settle_device_type() -> None:
     """Upstream takes "cuda" for granted when it finds no accelerator."""
     replace(torch._utils, "_get_available_device_type", lambda: "cpu")
     loaded: dict[str, Any] = dict(sys.modules)
+    settled = {
+        "_get_available_device_type": torch._utils._get_available_device_type,
+        "device_type": "cpu",
+        "device_module": torch.cpu,
+    }
     for name, module in loaded.items():
-        if name.startswith("torchtitan.") and hasattr(module, "device_type"):
-            replace(module, "device_type", "cpu")
-            if hasattr(module, "device_module"):
-                replace(module, "device_module", torch.cpu)
+        if name.startswith("torchtitan."):
+            for attribute in settled.keys() & vars(module).keys():
+                replace(module, attribute, settled[attribute])
 
 
 def _complete_torch_cpu() -> None:

@@ -1,7 +1,8 @@
 """Functions and values of other packages, replaced in one way.
 
 Whatever this package replaces in TorchTitan, torch or the standard library goes through here, so
-that a name that is no longer there is an error, and not a patch without effect.
+that a name that is no longer there is an error, and not a patch without effect. What is only added,
+such as functions that ``torch.cpu`` lacks, is set directly.
 """
 
 from collections.abc import Iterator

@@ -106,7 +106,10 @@ def _run(machine: Machine, executors: list[PipelineExecutor], folder: Path) -> N
     for executor, description in zip(executors, ("Tokenizing", "Finishing"), strict=True):
         logs = Path(executor.logging_dir.path)
         with _progress(description, executor.world_size, logs, folder):
-            executor.run()
+            try:
+                executor.run()
+            except ValueError as error:  # such as of datasets, for a name that the hub has not
+                raise TokenizationError(str(error)) from error
         if failed := executor.get_incomplete_ranks(skip_completed=True):
             raise TokenizationError(f"tasks {failed} failed; their logs are in {logs}/logs")
 

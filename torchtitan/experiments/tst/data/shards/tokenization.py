@@ -131,9 +131,16 @@ def _count(stats: Path) -> MetricStats:
 
 
 def read_corpus_file(folder: Path) -> dict[str, Any]:
-    """What ``corpus.json`` says; nothing if it is not there."""
+    """Return what ``corpus.json`` says; nothing if it is not there.
+
+    Raises:
+        TokenizationError: if it is damaged.
+    """
     path = folder / CORPUS_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise TokenizationError(f"{path} is damaged: {error}; remove {folder}") from error
 
 
 def _write_corpus_file(folder: Path, content: dict[str, Any]) -> None:

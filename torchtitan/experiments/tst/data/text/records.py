@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...resilience.file_checks import what_is_wrong
+from ...file_checks import what_is_wrong
 from ..errors import RecordError
 
 TEXT_KEY = "text"  # the field of a record that holds the text, if no other is named

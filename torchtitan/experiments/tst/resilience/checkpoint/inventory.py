@@ -1,9 +1,9 @@
-"""What the folders of a run are. Everything that reads or replaces a checkpoint asks here.
+"""What the folders of a run are. Everything that reads a checkpoint asks here.
 
 In the run's checkpoint folder (``checkpoint.folder``):
 
 - ``step-N``: a complete checkpoint. It has its name only once everything in it is on disk.
-- ``boundary``: link to the checkpoint of the last superposition step.
+- ``boundary``: link to the checkpoint that is never deleted, of the last superposition step.
 - ``saving-N``: a save that is going on, or was cut short.
 - ``deleting-N``: a deletion that is going on, or was cut short.
 - ``damaged-N``: set aside by ``resilience.skip_damaged``.
@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-import tomli
 from safetensors import SafetensorError, safe_open
 from torchtitan.components.checkpoint import DATALOADER, LR_SCHEDULER, OPTIMIZER, TRAIN_STATE
 from torchtitan.tools.logging import logger
 
+from ...file_checks import what_is_wrong
 from ...upstream.names import SHARDED_DIR_NAME, WEIGHTS_INDEX
-from ..file_checks import what_is_wrong
-from ..run_folder import CONFIG_FILE
+from ..run_folder import read_config
 from .manifests import METADATA, CheckpointError, read_manifest
 from .reader import read_metadata
 
@@ -176,7 +175,7 @@ def check_may_start_anew(folder: Path, checkpoints: list[Checkpoint]) -> None:
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """The folders ``step-N`` of a run, of every kind, by ascending step."""
-    return [Checkpoint(path, step) for step, path in named(folder, "step")]
+    return [Checkpoint(path, step) for step, path in folders_of_kind(folder, "step")]
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -262,7 +261,7 @@ def find_checkpoint(path: Path) -> Path:
 def checkpoints_of(path: Path) -> Path:
     """The folder of a run's checkpoints, of the run folder or of itself."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        return path / tomli.loads((path / CONFIG_FILE).read_text())["checkpoint"]["folder"]
+        return path / read_config(path)["checkpoint"]["folder"]
     return path / "checkpoint" if (path / "checkpoint").is_dir() else path
 
 
@@ -295,7 +294,7 @@ def step_folder(folder: Path, step: int, kind: str = "step") -> Path:
     return folder / f"{kind}-{step}"
 
 
-def named(folder: Path, kind: str) -> list[tuple[int, Path]]:
+def folders_of_kind(folder: Path, kind: str) -> list[tuple[int, Path]]:
     """Return the steps and the folders of one kind, by ascending step."""
     if not folder.is_dir():
         return []

@@ -230,6 +230,7 @@ class ResilientCheckpointManager(CheckpointManager):
 
     def _resume_point(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
         """The checkpoint to resume from, or the model with which the run has ended; checked."""
+        damaged: list[Checkpoint] = []
 
         def damage(found: Checkpoint) -> str:
             damages = damages_on_all_ranks(found.path, self.run.share)
@@ -237,12 +238,13 @@ class ResilientCheckpointManager(CheckpointManager):
                 raise DamageError(
                     damages, "--resilience.skip_damaged goes on from the one before it"
                 )
-            if damages and dist.get_rank() == 0 and not self.load_only:
-                aside = set_aside(Path(self.folder), found.step, "damaged")
-                logger.warning(f"{found.path} is now {aside}")
+            damaged.extend([found] * bool(damages))
             return "; ".join(damages)
 
         def skipped(found: Checkpoint, reason: str) -> None:
+            if found in damaged and dist.get_rank() == 0 and not self.load_only:
+                aside = set_aside(Path(self.folder), found.step, "damaged")
+                logger.warning(f"{found.path} is now {aside}")
             logger.warning(f"Skipped {found.path}: {reason}")
 
         point = inventory.resume_point(checkpoints, self.total_steps, damage, skipped)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torchtitan.tools.logging import logger
 
-from .inventory import BOUNDARY, Kind, identify, named, step_folder
+from .inventory import BOUNDARY, Kind, folders_of_kind, identify, step_folder
 from .manifests import CheckpointError, read_manifest
 
 
@@ -61,9 +61,9 @@ def set_aside(folder: Path, step: int, kind: str) -> Path:
 
 def tidy(folder: Path) -> Iterable[str]:
     """Finish what a kill interrupted: gives what was found and done."""
-    for _, path in named(folder, "deleting"):
+    for _, path in folders_of_kind(folder, "deleting"):
         shutil.rmtree(path, ignore_errors=True)
-    for step, path in named(folder, "saving"):
+    for step, path in folders_of_kind(folder, "saving"):
         manifest = None
         with suppress(CheckpointError):
             manifest = read_manifest(path)

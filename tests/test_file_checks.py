@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from torchtitan.experiments.tst.resilience.file_checks import what_is_wrong
+from torchtitan.experiments.tst.file_checks import what_is_wrong
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 
