@@ -1,4 +1,4 @@
-"""Ranks and batches: what the degrees and sizes of a job's config come to."""
+"""The ranks and the batches of a job, from its config."""
 
 import math
 from typing import Literal
