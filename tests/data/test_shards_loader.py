@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from corpora import write_shards
-from jobs import losses, saving, superposition
+from jobs import SAVE_LAST, losses, saving, superposition
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.data.build import build_dataloader, build_validation_dataloader
 from torchtitan.experiments.tst.data.loader import DataError
@@ -363,6 +363,15 @@ def test_a_run_ends_with_its_data_and_a_checkpoint(train, tmp_path, caplog, inte
     # and with more data, it goes on
     train(*args, "--token_shards.at_end=repeat")
     assert complete_steps(folder)[-1] == 9
+
+
+def test_a_run_ends_with_its_data_in_superposition(train, tmp_path, caplog):
+    short = write_shards(tmp_path / "short", [[[n % 1000 for n in range(2 * 4 * 129 + 100)]]])
+    args = (*superposition(4, 5), *SAVE_LAST, "--training.dataset=token_shards")
+    args += (f"--training.dataset_path={short}", "--token_shards.at_end=stop")
+    assert losses(train(*args)).keys() == {1, 2}
+    assert "The data ends after step 2 of 6" in caplog.text
+    assert complete_steps(tmp_path / "run" / "checkpoint") == [2]
 
 
 def test_the_start_says_whether_there_is_enough_data(train, shards, tmp_path, caplog):
