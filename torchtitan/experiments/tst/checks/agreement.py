@@ -6,7 +6,6 @@ from torchtitan.components.checkpoint import DATALOADER
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 
-from ..config.layout import global_batch_size
 from ..config.sections import SECTION, superposition_section, text_dataset_section
 from ..core import Schedule
 from ..data.shards.mixture import Mixture
@@ -14,6 +13,7 @@ from ..data.text.datasets import is_ours, loader_of
 from ..data.text.files import data_files
 from ..data.tokenizer_identity import checksum
 from ..resilience.checkpoint.manifests import differences
+from ..resilience.run_folder import job_facts
 
 # what the position in the data counts by
 _OF_POSITION = {
@@ -37,11 +37,7 @@ def run_facts(
     The number of superposition steps stands for the ratio. Tokenizer and token shards are told by
     checksums of their content, local text files by one of their names and sizes.
     """
-    section, training, model = (
-        superposition_section(job_config),
-        job_config.training,
-        job_config.model,
-    )
+    section = superposition_section(job_config)
     superposition = {
         "bag_size": schedule.bag_size if schedule.enabled else 1,
         "steps": schedule.boundary,
@@ -51,11 +47,7 @@ def run_facts(
         "weighting": section.weighting,
     }
     return {f"{SECTION}.{name}": value for name, value in superposition.items()} | {
-        "training.seq_len": training.seq_len,
-        "training.global_batch_size": global_batch_size(job_config, dp_degree),
-        "training.dataset": training.dataset,
-        "model.name": model.name,
-        "model.flavor": model.flavor,
+        **job_facts(job_config, dp_degree),
         "model.hf_assets_path": tokenizer and f"a tokenizer with checksum {checksum(tokenizer)}",
         **_data_facts(job_config, mixture),
     }

@@ -4,7 +4,6 @@ import functools
 import importlib
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -13,7 +12,7 @@ import tyro
 
 from .. import models
 from ..data.text import datasets
-from ..resilience.reporting import EXIT_CODE, errors_in_one_line
+from ..resilience.reporting import errors_in_one_line, print_and_exit
 from .arguments import split_overrides
 
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
@@ -74,9 +73,7 @@ def _extras_named(name: str) -> Iterator[None]:
         if package not in _EXTRAS:
             raise
         extra = _EXTRAS[package]
-        text = f'tst {name} needs {package}: pip install "torchtitan-tst[{extra}]"'
-        print(text, file=sys.stderr)
-        sys.exit(EXIT_CODE)
+        print_and_exit(f'tst {name} needs {package}: pip install "torchtitan-tst[{extra}]"')
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -38,12 +38,13 @@ def errors_in_one_line(
     try:
         yield
     except UserError as error:
-        (end or _print_and_exit)(f"{error.title or title}: {error}", error.exit_code)
+        (end or print_and_exit)(f"{error.title or title}: {error}", error.exit_code)
     except OSError as error:
-        (end or _print_and_exit)(f"{title}: {error}", EXIT_CODE)
+        (end or print_and_exit)(f"{title}: {error}", EXIT_CODE)
 
 
-def _print_and_exit(error: str, exit_code: int) -> NoReturn:
+def print_and_exit(error: str, exit_code: int = EXIT_CODE) -> NoReturn:
+    """End a process that is no rank with an error."""
     print(error, file=sys.stderr, flush=True)
     sys.exit(exit_code)
 

@@ -1,4 +1,4 @@
-"""What a run folder says of its job."""
+"""What a run folder and its checkpoints say of their job."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,27 @@ import tomli
 import tomli_w
 from torchtitan.config import JobConfig
 
+from ..config.layout import global_batch_size
 from ..errors import ConfigTextError
 
 CONFIG_FILE = "config.toml"  # the resolved config
+
+
+def job_facts(job_config: JobConfig, dp_degree: int) -> dict[str, Any]:
+    """Return the values of any job that it and a checkpoint it resumes from agree on, by key.
+
+    Args:
+        job_config: of the job.
+        dp_degree: number of data-parallel ranks.
+    """
+    training, model = job_config.training, job_config.model
+    return {
+        "training.seq_len": training.seq_len,
+        "training.global_batch_size": global_batch_size(job_config, dp_degree),
+        "training.dataset": training.dataset,
+        "model.name": model.name,
+        "model.flavor": model.flavor,
+    }
 
 
 def write_config(job_config: JobConfig) -> None:

@@ -28,14 +28,13 @@ from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 from typing_extensions import override
 
-from ..config.layout import global_batch_size
 from ..config.sections import resilience_section
 from ..upstream.construction import built_by
 from ..upstream.refusals import refusals_as_config_errors
 from ..upstream.replaced import replaced
 from .checkpoint.manager import ResilientCheckpointManager
 from .checkpoint.manifests import differences
-from .run_folder import write_config
+from .run_folder import job_facts, write_config
 from .step_check import StepCheck
 from .stop import Stopped, StopRequest
 
@@ -104,14 +103,7 @@ class ResilientTrainer(Trainer):
 
     def run_facts(self) -> dict[str, Any]:
         """Return the values that a checkpoint and a job that resumes from it agree on, by key."""
-        training, model = self.job_config.training, self.job_config.model
-        return {
-            "training.seq_len": training.seq_len,
-            "training.global_batch_size": global_batch_size(self.job_config, self.dp_degree),
-            "training.dataset": training.dataset,
-            "model.name": model.name,
-            "model.flavor": model.flavor,
-        }
+        return job_facts(self.job_config, self.dp_degree)
 
     def contradictions(self, manifest: dict[str, Any], not_loaded: list[str]) -> list[str]:
         """Return where the job differs from a checkpoint, both values in each line.
