@@ -3,11 +3,11 @@
     python scripts/inject_faults.py --kills 50 --stops 20                 one long run
     python scripts/inject_faults.py --kills 50 --per-run 10 --steps 36    several short ones
 
-Kills (SIGKILL) hit one random rank or all of them: between two steps, in a save, around the
-boundary, or while a launch starts. Stops are SIGTERM or SIGUSR1 to one random rank or, as Slurm
-sends it, to every process of the launch, after which the launch must end with the exit code of a
-stopped run and a complete checkpoint of the step that it names. The runs are small ones of the demo
-model on the demo's corpus.
+Kills (SIGKILL) hit one random rank or all of them: between two steps, in a save, around a change of
+the bag size (from stage to stage, or at the boundary), or while a launch starts. Stops are SIGTERM
+or SIGUSR1 to one random rank or, as Slurm sends it, to every process of the launch, after which the
+launch must end with the exit code of a stopped run and a complete checkpoint of the step that it
+names. The runs are small ones of the demo model on the demo's corpus, with two stages.
 Every batch that any launch reads, every loss and gradient norm that it logs, and the final weights
 and optimizer state must be those of the undisturbed run, bit for bit.
 """
@@ -34,7 +34,7 @@ from torchtitan.experiments.tst.testing.states import read_state
 INTERVAL = 4  # steps from checkpoint to checkpoint
 LAUNCH_SECONDS = 8.0  # about as long as it takes until the first step
 DATASETS = {"jsonl": "train.jsonl", "token_shards": "tokens"}  # and where in the corpus
-MOMENTS = ("step", "save", "boundary", "start")
+MOMENTS = ("step", "save", "change", "start")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -104,20 +104,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.per_run = options.per_run or options.kills + options.stops
     options.steps = options.steps or 24 + 3 * options.per_run
-    options.boundary = options.steps // 3 | 1  # odd, so no step of another checkpoint
+    boundary = options.steps // 3 | 1  # odd, so no step of another checkpoint
+    options.changes = (boundary // 2 | 1, boundary)
     options.folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
     return options
 
 
 def launch(folder: Path, corpus: Path, options: argparse.Namespace) -> subprocess.Popen:
     """Start or resume the run, in a process group of its own."""
+    of_stage, boundary = options.changes
     job = {
         "job.dump_folder": folder,
         "model.name": "llama3",
         "model.flavor": "demo",
         "model.hf_assets_path": corpus / "tokenizer",
-        "superposition.bag_size": 4,
-        "superposition.steps": options.boundary,
+        "superposition.bag_size": "4,2",
+        "superposition.steps": f"{of_stage},{boundary - of_stage}",
         "training.dataset": options.dataset,
         "training.dataset_path": corpus / DATASETS[options.dataset],
         "training.dataloader.num_workers": options.workers,
@@ -135,6 +137,7 @@ def launch(folder: Path, corpus: Path, options: argparse.Namespace) -> subproces
     }
     arguments = [f"--{key}={value}" for key, value in job.items()]
     arguments += ["--checkpoint.enable", "--checkpoint.no-last-save-model-only"]
+    arguments.append("--superposition.checkpoint_each_stage")
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("pid-*"):
         path.unlink()
@@ -159,8 +162,9 @@ def kill_ranks(
     """Wait for a random moment and kill; gives what was hit, None if the run had ended."""
     done, begin = last_step(folder), time.time()
     moments = list(options.moments)
-    if "boundary" in moments and not 0 <= options.boundary - done <= 4 * INTERVAL:
-        moments.remove("boundary")
+    ahead = [step for step in options.changes if 0 <= step - done <= 4 * INTERVAL]
+    if "change" in moments and not ahead:
+        moments.remove("change")
     moment = chance.choice(moments or ["step"])
     if moment == "start":
         time.sleep(chance.uniform(0, LAUNCH_SECONDS))
@@ -176,11 +180,11 @@ def kill_ranks(
         time.sleep(chance.uniform(0, 0.1))
     else:
         step = done + chance.randint(1, 2 * INTERVAL)
-        if moment == "boundary":
-            step = options.boundary - 1
+        if moment == "change":
+            step = chance.choice(ahead) - 1
         while process.poll() is None and last_step(folder) < min(step, options.steps - 2):
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.3 if moment == "boundary" else 0.05))
+        time.sleep(chance.uniform(0, 0.3 if moment == "change" else 0.05))
     pids = [int(path.read_text() or 0) for path in sorted(folder.glob("pid-*"))]
     if process.poll() is not None:
         return None
@@ -292,7 +296,7 @@ def compare(undisturbed: Path, disturbed: Path, options: argparse.Namespace) -> 
         for step, values in found:  # those of every launch, also the steps that were lost
             if values != dict(expected)[step]:
                 sys.exit(f"{name}: step {step} differs: {values}, not {dict(expected)[step]}")
-    for step in (options.boundary, options.steps):
+    for step in (*options.changes, options.steps):
         expected, found = (
             read_state(folder / "checkpoint" / f"step-{step}")
             for folder in (undisturbed, disturbed)

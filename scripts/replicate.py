@@ -29,9 +29,8 @@ from replication_results import (
 )
 from torchtitan.experiments.tst import models, paper
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import superposition_section
-from torchtitan.experiments.tst.planning.plan import parameters_and_flops
+from torchtitan.experiments.tst.planning.plan import parameters_of
 from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, STEP_RATIO, make, read_sweep
 from torchtitan.experiments.tst.resilience.reporting import errors_in_one_line
 from torchtitan.experiments.tst.resilience.run_folder import CONFIG_FILE
@@ -87,16 +86,16 @@ def gather(folder: Path, output: Path) -> None:
 def _record(curves: Curves) -> Record:
     job = f"--job.config_file={curves.folder / CONFIG_FILE}"
     config = SuperpositionConfigManager().parse_args([job])
-    section, schedule = superposition_section(config), build_schedule(config)
+    section, (bag_size,) = superposition_section(config), curves.bag_sizes
     return Record(
         run=curves.name,
-        bag_size=schedule.bag_size,
+        bag_size=bag_size,
         step_ratio=section.step_ratio or 0,
-        mode=schedule.mode,
+        mode=section.mode,
         reinit=bool(section.reinit_at_recovery),
         steps=config.training.steps,
         seed=config.debug.seed or 0,
-        parameters=parameters_and_flops(config, config.training.seq_len)[0],
+        parameters=parameters_of(config),
         latents=round(curves.end.latents),
         data_tokens=round(curves.end.data_tokens),
         loss=curves.validation[-1].loss,

@@ -17,8 +17,8 @@ B, L = 4, 32  # sequences and latents of a step
 S, BOUNDARY, STEPS = 4, 3, 6
 
 
-def superposition(bag_size: int = S, steps: int = BOUNDARY) -> tuple[str, ...]:
-    """Arguments of a job that begins with bags."""
+def superposition(bag_size: int | str = S, steps: int | str = BOUNDARY) -> tuple[str, ...]:
+    """Arguments of a job that begins with bags; of several sizes, such as "4,2"."""
     return (f"--superposition.bag_size={bag_size}", f"--superposition.steps={steps}")
 
 
@@ -33,6 +33,7 @@ def saving(interval: int) -> tuple[str, ...]:
 
 
 ON = superposition()
+IN_STAGES = superposition("4,2,3", "1,2,1")  # and two steps of recovery
 SAVE = saving(1)
 SAVE_LAST = saving(100)  # and the boundary, as always
 

@@ -1,4 +1,4 @@
-"""Measure the peak memory of a step of each phase, and compare it with what the dry run says.
+"""Measure the peak memory of a step of each stage, and compare it with what the dry run says.
 
 One process plays rank 0 of the job's ranks on the fake backend: it holds that rank's parameters,
 gradients, optimizer state and activations, and its collectives move nothing. The dry run is that of
@@ -24,11 +24,11 @@ from torchtitan.tools.logging import logger
 
 from command_line import documented_parser
 from torchtitan.experiments.tst.checks.model import model_args_of
+from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import JobConfig
-from torchtitan.experiments.tst.core import Phase
 from torchtitan.experiments.tst.planning.dry_run import dry_run
 
-STEPS = 3  # of each phase; the states of the optimizer are there from the second on
+STEPS = 3  # of each stage; the states of the optimizer are there from the second on
 
 
 def job(arguments: list[str], folder: Path) -> JobConfig:
@@ -40,7 +40,7 @@ def job(arguments: list[str], folder: Path) -> JobConfig:
     return config
 
 
-def said(arguments: list[str], ranks: int) -> dict[Phase, int]:
+def said(arguments: list[str], ranks: int) -> dict[str, int]:
     """Peaks of the dry run, in bytes; from a process that sees no GPU."""
     command = [sys.executable, __file__, "--dry-run", "--ranks", str(ranks), *arguments]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
@@ -50,24 +50,23 @@ def said(arguments: list[str], ranks: int) -> dict[Phase, int]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def measured(arguments: list[str], ranks: int, folder: Path) -> dict[Phase, int]:
-    """Peaks on this machine, in bytes, each of a trainer that begins in that phase."""
+def measured(arguments: list[str], ranks: int, folder: Path) -> dict[str, int]:
+    """Peaks on this machine, in bytes, each of a trainer that begins in that stage."""
     os.environ |= {"NGPU": str(ranks), "WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
     peaks = {}
     config = job(arguments, folder)
     step.random_tokens(folder / "tokens", model_args_of(config).vocab_size)
-    for phase in Phase:
+    for stage in build_schedule(config).until(config.training.steps):
 
-        def run(phase: Phase = phase) -> None:
+        def run(first: int = stage.first) -> None:
             with step.no_tokenizer(config.model.name):
                 trainer = step.BenchmarkTrainer(config)
-            first = 2 if phase is Phase.SUPERPOSITION else trainer.schedule.boundary + 2
-            take_step = step.steps_of(trainer, first)
+            take_step = step.steps_of(trainer, first + 1)
             for _ in range(STEPS):
                 take_step()
             trainer.close()
 
-        peaks[phase] = measuring.peak_bytes(run)
+        peaks[str(stage)] = measuring.peak_bytes(run)
         step.free_memory()
     dist.destroy_process_group()
     return peaks
@@ -84,21 +83,21 @@ def main() -> None:
         folder = Path(temporary)
         if args.dry_run:
             memory = dry_run(job(arguments, folder), args.ranks).memory
-            print(json.dumps({phase: peaks.peak for phase, peaks in memory.items()}))
+            print(json.dumps({str(stage): peaks.peak for stage, peaks in memory.items()}))
             return
         expected = said(arguments, args.ranks)
         peaks = measured(arguments, args.ranks, folder)
     header = [f"rank 0 of {args.ranks}", "measured MiB", "dry run MiB", "measured / dry run"]
     rows = [
         [
-            str(phase),
+            stage,
             f"{peak / 2**20:,.0f}",
-            f"{expected[phase] / 2**20:,.0f}",
-            f"{peak / expected[phase]:.3f}",
+            f"{expected[stage] / 2**20:,.0f}",
+            f"{peak / expected[stage]:.3f}",
         ]
-        for phase, peak in peaks.items()
+        for stage, peak in peaks.items()
     ]
-    numbers = {phase: {"measured": peaks[phase], "dry_run": expected[phase]} for phase in peaks}
+    numbers = {stage: {"measured": peaks[stage], "dry_run": expected[stage]} for stage in peaks}
     text = measuring.table(header, rows)
     measuring.write_results(args.output, "memory", text, {"peak_bytes": numbers})
 

@@ -10,7 +10,7 @@ from jobs import TST
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.config.layout import ranks_of_layout
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.config.schedule import boundary_step, build_schedule
+from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import Superposition
 from torchtitan.experiments.tst.core import LOSSES, MODES, SCALES, WEIGHTINGS, Schedule
 from torchtitan.experiments.tst.errors import ConfigError
@@ -355,7 +355,7 @@ def test_command_line_goes_over_toml(tmp_path):
     )
     assert config.superposition.bag_size == 8
     assert config.superposition.step_ratio == 0.3
-    assert build_schedule(config) == Schedule(bag_size=8, boundary=3000)
+    assert build_schedule(config) == Schedule.of([8], [3000])
 
 
 def test_a_ratio_of_the_toml_can_be_replaced_by_steps(tmp_path):
@@ -365,14 +365,6 @@ def test_a_ratio_of_the_toml_can_be_replaced_by_steps(tmp_path):
         [f"--job.config_file={path}", "--superposition.step_ratio=None", "--superposition.steps=7"]
     )
     assert build_schedule(config).boundary == 7
-
-
-@pytest.mark.parametrize(
-    ("ratio", "total", "boundary"),
-    [(0.3, 20_000, 6_000), (0.29, 100, 29), (0.0, 100, 0), (0.3, 100_000, 30_000)],
-)
-def test_the_boundary_of_a_ratio(ratio, total, boundary):
-    assert boundary_step(Superposition(bag_size=6, step_ratio=ratio), total) == boundary
 
 
 @pytest.mark.parametrize(

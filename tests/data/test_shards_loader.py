@@ -98,13 +98,19 @@ def phases(bag_size, boundary, scale="sequence", mode="full"):
     )
 
 
-SHAPES = [  # bag size, scale, mode
-    (1, "sequence", "full"),
-    (2, "sequence", "full"),
-    (3, "sequence", "input"),
-    (5, "batch", "full"),
-    (4, "sequence", "output"),
-]
+WAYS = ["sequence full", "sequence input", "batch full", "sequence output"]  # scale, mode
+
+
+@st.composite
+def stages(draw):
+    """Arguments of any stages, the last of which ends before the last step."""
+    scale, mode = draw(st.sampled_from(WAYS)).split()
+    bag_sizes = st.just(L) if scale == "batch" else st.integers(2, 4)  # they divide a sequence
+    ends = sorted(draw(st.lists(st.integers(0, STEPS - 1), max_size=4)))
+    steps = [end - begin for begin, end in itertools.pairwise([0, *ends])]
+    sizes = [draw(bag_sizes) for _ in steps]
+    in_list = (",".join(map(str, numbers)) for numbers in (sizes, steps))
+    return phases(*in_list, scale, mode) if steps else ()
 
 
 @settings(
@@ -114,18 +120,15 @@ SHAPES = [  # bag size, scale, mode
     phases=set(Phase) - {Phase.shrink},  # which would take minutes where it fails
 )
 @given(
-    st.sampled_from(SHAPES),
-    st.integers(0, STEPS - 1),
+    stages(),
     st.sampled_from(["0", "0,1", "0,1,2"]),
     st.lists(st.sampled_from([(1, 1), (1, 4), (2, 1), (2, 2), (4, 1), (4, 2)]), min_size=1),
     st.lists(st.integers(1, STEPS - 1), max_size=3),
 )
-def test_the_stream_does_not_depend_on_ranks_phases_or_resumes(
-    make_loaders, shape, boundary, paths, launches, stops
+def test_the_stream_does_not_depend_on_ranks_stages_or_resumes(
+    make_loaders, args, paths, launches, stops
 ):
     """Launch after launch on other ranks, against one that reads all of the tokens in order."""
-    bag_size, scale, mode = shape
-    args = phases(bag_size, boundary, scale, mode)
     one_rank = make_loaders(1, *args, paths=paths)[0]
     mixture, position = one_rank.mixture, one_rank.mixture.start()
     expected = []
@@ -149,10 +152,10 @@ def test_the_stream_does_not_depend_on_ranks_phases_or_resumes(
     assert steps == expected
 
 
-@given(st.integers(0, STEPS - 1), st.integers(2, 4))
+@given(stages())
 @settings(max_examples=10, deadline=None)
-def test_the_boundary_neither_loses_nor_repeats_a_token(make_loaders, boundary, bag_size):
-    loaders = make_loaders(2, *phases(bag_size, boundary), paths="0")
+def test_no_change_of_the_bag_size_loses_or_repeats_a_token(make_loaders, args):
+    loaders = make_loaders(2, *args, paths="0")
     steps = itertools.islice(read(loaders), STEPS)
     tokens = [token for windows, _ in steps for window in windows for token in window]
     assert tokens == [1 + n % 1200 for n in range(len(tokens))]
@@ -161,7 +164,7 @@ def test_the_boundary_neither_loses_nor_repeats_a_token(make_loaders, boundary, 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_worker_processes_change_nothing(make_loaders, workers):
-    args = phases(3, 3)
+    args = phases("4,3,2", "1,2,2")
     expected = list(itertools.islice(read(make_loaders(1, *args, local_batch_size=2)), STEPS))
     option = f"--training.dataloader.num_workers={workers}"
     loaders = make_loaders(1, *args, option, local_batch_size=2)

@@ -18,6 +18,7 @@ from torchtitan.experiments.tst.data.errors import DataError
 from torchtitan.experiments.tst.data.text.streams import StreamsDataloader
 
 GLOBAL_BATCH, S, BOUNDARY, L, STEPS = 12, 3, 3, 5, 6
+IN_STAGES = ("--superposition.bag_size=4,2,3", "--superposition.steps=1,2,1")
 
 
 class CharacterTokenizer:
@@ -117,12 +118,18 @@ def read(loaders, first_step, last_step):
     return steps
 
 
-@pytest.mark.parametrize("key", ["scale=sequence", "scale=batch", "mode=output"])
-def test_each_stream_is_what_upstreams_rank_reads(loaders, key):
-    if key == "scale=batch":
-        args = ("--superposition.scale=batch", "--superposition.bag_size=5")
-    else:
-        args = (f"--superposition.{key}",)
+@pytest.mark.parametrize(
+    ("args", "lengths"),
+    [
+        (("scale=sequence",), [S * L] * BOUNDARY + [L] * (STEPS - BOUNDARY)),
+        (("scale=batch", "bag_size=5"), [L] * STEPS),
+        (("mode=output",), [L] * STEPS),
+        (("bag_size=4,2,3", "steps=1,2,1"), [4 * L, 2 * L, 2 * L, 3 * L, L, L]),
+    ],
+    ids=["sequence", "batch", "output", "stages"],
+)
+def test_each_stream_is_what_upstreams_rank_reads(loaders, args, lengths):
+    args = [f"--superposition.{argument}" for argument in args]
     steps = read(loaders(3, *args, local_batch_size=2), 1, STEPS)
     for rank in range(3):
         upstream = HuggingFaceTextDataset("numbered", None, CharacterTokenizer(), 1, rank, 3)
@@ -132,9 +139,9 @@ def test_each_stream_is_what_upstreams_rank_reads(loaders, key):
             share = len(windows) // 3
             mine += itertools.chain(*windows[rank * share : (rank + 1) * share])
         assert mine == stream[: len(mine)]
-    lengths = [{len(window) - 1 for window in windows} for windows in steps]
-    long = S * L if key == "scale=sequence" else L
-    assert lengths == [{long}] * BOUNDARY + [{L}] * (STEPS - BOUNDARY)
+    assert [{len(window) - 1 for window in windows} for windows in steps] == [
+        {length} for length in lengths
+    ]
 
 
 @pytest.mark.parametrize(
@@ -146,12 +153,13 @@ def test_each_stream_is_what_upstreams_rank_reads(loaders, key):
     ],
     ids=lambda launches: " -> ".join(f"{ranks} until {last}" for ranks, last in launches),
 )
-def test_any_number_of_ranks_goes_on_with_the_same_steps(loaders, launches):
+@pytest.mark.parametrize("stages", [(), IN_STAGES], ids=["one stage", "stages"])
+def test_any_number_of_ranks_goes_on_with_the_same_steps(loaders, launches, stages):
     began_with = launches[0][0]
-    undisturbed = read(loaders(began_with), 1, STEPS)
+    undisturbed = read(loaders(began_with, *stages), 1, STEPS)
     steps, states = [], None
     for ranks, last in launches:
-        of_launch = loaders(ranks)
+        of_launch = loaders(ranks, *stages)
         if states:
             load(of_launch, states)
         steps += read(of_launch, len(steps) + 1, last)
@@ -159,13 +167,14 @@ def test_any_number_of_ranks_goes_on_with_the_same_steps(loaders, launches):
     assert steps == undisturbed
 
 
-@pytest.mark.parametrize("stop", [2, BOUNDARY, 4])
-def test_any_number_of_workers_goes_on_with_the_same_steps(loaders, stop):
-    undisturbed = read(loaders(1), 1, STEPS)
+@pytest.mark.parametrize("stages", [(), IN_STAGES], ids=["one stage", "stages"])
+@pytest.mark.parametrize("stop", [1, 2, BOUNDARY, 4])
+def test_any_number_of_workers_goes_on_with_the_same_steps(loaders, stages, stop):
+    undisturbed = read(loaders(1, *stages), 1, STEPS)
     for before, after in [(0, 1), (1, 0), (1, 1)]:
-        first = loaders(1, workers=before, local_batch_size=4)
+        first = loaders(1, *stages, workers=before, local_batch_size=4)
         steps = read(first, 1, stop)
-        second = loaders(1, workers=after, local_batch_size=2)
+        second = loaders(1, *stages, workers=after, local_batch_size=2)
         load(second, save(first))
         steps += read(second, stop + 1, STEPS)
         assert steps == undisturbed

@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from jobs import ROOT
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.core import Phase
+from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.errors import ConfigError
 from torchtitan.experiments.tst.planning.dry_run import dry_run
-from torchtitan.experiments.tst.planning.plan import GPUS, default_ranks, parameters_and_flops
+from torchtitan.experiments.tst.planning.plan import GPUS, default_ranks, parameters_of
 
 PAPER = ROOT / "train_configs" / "paper"
 CONFIGS = sorted((ROOT / "train_configs").rglob("*.toml"))
@@ -69,9 +69,9 @@ FEW_TOKENS = ["--training.local_batch_size=1", "--validation.local_batch_size=1"
 def test_memory_of_parameters_gradients_and_optimizer(path, ranks, args):
     config = load(ROOT / "train_configs" / f"{path}.toml", *args)
     ranks = ranks or default_ranks(config)
-    memory = dry_run(config, ranks).memory[Phase.RECOVERY]
+    *_, memory = dry_run(config, ranks).memory.values()  # of recovery
     # Adam in float32, over the ranks; padded shards aside
-    of_a_rank = parameters_and_flops(config, 1)[0] / ranks
+    of_a_rank = parameters_of(config) / ranks
     assert memory.optimizer == pytest.approx(8 * of_a_rank, rel=0.01)
     assert memory.parameters >= 4 * of_a_rank and memory.gradients >= 4 * of_a_rank * 0.9
     assert memory.peak == memory.parameters + memory.gradients + memory.optimizer + memory.rest
@@ -82,8 +82,7 @@ def test_memory_of_parameters_gradients_and_optimizer(path, ranks, args):
 def test_memory_of_every_paper_config(path):
     config = load(path)
     run = dry_run(config, default_ranks(config))
-    on = config.superposition.bag_size > 1
-    assert set(run.memory) == ({Phase.SUPERPOSITION, Phase.RECOVERY} if on else {Phase.RECOVERY})
+    assert tuple(run.memory) == build_schedule(config).until(config.training.steps)
     assert all(20e9 < memory.peak < 0.9 * GPUS["B200"].memory for memory in run.memory.values())
 
 
@@ -132,13 +131,14 @@ def test_chunks_of_the_lm_head_take_less_memory_in_both_phases():
         dry_run(load(DEMO, f"--lm_head.chunks={chunks}"), 2).memory for chunks in (1, 8)
     )
     logits = 4 * 32 * 64 * 1024  # of a micro-batch, float32, in bytes
-    for phase in Phase:
-        assert chunked[phase].peak < whole[phase].peak - logits / 2
+    assert len(whole) == len(chunked) == 2
+    for stage, memory in chunked.items():
+        assert memory.peak < whole[stage].peak - logits / 2
 
 
 def test_more_sequences_take_more_memory_and_more_ranks_less_state():
-    small, large, sharded = (
-        dry_run(load(DEMO, f"--training.local_batch_size={batch}"), ranks).memory[Phase.RECOVERY]
+    (_, small), (_, large), (_, sharded) = (
+        dry_run(load(DEMO, f"--training.local_batch_size={batch}"), ranks).memory.values()
         for batch, ranks in ((8, 1), (32, 1), (8, 8))
     )
     assert large.rest > 3 * small.rest

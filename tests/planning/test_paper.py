@@ -19,7 +19,7 @@ from torchtitan.experiments.tst.planning.plan import (
     default_ranks,
     make_plan,
     mfu_of_paper,
-    parameters_and_flops,
+    parameters_of,
 )
 
 FOLDER = ROOT / "train_configs" / "paper"
@@ -71,17 +71,17 @@ def test_there_is_a_config_for_each_run_and_no_other():
 @pytest.mark.parametrize("name", RUNS)
 def test_steps_and_tokens_are_those_of_table_1(name):
     run, (_, plan) = RUNS[name], plan_of(name)
-    superposition, recovery = plan.phases
     assert plan.steps == run.total_steps
-    assert superposition.steps == (run.superposition_steps or 0)
+    assert plan.steps - plan.recovery.steps == (run.superposition_steps or 0)
     # 100,000 * 2^21 is 209.7B, which the paper prints as 209B; all others are rounded
     cut_off = 0.5e9 if name == "270M-100k-baseline" else 0
     assert printed(plan.data_tokens - cut_off, run.total_tokens) == run.total_tokens
-    if run.superposition_tokens:
-        assert superposition.bag_size == run.bag_size
+    for superposition in plan.superposition:
+        assert superposition.stage.bag_size == run.bag_size
         tokens = printed(superposition.data_tokens, run.superposition_tokens)
         assert tokens == run.superposition_tokens
-    assert superposition.flops_per_step == recovery.flops_per_step
+        assert superposition.flops_per_step == plan.recovery.flops_per_step
+    assert len(plan.superposition) == bool(run.superposition_tokens)
     assert plan.latents == run.latents
 
 
@@ -193,7 +193,7 @@ def test_ablations_are_those_of_the_paper():
 def test_sizes_of_the_flavors():
     for model, parameters in paper.PARAMETERS.items():
         config = load(next(p for p in ALL if p.stem.startswith(f"{model}-")))
-        assert parameters_and_flops(config, 2048)[0] == parameters
+        assert parameters_of(config) == parameters
 
 
 def test_surfaces_are_those_of_the_tables():
@@ -225,12 +225,15 @@ def test_the_documented_table_is_the_plans():
     assert list(rows) == list(RUNS)
     for name, row in rows.items():
         run, (config, plan) = RUNS[name], plan_of(name)
-        first, hours = plan.phases[0], plan.gpu_hours(GPUS["B200"], mfu_of_paper(config, plan))
+        (first, *recovery), hours = (
+            plan.stages,
+            plan.gpu_hours(GPUS["B200"], mfu_of_paper(config, plan)),
+        )
         assert [cell.strip() for cell in row.split("|")] == [
             f"{plan.ranks}",
             f"{plan.steps:,}",
-            f"{first.steps:,}" if first.steps else "",
-            f"{first.bag_size}" if first.steps else "",
+            f"{first.steps:,}" if recovery else "",
+            f"{first.stage.bag_size}" if recovery else "",
             f"{plan.data_tokens / 1e9:,.1f}B",
             run.total_tokens,
             f"{hours:,.0f}",

@@ -239,7 +239,7 @@ def test_flops_are_those_of_the_latents(train, caplog):
 
 def test_lines_that_a_later_launch_went_back_behind_are_left_out(tmp_path):
     def write(*steps, loss):
-        log = JsonLinesLogger(tmp_path / "metrics.jsonl", Schedule(bag_size=4, boundary=2))
+        log = JsonLinesLogger(tmp_path / "metrics.jsonl", Schedule.of([4], [2]))
         for step in steps:
             log.log({TRAINING_LOSS: loss}, step)
         log.log({VALIDATION_LOSS: loss}, steps[-1])

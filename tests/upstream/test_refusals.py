@@ -49,7 +49,7 @@ def test_errors_of_upstream(call, text):
     ("call", "kind"),
     [
         (lambda: [][0], IndexError),  # of this file
-        (lambda: Schedule(4, 2, scale="batch").batch_shape(1, 4, 33), ValueError),  # of ours
+        (lambda: Schedule.of([4], [2], scale="batch").batch_shape(1, 4, 33), ValueError),  # of ours
         (lambda: torch.zeros(2).view(3), RuntimeError),  # of torch, called by this file
         (
             checkpoint_what_has_no_layers,
@@ -67,7 +67,7 @@ def test_ours_stay_ours_in_the_folder_of_upstream(monkeypatch):
     """As pip installs them."""
     monkeypatch.setattr(refusals, "_UPSTREAM", str(ROOT / "torchtitan"))
     test_other_errors_stay_what_they_are(
-        lambda: Schedule(4, 2, scale="batch").batch_shape(1, 4, 33), ValueError
+        lambda: Schedule.of([4], [2], scale="batch").batch_shape(1, 4, 33), ValueError
     )
 
 

@@ -16,6 +16,8 @@ from torchtitan.config import JobConfig
 
 from .checks.job import check_config, check_job
 from .config.manager import SuperpositionConfigManager
+from .config.schedule import bag_sizes_of
+from .config.sections import superposition_section
 from .core import Phase
 from .data.demo_corpus import make_if_read
 from .errors import ConfigTextError
@@ -28,9 +30,7 @@ _LAUNCH_MODULE = f"{__package__}.launch"
 
 # A rank alone has no whole model to load or save, and nothing to record.
 _PLAYED = (
-    "--training.steps=2",
-    "--superposition.steps=None",
-    "--superposition.step_ratio=0.5",
+    "--superposition.step_ratio=None",
     "--superposition.no-stop_at_boundary",
     "--checkpoint.no-enable",
     "--checkpoint.load_step=-1",
@@ -93,17 +93,14 @@ def _numbers(job_config: JobConfig, plan: Plan) -> list[str]:
         f"{model.name} {model.flavor}, {plan.parameters:,} parameters, on {plan.ranks} ranks",
         f"batch: {plan.batch}",
     ]
-    first = 1
-    for phase in plan.phases:
-        if not phase.steps:
-            continue
-        last = first + phase.steps - 1
-        bags = f", bags of {phase.bag_size} tokens" if phase.phase == Phase.SUPERPOSITION else ""
+    for planned in plan.stages:
+        stage = planned.stage
+        bags = f", bags of {stage.bag_size} tokens" if stage.phase is Phase.SUPERPOSITION else ""
         lines.append(
-            f"{phase.phase}: steps {first:,} to {last:,}{bags}; "
-            f"{phase.data_tokens_per_step:,} data tokens a step, {count(phase.data_tokens)} in all"
+            f"{stage.phase}: steps {stage.first:,} to {stage.last:,}{bags}; "
+            f"{planned.data_tokens_per_step:,} data tokens a step, {count(planned.data_tokens)} in "
+            "all"
         )
-        first = last + 1
     return [*lines, f"run folder: {job_config.job.dump_folder}"]
 
 
@@ -111,7 +108,7 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
     """Check a job and become its launcher, :mod:`.launch`.
 
     A job with ``comm.mode = "fake_backend"`` is played by one process, which stands for rank 0 of
-    ``processes``, for a step of each phase.
+    ``processes``, for a step of each stage and of recovery.
 
     Args:
         arguments: of the job, as on the command line.
@@ -129,7 +126,8 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
         job_config = SuperpositionConfigManager().parse_args(arguments)
         if job_config.comm.mode != "default":
             make_if_read(job_config)
-            sys.exit(_play(arguments, processes, module))
+            stages = len(bag_sizes_of(superposition_section(job_config)))
+            sys.exit(_play(arguments, processes, module, stages))
         check_processes(processes)
         check(job_config, processes)
     elif re.search(r"--comm\.mode[= ]fake_backend\b", " ".join(arguments)):
@@ -144,10 +142,11 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
     os.execv(sys.executable, launch)
 
 
-def _play(arguments: list[str], ranks: int, module: str) -> int:
-    """Play a step of each phase as rank 0; gives the exit code."""
+def _play(arguments: list[str], ranks: int, module: str, stages: int = 1) -> int:
+    """Play a step of each stage and one of recovery as rank 0; gives the exit code."""
     of_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": f"{ranks}", "NGPU": f"{ranks}"}
     with tempfile.TemporaryDirectory() as folder:
-        played = [*arguments, *_PLAYED, f"--job.dump_folder={folder}"]
+        steps = [f"--superposition.steps={stages}", f"--training.steps={stages + 1}"]
+        played = [*arguments, *_PLAYED, *steps, f"--job.dump_folder={folder}"]
         command = [sys.executable, "-m", module, *played]
         return subprocess.run(command, env=ENVIRONMENT | os.environ | of_rank).returncode

@@ -34,13 +34,13 @@ def run_facts(
 ) -> dict[str, Any]:
     """The values that a checkpoint holds its resume to, by their keys in the TOML.
 
-    The number of superposition steps stands for the ratio. Tokenizer and token shards are told by
+    Numbers of superposition steps stand for ratios. Tokenizer and token shards are told by
     checksums of their content, local text files by one of their names and sizes.
     """
     section = superposition_section(job_config)
     superposition = {
-        "bag_size": schedule.bag_size if schedule.enabled else 1,
-        "steps": schedule.boundary,
+        "bag_size": _one_or_each([stage.bag_size for stage in schedule.stages], none=1),
+        "steps": _one_or_each([stage.steps for stage in schedule.stages], none=0),
         "mode": section.mode,
         "scale": section.scale,
         "loss": section.loss,
@@ -51,6 +51,11 @@ def run_facts(
         "model.hf_assets_path": tokenizer and f"a tokenizer with checksum {checksum(tokenizer)}",
         **_data_facts(job_config, mixture),
     }
+
+
+def _one_or_each(values: list[int], none: int) -> int | list[int]:
+    """What is said of one stage by a number, of several by a list; ``none`` without any."""
+    return values if len(values) > 1 else (values or [none])[0]
 
 
 def _data_facts(job_config: JobConfig, mixture: Mixture | None) -> dict[str, Any]:
@@ -88,7 +93,8 @@ def contradictions(
     """
     off_throughout = {f"{SECTION}.bag_size": 1, f"{SECTION}.steps": 0}  # of another trainer's run
     saved, step = off_throughout | manifest["run"], manifest["step"]
-    in_recovery = step >= saved[f"{SECTION}.steps"]
+    steps = saved[f"{SECTION}.steps"]
+    in_recovery = step >= (sum(steps) if isinstance(steps, list) else steps)
     off = facts[f"{SECTION}.bag_size"] == 1
     both_off = off and saved[f"{SECTION}.bag_size"] == 1
     ignored = {key for key in saved if key.startswith(f"{SECTION}.")}

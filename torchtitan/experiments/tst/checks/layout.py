@@ -39,8 +39,10 @@ def _check_lengths(job_config: JobConfig, schedule: Schedule) -> None:
     module = getattr(spec.parallelize_fn, "__module__", "")
     in_parts, lengths = tensor * context > 1, []
     if in_parts:
-        shape = schedule.batch_shape(1, training.local_batch_size, training.seq_len)
-        lengths.append(shape.latents)
+        lengths += [
+            schedule.batch_shape(stage.first, training.local_batch_size, training.seq_len).latents
+            for stage in schedule.stages
+        ]
     if in_parts or module.startswith("torchtitan.models."):  # whose models ask for it always
         lengths.append(training.seq_len)
     for latents in lengths:

@@ -2,7 +2,7 @@
 
 from torchtitan.config import JobConfig
 
-from ..config.schedule import boundary_step, build_schedule
+from ..config.schedule import bag_sizes_of, build_schedule, steps_of_stages
 from ..config.sections import Superposition, superposition_section
 from ..core import Schedule
 from ..errors import ConfigError
@@ -18,18 +18,19 @@ def check_superposition(job_config: JobConfig) -> Schedule:
         ConfigError: naming the key, its value and what is allowed.
     """
     section = superposition_section(job_config)
-    if section.bag_size > 1:
+    if section.bag_size != 1:
         _check_steps(section, job_config.training.steps)
         _check_choices(section)
     schedule = build_schedule(job_config)
     if schedule.enabled:
         _check_shapes(job_config, schedule)
-    if section.stop_at_boundary and not (schedule.enabled and job_config.checkpoint.enable):
-        raise ConfigError(
-            "superposition.stop_at_boundary",
-            True,
-            "needs superposition steps (bag_size, steps) and checkpoint.enable",
-        )
+    for key in ("stop_at_boundary", "checkpoint_each_stage"):
+        if getattr(section, key) and not (schedule.enabled and job_config.checkpoint.enable):
+            raise ConfigError(
+                f"superposition.{key}",
+                True,
+                "needs superposition steps (bag_size, steps) and checkpoint.enable",
+            )
     return schedule
 
 
@@ -47,12 +48,20 @@ def _check_steps(section: Superposition, total_steps: int) -> None:
             section.bag_size,
             "needs superposition.step_ratio in [0, 1) or superposition.steps < training.steps",
         )
-    boundary = boundary_step(section, total_steps)
-    if boundary >= total_steps:
-        name = "steps" if steps is not None else "step_ratio"
+    name = "steps" if steps is not None else "step_ratio"
+    value, stages = getattr(section, name), len(bag_sizes_of(section))
+    if isinstance(value, list) and len(value) != stages:
         raise ConfigError(
             f"superposition.{name}",
-            getattr(section, name),
+            value,
+            f"must be one for each of the {stages} in superposition.bag_size = {section.bag_size}, "
+            "or one for all of them together",
+        )
+    boundary = sum(steps_of_stages(section, total_steps))
+    if boundary >= total_steps:
+        raise ConfigError(
+            f"superposition.{name}",
+            value,
             f"{boundary} superposition steps must be fewer than training.steps = {total_steps}",
         )
 
@@ -74,18 +83,19 @@ def _check_choices(section: Superposition) -> None:
 
 def _check_shapes(job_config: JobConfig, schedule: Schedule) -> None:
     training = job_config.training
-    try:
-        schedule.batch_shape(1, training.local_batch_size, training.seq_len)
-    except ValueError as error:
-        raise ConfigError(
-            "training.seq_len",
-            training.seq_len,
-            f'{error}, superposition.bag_size, as superposition.scale = "batch" needs',
-        ) from None
-    if schedule.mode == "output" and schedule.bag_size > training.seq_len:
-        raise ConfigError(
-            "superposition.bag_size",
-            schedule.bag_size,
-            "the next s tokens do not fit into a sequence of "
-            f"training.seq_len = {training.seq_len} tokens",
-        )
+    for stage in schedule.stages:
+        try:
+            schedule.batch_shape(stage.first, training.local_batch_size, training.seq_len)
+        except ValueError as error:
+            raise ConfigError(
+                "training.seq_len",
+                training.seq_len,
+                f'{error}, superposition.bag_size, as superposition.scale = "batch" needs',
+            ) from None
+        if schedule.mode == "output" and stage.bag_size > training.seq_len:
+            raise ConfigError(
+                "superposition.bag_size",
+                superposition_section(job_config).bag_size,
+                f"the next {stage.bag_size} tokens do not fit into a sequence of "
+                f"training.seq_len = {training.seq_len} tokens",
+            )

@@ -15,7 +15,6 @@ from tyro.conf import arg
 
 from ..checks.job import check_config
 from ..config.manager import SuperpositionConfigManager
-from ..config.sections import superposition_section
 from ..errors import ArgumentError
 from ..planning.plan import GPUS, default_ranks, make_plan
 from ..planning.summary import memory_lines, nearest_surface, summary
@@ -59,7 +58,6 @@ def main(
         from ..planning.surface_plots import draw_surfaces
 
         surface = nearest_surface(config, plan)
-        bag_size = superposition_section(config).bag_size
-        mark = bag_size if bag_size > 1 else None
+        mark = plan.mean_bag_size if plan.superposition else None
         draw_surfaces({f"paper: {surface.title}": surface}, plot, mark=mark)
         print(f"Plot: {plot}")

@@ -53,6 +53,19 @@ def each_of(*choices: str) -> Allowed:
     )
 
 
+def of_each_stage(allowed: Allowed) -> Allowed:
+    """Return the range of one value for all stages of superposition, or a list of theirs."""
+    return Allowed(
+        lambda value: all(map(allowed.has, value if isinstance(value, list) else [value])),
+        f"{allowed.text}; or a list of such, one for each bag size",
+    )
+
+
+BAG_SIZES = Allowed(
+    lambda value: bool(value) and min(value) >= 2 if isinstance(value, list) else value >= 1,
+    "an integer of at least 1 (1 switches superposition off); or a list of integers of at least 2, "
+    "one for each stage",
+)
 WEIGHTS = Allowed(
     lambda weights: all(0 < weight < math.inf for weight in weights),
     "a list of finite numbers above 0",

@@ -1,4 +1,4 @@
-"""One line for a command line that tyro refuses, which tells it in a box of ten."""
+"""A job's command line: lists of stages, and one line for what tyro refuses in a box of ten."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -6,8 +6,51 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import Any, get_args
 
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
 from ..errors import ConfigTextError
-from .values import check_value, kinds_of, type_of, unknown_key_error
+from .values import check_value, fits, kinds_of, type_of, unknown_key_error
+
+
+def register_stages(registry: ConstructorRegistry) -> None:
+    """Have tyro read what is one number for all stages or a list: "8,4,2", or "[8, 4, 2]"."""
+
+    @registry.primitive_rule
+    def one_or_list(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if not (number := _number_of_stages(info.type)):
+            return None
+        name = number.__name__.upper()
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{name}|{name},{name},...",
+            instance_from_str=lambda args: _one_or_list(args[0], info.type),
+            is_instance=lambda value: fits(value, info.type),
+            str_from_instance=lambda value: [
+                ",".join(map(str, value)) if isinstance(value, list) else f"{value}"
+            ],
+        )
+
+
+def _number_of_stages(kind: Any) -> type | None:
+    """The type of a number that may also be a list of such; None for another annotation."""
+    lists = {int: list[int], float: list[float]}
+    options = get_args(kind)
+    return next((n for n in lists if n in options and lists[n] in options), None)
+
+
+def _one_or_list(text: str, kind: Any) -> Any:
+    """The value of such an annotation that a text stands for.
+
+    Raises:
+        ValueError: if it stands for none.
+    """
+    number = _number_of_stages(kind)
+    assert number is not None
+    if text == "None" and type(None) in get_args(kind):
+        return None
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    values = [number(part) for part in inner.split(",")]
+    return values if len(values) > 1 or inner != text else values[0]
 
 
 @contextmanager
@@ -60,6 +103,11 @@ def _find_fault(args: Sequence[str], kinds: dict[str, Any]) -> None:
 def _value(text: str, kind: Any) -> Any:
     """The value that an argument stands for; the text itself if it is none of its kind."""
     options = get_args(kind) or (kind,)
+    if _number_of_stages(kind):
+        try:
+            return _one_or_list(text, kind)
+        except ValueError:
+            return text
     if text == "None" and type(None) in options:
         return None
     if list[str] in (kind, *options):

@@ -13,7 +13,7 @@ from typing_extensions import override
 from tyro.constructors import ConstructorRegistry
 
 from ..errors import ConfigError, in_one_line
-from .command_line import refused_in_one_line
+from .command_line import refused_in_one_line, register_stages
 from .sections import JobConfig
 from .values import check_toml
 
@@ -43,6 +43,7 @@ class SuperpositionConfigManager(ConfigManager):
     def register_tyro_rules(registry: ConstructorRegistry) -> None:
         """Once for all managers: each registration slows down all later parsing."""
         ConfigManager.register_tyro_rules(registry)
+        register_stages(registry)
 
     @override
     def parse_args(self, args: list[str] | None = None) -> JobConfig:

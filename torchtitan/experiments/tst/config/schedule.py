@@ -1,5 +1,7 @@
 """The schedule of a run, from its config."""
 
+import math
+
 from torchtitan.config import JobConfig
 
 from ..core import Schedule
@@ -11,13 +13,37 @@ def build_schedule(job_config: JobConfig) -> Schedule:
     section = superposition_section(job_config)
     if section.bag_size == 1:
         return Schedule()
-    boundary = boundary_step(section, job_config.training.steps)
-    return Schedule(section.bag_size, boundary, section.mode, section.scale)
+    bag_sizes, steps = bag_sizes_of(section), steps_of_stages(section, job_config.training.steps)
+    return Schedule.of(bag_sizes, steps, section.mode, section.scale)
 
 
-def boundary_step(section: Superposition, total_steps: int) -> int:
-    """K, the last superposition step; a ratio gives the nearest whole step."""
-    if section.steps is not None:
-        return section.steps
-    assert section.step_ratio is not None  # check_job() has seen to it
-    return round(section.step_ratio * total_steps)
+def bag_sizes_of(section: Superposition) -> list[int]:
+    """The bag size of each stage, in order."""
+    return section.bag_size if isinstance(section.bag_size, list) else [section.bag_size]
+
+
+def steps_of_stages(section: Superposition, total_steps: int) -> list[int]:
+    """The number of steps of each stage, which may be 0.
+
+    A share gives the nearest whole step for the end of each stage; one share or number for all
+    stages is divided equally.
+    """
+    stages, steps, ratio = len(bag_sizes_of(section)), section.steps, section.step_ratio
+    if isinstance(steps, list):
+        return steps
+    if isinstance(ratio, list):
+        ends = [round(math.fsum(ratio[: n + 1]) * total_steps) for n in range(stages)]
+    else:
+        assert steps is not None or ratio is not None  # check_job() has seen to it
+        boundary = round((ratio or 0) * total_steps) if steps is None else steps
+        ends = [round(boundary * (n + 1) / stages) for n in range(stages)]
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def bag_sizes_without_steps(job_config: JobConfig) -> list[int]:
+    """The bag sizes of stages whose share or number of steps comes to none."""
+    section = superposition_section(job_config)
+    if section.bag_size == 1:
+        return []
+    steps = steps_of_stages(section, job_config.training.steps)
+    return [size for size, n in zip(bag_sizes_of(section), steps, strict=True) if not n]

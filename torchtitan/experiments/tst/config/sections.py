@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from torchtitan.config import JobConfig as UpstreamJobConfig
 
-from .allowed import WEIGHTS, at_least, each_of, share
+from .allowed import BAG_SIZES, WEIGHTS, at_least, each_of, of_each_stage, share
 
 SECTION, TOKEN_SHARDS = "superposition", "token_shards"
 TEXT_DATASET, LM_HEAD, RESILIENCE = "text_dataset", "lm_head", "resilience"
@@ -19,14 +19,25 @@ TEXT_DATASET, LM_HEAD, RESILIENCE = "text_dataset", "lm_head", "resilience"
 class Superposition:
     """Token Superposition Training (arXiv 2605.06546)."""
 
-    bag_size: Annotated[int, at_least(1, "1 switches superposition off")] = 1
-    """s, the number of contiguous data tokens in a bag. 1 switches superposition off."""
+    bag_size: Annotated[int | list[int], BAG_SIZES] = 1
+    """
+    s, the number of contiguous data tokens in a bag. 1 switches superposition off. A list, such as
+    [8, 4, 2], divides superposition into stages, each with its bag size, in this order.
+    """
 
-    step_ratio: Annotated[float | None, share("in [0, 1)", one=False)] = None
-    """r, the share of training.steps in superposition, in [0, 1). Give this or `steps`."""
+    step_ratio: Annotated[
+        float | list[float] | None, of_each_stage(share("in [0, 1)", one=False))
+    ] = None
+    """
+    r, the share of training.steps in superposition, in [0, 1). Stages have equal parts of it; a
+    list gives each its own share. Give this or `steps`.
+    """
 
-    steps: Annotated[int | None, at_least(0)] = None
-    """The number of steps in superposition, less than training.steps. Give this or `step_ratio`."""
+    steps: Annotated[int | list[int] | None, of_each_stage(at_least(0))] = None
+    """
+    The number of steps in superposition, less than training.steps. Stages have equal parts of it; a
+    list gives each its own number. Give this or `step_ratio`.
+    """
 
     mode: Literal["full", "input", "output"] = "full"
     """
@@ -59,6 +70,12 @@ class Superposition:
     """
     Modules to initialise afresh, with their optimizer state, before the first recovery step, an
     ablation that costs most of the gain: 'tok_embeddings', 'output'. Empty to keep all weights.
+    """
+
+    checkpoint_each_stage: bool = False
+    """
+    Write a full checkpoint at the end of each stage, and never delete it, as at the end of the
+    last, the boundary.
     """
 
     stop_at_boundary: bool = False

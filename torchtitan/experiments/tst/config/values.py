@@ -20,6 +20,7 @@ _WORDS: dict[Any, str] = {
     int: "an integer",
     float: "a number",
     list[str]: "a list of strings",
+    list[int]: "a list of integers",
     list[float]: "a list of numbers",
     list[list[str]]: "a list of lists of strings",
 }
@@ -116,7 +117,7 @@ def check_value(key: str, kind: Any, value: Any) -> None:
     Raises:
         ConfigError: naming the key, its value and what is allowed.
     """
-    if not _fits(value, type_of(kind)):
+    if not fits(value, type_of(kind)):
         raise ConfigError(key, value, f"must be {_words(type_of(kind))}")
     allowed = range_of(key, kind)
     if allowed and value is not None and not allowed.has(value):
@@ -138,15 +139,15 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and is_dataclass(kind)
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of an annotation; of one that is none of upstream's, any value is."""
     origin = get_origin(kind)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
     if origin in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(kind))
+        return any(fits(value, option) for option in get_args(kind))
     if origin is list:
-        return isinstance(value, list) and all(_fits(part, *get_args(kind)) for part in value)
+        return isinstance(value, list) and all(fits(part, *get_args(kind)) for part in value)
     if kind in (int, float):
         numbers = (int, float) if kind is float else int
         return isinstance(value, numbers) and not isinstance(value, bool)

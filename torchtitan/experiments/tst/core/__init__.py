@@ -14,7 +14,7 @@ from .bags import IGNORE_INDEX, MODES, document_ids, fold
 from .embedding import BagEmbedding
 from .head import LossHead
 from .losses import LOSSES, WEIGHTINGS, BagLoss, offset_weights
-from .schedule import SCALES, BatchShape, Phase, Schedule
+from .schedule import SCALES, BatchShape, Phase, Schedule, Stage
 
 __all__ = [
     "IGNORE_INDEX",
@@ -28,6 +28,7 @@ __all__ = [
     "LossHead",
     "Phase",
     "Schedule",
+    "Stage",
     "document_ids",
     "fold",
     "offset_weights",

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from ..checks.job import check_config
 from ..checks.model import model_args_of
-from ..core import Phase
+from ..core import Stage
 from ..data.loader import Batch
 from ..errors import in_one_line
 from ..training.trainer import SuperpositionTrainer
@@ -63,20 +63,20 @@ class DryRun:
     Attributes:
         mesh: size of each dimension of the layout that is not 1.
         accumulation: micro-batches in a step.
-        memory: of a step of each phase that the run has; empty where steps are not played.
+        memory: of a step of each stage and of recovery; empty where steps are not played.
         untraced: why they cannot be; "" if they can.
         left_out: keys of the job that the memory does not take into account.
     """
 
     mesh: dict[str, int]
     accumulation: int
-    memory: dict[Phase, Memory]
+    memory: dict[Stage, Memory]
     untraced: str
     left_out: tuple[str, ...]
 
 
 def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
-    """Build a job on ``ranks`` ranks, and ``play`` a step of each of its phases.
+    """Build a job on ``ranks`` ranks, and ``play`` a step of each of its stages and of recovery.
 
     To be called in a process without a process group, after ``enable_cpu_if_alone`` on a machine
     without, or with hidden, accelerators. Steps are eager and in high precision: it applies neither
@@ -227,7 +227,7 @@ class _DryRunTrainer(SuperpositionTrainer):
         pass
 
     @override
-    def _enter_recovery(self) -> None:
+    def _change_bag_size(self) -> None:
         pass
 
     @override
@@ -236,8 +236,8 @@ class _DryRunTrainer(SuperpositionTrainer):
         self.tracker.reset_mod_stats()  # or it refuses the next forward
         return loss
 
-    def play(self) -> dict[Phase, Memory]:
-        """The last step of each phase."""
+    def play(self) -> dict[Stage, Memory]:
+        """The last step of each stage and of recovery."""
         self.device = torch.device("cpu")  # "cpu:0" is another to a fake tensor
         self.tokenizer = TOKENIZER
         model: Any = self.model_parts[0]
@@ -248,10 +248,8 @@ class _DryRunTrainer(SuperpositionTrainer):
             parameter.grad = torch.zeros_like(parameter)
         self.optimizers.step()  # which creates its states
         self.optimizers.zero_grad()
-        steps = {Phase.RECOVERY: self.job_config.training.steps}
-        if self.schedule.enabled:
-            steps = {Phase.SUPERPOSITION: self.schedule.boundary} | steps
-        return {phase: self._play_step(step) for phase, step in steps.items()}
+        stages = self.schedule.until(self.job_config.training.steps)
+        return {stage: self._play_step(stage.last) for stage in stages}
 
     def _play_step(self, step: int) -> Memory:
         self.step, self.tracker = step, PeakMemory()

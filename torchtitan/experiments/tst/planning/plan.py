@@ -10,7 +10,7 @@ from ..config.layout import dp_degree, global_batch_size, ranks_of_layout
 from ..config.schedule import build_schedule
 from ..config.sections import token_shards_section
 from ..config.values import check_values
-from ..core import Phase, Schedule
+from ..core import Stage
 from ..data.shards.loader import is_token_shards, open_mixture, tokens_to_read
 from ..data.shards.token_shards import ShardError
 
@@ -43,38 +43,39 @@ GPUS = {
 
 
 @dataclass(frozen=True)
-class PhasePlan:
-    """One phase of a run.
+class StagePlan:
+    """One stage of superposition, or recovery.
 
     Attributes:
-        phase: which.
-        steps: number of steps; may be 0.
-        bag_size: data tokens per bag; 1 in recovery.
+        stage: which.
         data_tokens_per_step: read by all ranks.
         latents_per_step: positions that the transformer sees, on all ranks.
         flops_per_step: forward and backward, on all ranks, as upstream counts them.
     """
 
-    phase: Phase
-    steps: int
-    bag_size: int
+    stage: Stage
     data_tokens_per_step: int
     latents_per_step: int
     flops_per_step: float
 
     @property
+    def steps(self) -> int:
+        """The number of its steps."""
+        return self.stage.steps
+
+    @property
     def data_tokens(self) -> int:
-        """Read in this phase."""
+        """Read in all its steps."""
         return self.steps * self.data_tokens_per_step
 
     @property
     def latents(self) -> int:
-        """Seen by the transformer in this phase."""
+        """Seen by the transformer in all its steps."""
         return self.steps * self.latents_per_step
 
     @property
     def flops(self) -> float:
-        """Of this phase."""
+        """Of all its steps."""
         return self.steps * self.flops_per_step
 
 
@@ -89,7 +90,7 @@ class Plan:
         data_parallel_ranks: of these.
         local_batch_size: sequences in a micro-batch.
         accumulation: micro-batches in a step.
-        phases: superposition, recovery.
+        stages: of superposition, in their order, and recovery as the last.
         tokens_needed: data tokens taken from the sources, which is one more for each sequence.
     """
 
@@ -99,28 +100,44 @@ class Plan:
     data_parallel_ranks: int
     local_batch_size: int
     accumulation: int
-    phases: tuple[PhasePlan, PhasePlan]
+    stages: tuple[StagePlan, ...]
     tokens_needed: int
 
     @property
     def steps(self) -> int:
-        """Of both phases."""
-        return sum(phase.steps for phase in self.phases)
+        """Of the whole run."""
+        return sum(stage.steps for stage in self.stages)
 
     @property
     def data_tokens(self) -> int:
-        """Of both phases."""
-        return sum(phase.data_tokens for phase in self.phases)
+        """Of the whole run."""
+        return sum(stage.data_tokens for stage in self.stages)
 
     @property
     def latents(self) -> int:
-        """Of both phases."""
-        return sum(phase.latents for phase in self.phases)
+        """Of the whole run."""
+        return sum(stage.latents for stage in self.stages)
 
     @property
     def flops(self) -> float:
-        """Of both phases."""
-        return sum(phase.flops for phase in self.phases)
+        """Of the whole run."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def superposition(self) -> tuple[StagePlan, ...]:
+        """The stages of superposition."""
+        return self.stages[:-1]
+
+    @property
+    def recovery(self) -> StagePlan:
+        """The last of the stages."""
+        return self.stages[-1]
+
+    @property
+    def mean_bag_size(self) -> float:
+        """Over the steps of superposition; 1 without any."""
+        tokens = sum(stage.steps * stage.stage.bag_size for stage in self.superposition)
+        return tokens / sum(stage.steps for stage in self.superposition) if tokens else 1
 
     @property
     def batch(self) -> str:
@@ -154,17 +171,28 @@ def default_ranks(job_config: JobConfig) -> int:
 
 
 def make_plan(job_config: JobConfig, ranks: int) -> Plan:
-    """The plan of a config that :func:`..checks.job.check_config` has passed."""
+    """The plan of a config that :func:`..checks.job.check_config` has passed.
+
+    Raises:
+        ConfigError: if TorchTitan refuses to build the model.
+    """
     training, schedule = job_config.training, build_schedule(job_config)
     degree = dp_degree(job_config, ranks)
     sequences = global_batch_size(job_config, degree)
-    boundary = schedule.boundary if schedule.enabled else 0
-    parameters, superposition = _phase_plan(
-        job_config, schedule, Phase.SUPERPOSITION, sequences, 1, boundary
-    )
-    _, recovery = _phase_plan(
-        job_config, schedule, Phase.RECOVERY, sequences, boundary + 1, training.steps
-    )
+    args, model = model_on_meta(job_config)
+    stages = []
+    for stage in schedule.until(training.steps):
+        shape = schedule.batch_shape(stage.first, sequences, training.seq_len)  # of all ranks
+        parameters, flops_per_latent = args.get_nparams_and_flops(model, shape.latents)
+        latents = shape.sequences * shape.latents
+        stages.append(
+            StagePlan(
+                stage=stage,
+                data_tokens_per_step=shape.sequences * shape.data_tokens,
+                latents_per_step=latents,
+                flops_per_step=latents * flops_per_latent,
+            )
+        )
     return Plan(
         ranks=ranks,
         parameters=parameters,
@@ -172,36 +200,19 @@ def make_plan(job_config: JobConfig, ranks: int) -> Plan:
         data_parallel_ranks=degree,
         local_batch_size=training.local_batch_size,
         accumulation=sequences // (training.local_batch_size * degree),
-        phases=(superposition, recovery),
+        stages=tuple(stages),
         tokens_needed=tokens_to_read(job_config, degree, training.steps),
     )
 
 
-def _phase_plan(
-    job_config: JobConfig, schedule: Schedule, phase: Phase, sequences: int, first: int, last: int
-) -> tuple[int, PhasePlan]:
-    shape = schedule.batch_shape(first, sequences, job_config.training.seq_len)  # of all ranks
-    parameters, flops_per_latent = parameters_and_flops(job_config, shape.latents)
-    latents = shape.sequences * shape.latents
-    plan = PhasePlan(
-        phase=phase,
-        steps=last - first + 1,
-        bag_size=schedule.bag_size_at(first),
-        data_tokens_per_step=shape.sequences * shape.data_tokens,
-        latents_per_step=latents,
-        flops_per_step=latents * flops_per_latent,
-    )
-    return parameters, plan
-
-
-def parameters_and_flops(job_config: JobConfig, latents: int) -> tuple[int, float]:
-    """Parameters of the model, and FLOPs for a latent in sequences of ``latents``.
+def parameters_of(job_config: JobConfig) -> int:
+    """Number of parameters of the model.
 
     Raises:
         ConfigError: if TorchTitan refuses to build the model.
     """
     args, model = model_on_meta(job_config)
-    return args.get_nparams_and_flops(model, latents)
+    return args.get_nparams_and_flops(model, job_config.training.seq_len)[0]
 
 
 def mfu_of_paper(job_config: JobConfig, plan: Plan) -> float | None:
@@ -212,7 +223,7 @@ def mfu_of_paper(job_config: JobConfig, plan: Plan) -> float | None:
     run = next((run for run in paper.runs().values() if run.model == job_config.model.flavor), None)
     if run is None:
         return None
-    flops = plan.phases[1].flops_per_step / plan.phases[1].latents_per_step * run.latents
+    flops = plan.recovery.flops_per_step / plan.recovery.latents_per_step * run.latents
     return flops / (run.b200_hours * 3600 * GPUS["B200"].peak_flops)
 
 

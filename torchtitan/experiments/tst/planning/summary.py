@@ -6,22 +6,22 @@ from .. import paper
 from ..config.sections import JobConfig, superposition_section
 from ..errors import ConfigError, in_one_line
 from .dry_run import dry_run
-from .plan import Gpu, PhasePlan, Plan, count, describe_data, mfu_of_paper
+from .plan import Gpu, Plan, StagePlan, count, describe_data, mfu_of_paper
 
 ASSUMED_MFU = 0.4
 
 
 def _table(plan: Plan, gpu: Gpu, mfu: float) -> list[str]:
-    phases = [phase for phase in plan.phases if phase.steps]
-    wholes: list[PhasePlan | Plan] = [*phases, plan] if len(phases) > 1 else [*phases]
+    stages = plan.stages
+    wholes: list[StagePlan | Plan] = [*stages, plan] if len(stages) > 1 else [*stages]
     hours_per_flop = plan.gpu_hours(gpu, mfu) / plan.flops
     rows: list[tuple[str, list[str]]] = [
-        ("", [*(str(phase.phase) for phase in phases), "total"][: len(wholes)]),
+        ("", [*(str(stage.stage.phase) for stage in stages), "total"][: len(wholes)]),
         ("steps", [f"{x.steps:,}" for x in wholes]),
-        ("bag size", [f"{phase.bag_size}" for phase in phases]),
-        ("data tokens a step", [f"{phase.data_tokens_per_step:,}" for phase in phases]),
-        ("latents a step", [f"{phase.latents_per_step:,}" for phase in phases]),
-        ("FLOPs a step", [f"{phase.flops_per_step:.3e}" for phase in phases]),
+        ("bag size", [f"{stage.stage.bag_size}" for stage in stages]),
+        ("data tokens a step", [f"{stage.data_tokens_per_step:,}" for stage in stages]),
+        ("latents a step", [f"{stage.latents_per_step:,}" for stage in stages]),
+        ("FLOPs a step", [f"{stage.flops_per_step:.3e}" for stage in stages]),
         ("data tokens", [count(x.data_tokens) for x in wholes]),
         ("latents", [count(x.latents) for x in wholes]),
         (f"{gpu.name} hours", [f"{hours_per_flop * x.flops:,.1f}" for x in wholes]),
@@ -34,7 +34,7 @@ def _table(plan: Plan, gpu: Gpu, mfu: float) -> list[str]:
 
 
 def memory_lines(config: JobConfig, ranks: int, gpu: Gpu) -> list[str]:
-    """Return the memory of a step of each phase, or why it is not estimated.
+    """Return the memory of a step of each stage and of recovery, or why it is not estimated.
 
     Args:
         config: of the job.
@@ -54,17 +54,16 @@ def memory_lines(config: JobConfig, ranks: int, gpu: Gpu) -> list[str]:
         return [run.untraced.removeprefix("memory is ")]
     left_out = [f"{key} is not taken into account" for key in run.left_out]
     return [
-        f"{of_phase.peak / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB on each GPU at the fullest "
-        f"moment of a {phase} step: {of_phase.parameters / 1e9:.1f} parameters, "
-        f"{of_phase.gradients / 1e9:.1f} gradients, {of_phase.optimizer / 1e9:.1f} optimizer, "
-        f"{of_phase.rest / 1e9:.1f} activations and other"
-        for phase, of_phase in run.memory.items()
+        f"{of_stage.peak / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB on each GPU at the fullest "
+        f"moment of a step of {stage}: {of_stage.parameters / 1e9:.1f} parameters, "
+        f"{of_stage.gradients / 1e9:.1f} gradients, {of_stage.optimizer / 1e9:.1f} optimizer, "
+        f"{of_stage.rest / 1e9:.1f} activations and other"
+        for stage, of_stage in run.memory.items()
     ] + left_out
 
 
 def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[str]:
     """The paper's good range for this size, and its losses around the config's values."""
-    section = superposition_section(job_config)
     model = paper.nearest_model(plan.parameters)
     (low, high), (least, most) = paper.GOOD_BAG_SIZES[model], paper.GOOD_STEP_RATIOS
     bag_sizes = f"s = {low}" if low == high else f"s from {low} to {high}"
@@ -74,9 +73,13 @@ def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[s
         f"final loss at {surface.title} weighting: "
         f"baseline {surface.baseline}, best {surface.losses[best]} at r = {best[0]}, s = {best[1]}",
     ]
-    s, ratio = section.bag_size, plan.phases[0].steps / plan.steps
+    if not plan.superposition:
+        return lines
+    s, ratio = plan.mean_bag_size, 1 - plan.recovery.steps / plan.steps
+    if len(plan.superposition) > 1:
+        lines.append(f"it has one bag size throughout; around the mean of these, {s:.1f}:")
     columns = [size for size in surface.bag_sizes if abs(size - max(s, 2)) <= 2]
-    if s > 1 and columns:
+    if columns:
         lines.append("    r \\ s" + "".join(f"{size:>8}" for size in columns))
         nearest = min(surface.ratios, key=lambda r: abs(r - ratio))
         lines += [

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from ..paper import Surface
 
 
-def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: int | None = None) -> None:
+def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: float | None = None) -> None:
     """One panel for each surface by its title, all on the same axes of r.
 
     Args:
@@ -40,7 +40,7 @@ def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: int | None =
             if gain > 0:  # far above the baseline there is nothing to see
                 axes.set_ylim(surface.baseline - 1.1 * gain, surface.baseline + 0.7 * gain)
         if mark:
-            axes.axvline(mark, color="tab:red", linewidth=1, label=f"s = {mark}")
+            axes.axvline(mark, color="tab:red", linewidth=1, label=f"s = {mark:.3g}")
         axes.set(title=title, xlabel="bag size s", ylabel="final loss (nats per token)")
         axes.grid(alpha=0.3)
     labels = dict(

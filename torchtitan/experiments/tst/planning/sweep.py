@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +93,10 @@ def _after_head(text: str) -> str:
 
 
 def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]) -> Point:
-    overrides = [*arguments, *(f"--{key}={value}" for key, value in values.items())]
+    overrides = list(arguments)
+    for key, value in values.items():
+        is_list = value.startswith("[") and value.endswith("]")
+        overrides.append(f"--{key}={value[1:-1] if is_list else value}")
     for given, other in ((STEP_RATIO, STEPS), (STEPS, STEP_RATIO)):
         if given in values:
             overrides.append(f"--{other}=None")  # one of the two says where the boundary is
@@ -104,7 +108,9 @@ def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]
         key: None if off and key.startswith("superposition.") else resolved[key] for key in values
     }
     names = [
-        f"{key.rpartition('.')[2]}={value}" for key, value in typed.items() if value is not None
+        f"{key.rpartition('.')[2]}={value_in_words(value, '-')}"
+        for key, value in typed.items()
+        if value is not None
     ]
     name = ",".join([BASELINE, *names] if off else names)
     overrides.append(f"--job.dump_folder={folder / 'runs' / name}")
@@ -125,6 +131,11 @@ def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]
     return Point(name, typed, steps, last_logged, toml)
 
 
+def value_in_words(value: Any, between: str = ", ") -> str:
+    """Return a value of a run for people; those of a list with ``between`` between them."""
+    return between.join(map(str, value)) if isinstance(value, list) else f"{value}"
+
+
 def read_sweep(folder: Path) -> dict[str, Any]:
     """Return the content of sweep.json.
 
@@ -141,7 +152,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Return the values of each key, from texts such as "superposition.bag_size=4,6".
+    """Return the values of each key, from texts such as "superposition.bag_size=4,[8,4,2]".
 
     Raises:
         ArgumentError: for no text, one that is none, or a key that is given twice.
@@ -155,7 +166,7 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[str]]:
             raise ArgumentError(f"--vary {text}: must be section.key=value,value")
         if key in vary:
             raise ArgumentError(f"--vary {text}: {key} is given twice; its values go into one")
-        vary[key] = values.split(",")
+        vary[key] = re.split(r",(?![^\[]*\])", values)  # and not at a comma in a list
     return vary
 
 

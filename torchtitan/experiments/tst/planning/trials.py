@@ -60,10 +60,10 @@ def _describe(arguments: list[str], ranks: int | None, gpu: Gpu, play: bool) -> 
         return f"{text}; {run.untraced}", True
     if run.left_out and play:
         text += f" (without {', '.join(run.left_out)})"
-    peaks = {phase: memory.peak for phase, memory in run.memory.items()}
+    peaks = {stage: memory.peak for stage, memory in run.memory.items()}
     fits = all(peak <= (1 - RESERVE) * gpu.memory for peak in peaks.values())
-    for phase, peak in peaks.items():
-        text += f"; {phase} {peak / 1e9:.1f} GB"
+    for stage, peak in peaks.items():
+        text += f"; {stage} {peak / 1e9:.1f} GB"
     if not fits:
         text += f": TOO MUCH for {gpu.memory / 1e9:.0f} GB less {100 * RESERVE:.0f} %"
     return text, fits

@@ -45,7 +45,8 @@ class ResilientTrainer(Trainer):
     """Upstream's trainer with checkpoints, stops and faults taken care of.
 
     A subclass overrides what it knows better: :meth:`check`, :meth:`build`, :meth:`change_spec`,
-    :meth:`run_facts`, :meth:`contradictions`, :meth:`is_boundary` and :meth:`name_of_step`.
+    :meth:`run_facts`, :meth:`contradictions`, :meth:`is_boundary`, :meth:`keeps_checkpoint` and
+    :meth:`name_of_step`.
 
     Raises:
         ConfigError: from the constructor, for a job that TorchTitan refuses to build.
@@ -120,8 +121,12 @@ class ResilientTrainer(Trainer):
         return differences(manifest["run"], self.facts, ignored)
 
     def is_boundary(self, step: int) -> bool:
-        """Whether the checkpoint after this step is written in any case, and never deleted."""
+        """Whether a phase of the run ends with this step; its checkpoint is kept."""
         return False
+
+    def keeps_checkpoint(self, step: int) -> bool:
+        """Whether the checkpoint after this step is written in any case, and never deleted."""
+        return self.is_boundary(step)
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint of now says of the run beside its states."""

@@ -77,7 +77,7 @@ class Summary:
 
     Attributes:
         name: of the run.
-        bag_size: s; 1 for a baseline.
+        bag_sizes: s of each stage; 1 for a baseline.
         boundary: the last superposition step; 0 for a baseline.
         end: of its last logged step.
         steps: that it is to have; None if its config is not there.
@@ -88,7 +88,7 @@ class Summary:
     """
 
     name: str
-    bag_size: int
+    bag_sizes: tuple[int, ...]
     boundary: int
     end: Place
     steps: int | None
@@ -198,7 +198,7 @@ def summarize(run: Curves, kind: str) -> Summary:
     """What a run came to."""
     points = comparable_points(run, kind)
     final_loss = points[-1].loss if points else None
-    summary = Summary(run.name, run.bag_size, run.boundary, run.end, run.steps, final_loss)
+    summary = Summary(run.name, run.bag_sizes, run.boundary, run.end, run.steps, final_loss)
     after = [p for p in run.training if p.at.step > run.boundary and math.isfinite(p.loss)]
     if not run.boundary or not after or run.loss != "mce":
         return summary

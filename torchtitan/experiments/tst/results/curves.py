@@ -6,6 +6,8 @@ FLOPs are upstream's count (of its MFU). Hours are those of training, summed ove
 validation; the first step of a launch holds its start.
 """
 
+import itertools
+import math
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ..core import Schedule, Stage
 from ..errors import UserError
 from ..resilience.run_folder import read_config
 from ..training.metrics import (
@@ -73,8 +76,7 @@ class Curves:
     Attributes:
         name: of its folder.
         folder: of the run.
-        bag_size: s; 1 if it had no superposition.
-        boundary: last logged superposition step; 0 if it had none.
+        stages: of superposition, as far as it is logged; none if it had no superposition.
         training: the training loss of every logged step, over bags up to the boundary.
         validation: next-token loss in both phases; empty if the run had no validation.
         steps: that the run is to have, by its config; None if there is none to read.
@@ -83,17 +85,31 @@ class Curves:
 
     name: str
     folder: Path
-    bag_size: int
-    boundary: int
+    stages: tuple[Stage, ...]
     training: list[Point]
     validation: list[Point]
     steps: int | None = None
     loss: str = "mce"
 
     @property
+    def boundary(self) -> int:
+        """The last logged superposition step; 0 if it had none."""
+        return self.stages[-1].last if self.stages else 0
+
+    @property
+    def bag_sizes(self) -> tuple[int, ...]:
+        """S of each stage; 1 if it had no superposition."""
+        return tuple(stage.bag_size for stage in self.stages) or (1,)
+
+    @property
     def end(self) -> Place:
         """Of the last logged step."""
         return self.training[-1].at
+
+    def part(self, points: Sequence[Point], stage: Stage | None) -> list[Point]:
+        """Those of its points in a stage of superposition, or in recovery."""
+        first, last = (stage.first, stage.last) if stage else (self.boundary + 1, math.inf)
+        return [point for point in points if first <= point.at.step <= last]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Curves]:
@@ -142,8 +158,7 @@ def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:
     return Curves(
         name=name or folder.name,
         folder=folder,
-        bag_size=max((round(line["bag_size"]) for line in in_superposition), default=1),
-        boundary=max((line["step"] for line in in_superposition), default=0),
+        stages=_stages(in_superposition),
         training=training,
         validation=[
             Point(place_at(training, line["step"], lambda at: at.step), line[VALIDATION_LOSS])
@@ -153,6 +168,16 @@ def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:
         steps=config.get("training", {}).get("steps"),
         loss=config.get("superposition", {}).get("loss", "mce"),
     )
+
+
+def _stages(logged: list[dict[str, Any]]) -> tuple[Stage, ...]:
+    """Of the logged steps in superposition; the last step of each stage is always logged."""
+    bag_sizes, last_steps = [], []
+    for bag_size, lines in itertools.groupby(logged, lambda line: round(line["bag_size"])):
+        bag_sizes.append(bag_size)
+        last_steps.append([line["step"] for line in lines][-1])
+    steps = [last - before for before, last in itertools.pairwise([0, *last_steps])]
+    return Schedule.of(bag_sizes, steps).stages
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

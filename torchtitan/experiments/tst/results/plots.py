@@ -63,35 +63,31 @@ def draw_curves(runs: Sequence[Curves], comparison: Comparison, output: Path) ->
 
 
 def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
-    """Training loss, pale; dotted where it is over bags."""
-    for in_superposition, style in ((True, ":"), (False, "-")):
-        points = [p for p in run.training if (p.at.step <= run.boundary) == in_superposition]
+    """Training loss, pale; dotted where it is over bags. A line at each change of the bag size."""
+    labels = {":": f"{run.name}: training, over bags", "-": f"{run.name}: training"}
+    for stage in (*run.stages, None):
+        points, style = run.part(run.training, stage), ":" if stage else "-"
         if points:
-            what = ", over bags" if in_superposition else ""
-            panel.plot(
-                *_coordinates(points, axis),
-                style,
-                color=color,
-                alpha=0.4,
-                linewidth=1,
-                label=f"{run.name}: training{what}",
-            )
-    if run.boundary:
-        boundary = next(p.at for p in run.training if p.at.step == run.boundary)
-        panel.axvline(axis(boundary), color=color, linestyle="--", linewidth=1)
+            label = labels.pop(style, None)  # once for all stages
+            lines = panel.plot(*_coordinates(points, axis), style, color=color, label=label)
+            plt.setp(lines, alpha=0.4, linewidth=1)
+        if stage:
+            at_boundary = stage.last == run.boundary
+            style, width = ("--", 1.0) if at_boundary else (":", 0.8)
+            panel.axvline(axis(points[-1].at), color=color, linestyle=style, linewidth=width)
 
 
 def _draw_comparable(
     panel: Axes, run: Curves, points: Sequence[Point], kind: str, axis: Axis, color: str
 ) -> None:
-    """The losses that are compared, in full colour; no line across the boundary."""
+    """The losses that are compared, in full colour; no line across a change of the bag size."""
     if not points:
         return
     final = f"{points[-1].loss:.3f} at step {points[-1].at.step:,.0f}"
     label: str | None = f"{run.name}: {kind}, next token ({final})"
-    for in_superposition in (False, True):
-        part = [p for p in points if (p.at.step <= run.boundary) == in_superposition]
-        style = "o-" if len(points) < 100 else "-"
+    style = "o-" if len(points) < 100 else "-"
+    for stage in (None, *run.stages):
+        part = run.part(points, stage)
         panel.plot(*_coordinates(part, axis), style, color=color, markersize=3, label=label)
         label = None
 

@@ -17,8 +17,8 @@ from .. import paper
 from ..config.manager import SuperpositionConfigManager
 from ..config.sections import superposition_section
 from ..errors import UserError
-from ..planning.plan import parameters_and_flops
-from ..planning.sweep import BAG_SIZE, BASELINE, STEP_RATIO, read_sweep
+from ..planning.plan import parameters_of
+from ..planning.sweep import BAG_SIZE, BASELINE, STEP_RATIO, read_sweep, value_in_words
 from ..training.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 from .tables import aligned
 
@@ -100,7 +100,8 @@ def write_table(folder: Path) -> Iterator[str]:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) and value > 0.1 else f"{value}"
+    is_loss = isinstance(value, float) and value > 0.1
+    return f"{value:.4f}" if is_loss else value_in_words(value)
 
 
 def _plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
@@ -112,7 +113,8 @@ def _plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
     losses: list[tuple[Result, Any]] = [
         (r, r.validation_loss if validated else r.training_loss) for r in finished
     ]
-    if set(keys) == {BAG_SIZE, STEP_RATIO}:
+    staged = any(isinstance(value, list) for r in finished for value in r.values.values())
+    if set(keys) == {BAG_SIZE, STEP_RATIO} and not staged:
         own = _surface(folder, losses)
         nearest = paper.nearest_surface(own.parameters, own.steps, own.weighting)
         draw_surfaces(
@@ -124,10 +126,11 @@ def _plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
     for result, loss in losses:
         x, *others = (result.values[key] for key in keys)
         label = ", ".join(
-            BASELINE if value is None else f"{key} = {value}"
+            BASELINE if value is None else f"{key} = {value_in_words(value)}"
             for key, value in zip(keys[1:], others, strict=True)
         )
-        lines.setdefault(label, []).append((BASELINE if x is None else x, loss))
+        x = value_in_words(x) if isinstance(x, list) else BASELINE if x is None else x
+        lines.setdefault(label, []).append((x, loss))
     draw_lines(lines, keys[0], f"final {kind} loss", folder / "losses.png")
 
 
@@ -141,7 +144,7 @@ def _surface(folder: Path, losses: list[tuple[Result, Any]]) -> paper.Surface:
     config = SuperpositionConfigManager().parse_args([job])
     return paper.Surface(
         model=config.model.flavor,
-        parameters=parameters_and_flops(config, config.training.seq_len)[0],
+        parameters=parameters_of(config),
         steps=config.training.steps,
         weighting=superposition_section(config).weighting,
         baseline=baseline,

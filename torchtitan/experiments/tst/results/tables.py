@@ -48,7 +48,7 @@ def rows_of_runs(comparison: Comparison) -> list[list[str]]:
         rows.append(
             [
                 run.name,
-                f"{run.bag_size}",
+                ", ".join(map(str, run.bag_sizes)),
                 _steps(run),
                 f"{run.boundary:,}" if run.boundary else "-",
                 count(run.end.data_tokens),

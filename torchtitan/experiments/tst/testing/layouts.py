@@ -224,10 +224,24 @@ def _options_of_superposition() -> Iterator[Layout]:
     yield _layout(chunks, gathered, TP=2, note="LM head in chunks, without loss parallel")
 
 
+def _stages() -> Iterator[Layout]:
+    stages = ("--superposition.bag_size=8,4,2",)
+    for degrees in _degrees("shard", "TP", "CP", "PP", "shard TP"):
+        yield _layout(job=stages, note="stages", **degrees)
+    yield _layout(job=stages, note="stages", shard=2, EP=2)
+    for degrees in _degrees("shard", "TP", "CP", "PP"):
+        yield _layout("--compile.enable", job=stages, note="stages, compiled", **degrees)
+    batch = (*stages, "--superposition.scale=batch", "--training.seq_len=64")
+    for degrees in _degrees("shard", "CP", "PP"):
+        note = "stages, s times the sequences"
+        yield _layout(job=batch, models=LLAMA, note=note, **degrees)
+
+
 LAYOUTS = [
     *_one_dimension(),
     *_combinations(),
     *_over_documents(),
     *_checkpointed_and_compiled(),
     *_options_of_superposition(),
+    *_stages(),
 ]

@@ -8,8 +8,8 @@ transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts dat
 tokens per second and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their
 number so far; with token shards, for each source ``data_share/NAME(%)``, of the tokens read so
 far, and ``data_epochs/NAME``, how often it has been read.
-Throughputs and times are means since the last log. The last superposition step and the first of
-recovery are always logged, so that no mean is of both phases.
+Throughputs and times are means since the last log. The last step of each stage and the first of
+the next one, or of recovery, are always logged, so that no mean is of two bag sizes.
 """
 
 import json
@@ -123,8 +123,8 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
 
     @override
     def should_log(self, step: int) -> bool:
-        at_boundary = self.schedule.enabled and step - self.schedule.boundary in (0, 1)
-        return at_boundary or super().should_log(step)
+        changes = any(self.schedule.changes_after(at) for at in (step, step - 1) if at > 0)
+        return changes or super().should_log(step)
 
     @override
     def log(

@@ -54,7 +54,8 @@ class PhaseLoss:
         self._sum = self.bag_loss.sum
         if compiles(job_config, "loss"):
             logger.info("Compiling the bag loss with torch.compile")
-            self._sum = torch.compile(self._sum, backend=job_config.compile.backend)
+            # for each stage's bag size on its own: for any, it would be slower
+            self._sum = torch.compile(self._sum, backend=job_config.compile.backend, dynamic=False)
 
     def expect(self, targets: Targets, heads: Sequence[LossHead] = ()) -> None:
         """Say what the next forward is to be compared with.

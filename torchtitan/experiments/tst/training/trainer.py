@@ -1,8 +1,8 @@
 """The training loop of both phases (paper, Section 3).
 
 A superposition step: the loader gives sequences of s * L data tokens, they are folded into bags,
-the loss is normalised over all ranks and accumulation steps. In recovery, and without a
-``[superposition]`` section, every step is upstream's own.
+the loss is normalised over all ranks and accumulation steps. The bag size s is that of the step's
+stage. In recovery, and without a ``[superposition]`` section, every step is upstream's own.
 """
 
 import functools
@@ -22,9 +22,9 @@ from typing_extensions import override
 from ..checks.agreement import contradictions, run_facts
 from ..checks.job import check_job
 from ..checks.machine import check_launch
-from ..config.schedule import build_schedule
+from ..config.schedule import bag_sizes_without_steps, build_schedule
 from ..config.sections import lm_head_section, superposition_section
-from ..core import IGNORE_INDEX, BatchShape, Phase, Schedule, document_ids, fold
+from ..core import IGNORE_INDEX, BatchShape, Phase, Schedule, Stage, document_ids, fold
 from ..data.build import announce_text
 from ..data.loader import Batch, PhaseDataloader
 from ..data.shards.loader import ShardsDataloader, announce_data
@@ -49,7 +49,7 @@ class SuperpositionTrainer(ResilientTrainer):
 
     @functools.cached_property
     def schedule(self) -> Schedule:
-        """The phase of each step."""
+        """The phase and the bag size of each step."""
         return build_schedule(self.job_config)
 
     @override
@@ -100,14 +100,14 @@ class SuperpositionTrainer(ResilientTrainer):
     @override
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
         self.metrics_processor.steps_since_last_log += 1
-        enters_recovery = self.schedule.enabled and self.step == self.schedule.boundary + 1
+        changes = self.step > 1 and self.schedule.changes_after(self.step - 1)
+        if changes:
+            self._change_bag_size()
         self._coefficients = None
         if self.schedule.phase(self.step) is Phase.SUPERPOSITION:
             data_iterator = self._folded(data_iterator)
-        elif enters_recovery:
-            self._enter_recovery()
         super().train_step(data_iterator)
-        if enters_recovery:
+        if changes:
             self._set_timeouts(self.job_config.comm.train_timeout_seconds)
 
     def _folded(self, data_iterator: Iterator[Batch]) -> Iterator[Batch]:
@@ -116,11 +116,11 @@ class SuperpositionTrainer(ResilientTrainer):
 
     def fold_step(self, data_iterator: Iterator[Batch]) -> list[Batch]:
         """All micro-batches of a step, folded, and the coefficients of their loss."""
-        microbatches = []
+        microbatches, bag_size = [], self.schedule.bag_size_at(self.step)
         for _ in range(self.gradient_accumulation_steps):
             input_dict, labels = next(data_iterator)
             input_dict["input"], labels = fold(
-                input_dict["input"], labels, self.schedule.bag_size, self.schedule.mode
+                input_dict["input"], labels, bag_size, self.schedule.mode
             )
             microbatches.append((input_dict, labels))
         self._coefficients = self._loss_coefficients([labels for _, labels in microbatches])
@@ -176,21 +176,30 @@ class SuperpositionTrainer(ResilientTrainer):
     def before_clipping(self, parameters: list[nn.Parameter]) -> None:
         add_up_partial_gradients(parameters)
 
-    # The boundary
+    # The boundary, and changes from stage to stage
 
-    def _enter_recovery(self) -> None:
-        """Before the first recovery step, in this launch or in one resumed at the boundary."""
-        logger.info(f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins")
-        # The first step of a phase compiles, as that of a launch does.
+    def _change_bag_size(self) -> None:
+        """Before the first step of a stage or of recovery, in this launch or in one resumed there.
+
+        Such a step compiles, as that of a launch does.
+        """
         comm = self.job_config.comm
         self._set_timeouts(max(comm.init_timeout_seconds, comm.train_timeout_seconds))
-        self.checkpointer.wait()  # for the boundary checkpoint
+        self.checkpointer.wait()  # for the checkpoint of the boundary or of a stage
         before, now = (self.batch_shape(step) for step in (self.step - 1, self.step))
         if (before.sequences, before.latents) != (now.sequences, now.latents):
             # Seeing a second shape, torch.compile would compile for any shape, which is slower.
             torch.compiler.reset()
         if self.parallel_dims.pp_enabled:
             forget_shapes(self.pp_schedule)
+        if self.step == self.schedule.boundary + 1:
+            self._enter_recovery()
+        else:
+            stage = next(stage for stage in self.schedule.stages if stage.first == self.step)
+            logger.info(f"Stage: {self._stage_in_words(stage)}")
+
+    def _enter_recovery(self) -> None:
+        logger.info(f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins")
         if names := superposition_section(self.job_config).reinit_at_recovery:
             logger.info(f"Initialising {', '.join(names)} afresh")
             seed = (self.job_config.debug.seed or 0) + self.schedule.boundary
@@ -217,6 +226,11 @@ class SuperpositionTrainer(ResilientTrainer):
     @override
     def is_boundary(self, step: int) -> bool:
         return step == self.schedule.boundary > 0
+
+    @override
+    def keeps_checkpoint(self, step: int) -> bool:
+        each_stage = superposition_section(self.job_config).checkpoint_each_stage
+        return self.is_boundary(step) or (each_stage and self.schedule.changes_after(step))
 
     @override
     def name_of_step(self, step: int) -> str:
@@ -259,15 +273,20 @@ class SuperpositionTrainer(ResilientTrainer):
             announce_text("training", self.dataloader)
         if isinstance(self.dataloader, ShardsDataloader):
             announce_data(self.job_config, self.dataloader.mixture, self.dp_degree)
-        if self.schedule.enabled:
-            if not self.job_config.checkpoint.enable:
-                logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
-            shape = self.batch_shape(1)
-            logger.info(
-                f"Superposition: bags of {self.schedule.bag_size} data tokens in steps 1 to "
-                f"{self.schedule.boundary} of {self.job_config.training.steps} (mode "
-                f"{self.schedule.mode}); a sequence is {shape.data_tokens} data tokens, "
-                f"{shape.latents} latents"
+        if self.schedule.enabled and not self.job_config.checkpoint.enable:
+            logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
+        for stage in self.schedule.stages:
+            logger.info(f"Superposition: {self._stage_in_words(stage)}")
+        for bag_size in bag_sizes_without_steps(self.job_config):
+            logger.warning(
+                f"No step has bags of {bag_size} data tokens: their share of training.steps "
+                "rounds to 0"
             )
-        elif self.schedule.bag_size > 1:
-            logger.warning("No step is in superposition: its share of training.steps rounds to 0")
+
+    def _stage_in_words(self, stage: Stage) -> str:
+        shape = self.batch_shape(stage.first)
+        return (
+            f"bags of {stage.bag_size} data tokens in steps {stage.first} to {stage.last} of "
+            f"{self.job_config.training.steps} (mode {self.schedule.mode}); a sequence is "
+            f"{shape.data_tokens} data tokens, {shape.latents} latents"
+        )

@@ -57,11 +57,10 @@ def open_mixture(job_config: JobConfig, tokenizer: BaseTokenizer | None) -> Mixt
 def tokens_to_read(job_config: JobConfig, dp_degree: int, steps: int) -> int:
     """Tokens that the first ``steps`` steps of the run take from their sources."""
     training, schedule = job_config.training, build_schedule(job_config)
-    batch_size = global_batch_size(job_config, dp_degree)
-    boundary, total = min(schedule.boundary, steps), 0
-    for first, last in ((1, boundary), (boundary + 1, steps)):
-        shape = schedule.batch_shape(first, batch_size, training.seq_len)  # of all ranks
-        total += (last - first + 1) * shape.sequences * (shape.data_tokens + 1)
+    batch_size, total = global_batch_size(job_config, dp_degree), 0
+    for stage in schedule.until(steps):
+        shape = schedule.batch_shape(stage.first, batch_size, training.seq_len)  # of all ranks
+        total += stage.steps * shape.sequences * (shape.data_tokens + 1)
     return total
 
 

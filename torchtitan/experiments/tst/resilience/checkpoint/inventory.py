@@ -3,7 +3,7 @@
 In the run's checkpoint folder (``checkpoint.folder``):
 
 - ``step-N``: a complete checkpoint. It has its name only once everything in it is on disk.
-- ``boundary``: link to the checkpoint that is never deleted, of the last superposition step.
+- ``boundary``: link to the checkpoint of the last superposition step, which is never deleted.
 - ``saving-N``: a save that is going on, or was cut short.
 - ``deleting-N``: a deletion that is going on, or was cut short.
 - ``damaged-N``: set aside by ``resilience.skip_damaged``.
@@ -221,11 +221,11 @@ def resume_point(
     return None
 
 
-def is_boundary(checkpoint: Path) -> bool:
-    """Whether the checkpoint is one of the last superposition step."""
+def is_kept(checkpoint: Path) -> bool:
+    """Whether the checkpoint is never deleted: that of the boundary, or of a stage."""
     with suppress(CheckpointError):
-        manifest = read_manifest(checkpoint)
-        return manifest is not None and manifest["boundary"]
+        manifest = read_manifest(checkpoint) or {"boundary": False}
+        return manifest.get("kept", manifest["boundary"])  # until November 2026 without "kept"
     return False
 
 

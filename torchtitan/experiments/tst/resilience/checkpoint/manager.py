@@ -42,9 +42,9 @@ from .writer import CheckpointWriter
 class ResilientCheckpointManager(CheckpointManager):
     """Upstream's manager whose checkpoints are complete or absent, checked, and safe to open.
 
-    It also saves at the boundary and when the run is asked to stop, resumes on any number of
-    data-parallel ranks, refuses a config that contradicts the checkpoint, and leaves a run that
-    has ended as it is.
+    It also saves at the boundary, after a stage and when the run is asked to stop, resumes on any
+    number of data-parallel ranks, refuses a config that contradicts the checkpoint, and leaves a
+    run that has ended as it is.
 
     Args:
         args: of upstream's manager.
@@ -69,7 +69,7 @@ class ResilientCheckpointManager(CheckpointManager):
     @override
     def _should_save(self, curr_step: int, last_step: bool = False) -> bool:
         extra = self.save_now or self.run.stopping
-        extra = extra or self.run.is_boundary(curr_step)
+        extra = extra or self.run.keeps_checkpoint(curr_step)
         if extra and self.enable and not self.load_only:
             return True
         return super()._should_save(curr_step, last_step)
@@ -92,6 +92,7 @@ class ResilientCheckpointManager(CheckpointManager):
         manifest = self.run.manifest() | {
             "step": step,
             "boundary": self.run.is_boundary(step),
+            "kept": self.run.keeps_checkpoint(step),
             "resumable": TRAIN_STATE in state_dict,
         }
         writer = CheckpointWriter(folder, step, manifest)
@@ -179,7 +180,7 @@ class ResilientCheckpointManager(CheckpointManager):
         # not those of a time before checkpoint.load_step went back, and no finished model
         steps = [step for step in inventory.full_steps(folder) if step <= self.run.step]
         for step in steps[: -self.keep_latest_k]:
-            if not inventory.is_boundary(inventory.step_folder(folder, step)):
+            if not inventory.is_kept(inventory.step_folder(folder, step)):
                 self.purge_queue.put(str(set_aside(folder, step, "deleting")))
 
     # Resuming

@@ -17,6 +17,9 @@ class Run(Protocol):
         """Whether the run ends after this step, which then needs a checkpoint."""
 
     def is_boundary(self, step: int) -> bool:
+        """Whether the link ``boundary`` is to name the checkpoint after this step."""
+
+    def keeps_checkpoint(self, step: int) -> bool:
         """Whether the checkpoint after this step is written in any case, and never deleted."""
 
     def manifest(self) -> dict[str, Any]:
