@@ -29,6 +29,7 @@ from replication_results import (
 )
 from torchtitan.experiments.tst import models, paper
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
+from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import superposition_section
 from torchtitan.experiments.tst.planning.plan import parameters_of
 from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, STEP_RATIO, make, read_sweep
@@ -86,7 +87,8 @@ def gather(folder: Path, output: Path) -> None:
 def _record(curves: Curves) -> Record:
     job = f"--job.config_file={curves.folder / CONFIG_FILE}"
     config = SuperpositionConfigManager().parse_args([job])
-    section, (bag_size,) = superposition_section(config), curves.bag_sizes
+    section = superposition_section(config)
+    (bag_size,) = [stage.bag_size for stage in build_schedule(config).stages] or [1]
     return Record(
         run=curves.name,
         bag_size=bag_size,

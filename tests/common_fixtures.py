@@ -22,7 +22,7 @@ import tyro._unsafe_cache
 import launches
 import slurm_cluster
 from corpora import tokenize
-from jobs import ON, ROOT, SAVE, Run, small_job
+from jobs import IN_STAGES, ON, ROOT, SAVE, Run, small_job
 from launches import Launch
 from torchtitan.experiments.tst import models
 from torchtitan.experiments.tst.__main__ import main as tst_main
@@ -148,6 +148,12 @@ def finished(base_args, tmp_path_factory) -> Callable[..., Run]:
 def whole(finished) -> Run:
     """The small job in two phases, with a full checkpoint of every step."""
     return finished(*ON, *SAVE)
+
+
+@pytest.fixture(scope="session")
+def staged(finished) -> Run:
+    """As ``whole``, of the small job in stages."""
+    return finished(*IN_STAGES, *SAVE)
 
 
 @pytest.fixture

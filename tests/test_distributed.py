@@ -41,6 +41,10 @@ IN_CI = {
     ("llama3", "TP 2, bce"),
     ("llama3", "CP 2, bags out"),
     ("qwen3", "TP 2, LM head in chunks"),
+    ("llama3", "FSDP 2, stages"),
+    ("llama3", "CP 2, stages, s times the sequences"),
+    ("llama3", "PP 2, stages"),
+    ("qwen3 MoE", "FSDP 2 + EP 2, stages"),
 }
 
 

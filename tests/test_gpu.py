@@ -198,8 +198,9 @@ def test_no_wait_for_the_device_that_upstreams_step_does_not_have(make_config, o
         ("--compile.enable",),
         ("--compile.enable", "--lm_head.chunks=4"),
         ("--compile.enable", "--superposition.scale=batch"),
+        ("--compile.enable", "--superposition.bag_size=8,4,2"),
     ],
-    ids=["eager", "compiled", "chunked", "another shape in each phase"],
+    ids=["eager", "compiled", "chunked", "another shape in each phase", "stages"],
 )
 def test_both_phases_train_in_bfloat16(train, args):
     values = [line[TRAINING_LOSS] for line in train(*JOB, *args)]

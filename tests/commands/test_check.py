@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torchtitan.protocols.train_spec as train_spec_module
 
-from jobs import BOUNDARY, ON, SAVE, STEPS, B, L, S, small_job, superposition
+from jobs import BOUNDARY, IN_STAGES, ON, SAVE, STEPS, B, L, S, small_job, superposition
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.data import demo_corpus
 from torchtitan.experiments.tst.data.shards.token_shards import TokenShards
@@ -44,6 +44,17 @@ def test_a_job_that_can_run_and_its_numbers(tst, job, base_args, tmp_path):
         f"  run folder: {run}",
     ]
     assert not run.exists()
+
+
+def test_a_job_in_stages_has_a_line_for_each(tst, job, base_args):
+    result = tst("check", job, "--nproc=1", *base_args, *IN_STAGES)
+    stages = [line.partition(";")[0] for line in result.stdout.splitlines()[3:7]]
+    assert stages == [
+        "  superposition: steps 1 to 1, bags of 4 tokens",
+        "  superposition: steps 2 to 3, bags of 2 tokens",
+        "  superposition: steps 4 to 4, bags of 3 tokens",
+        "  recovery: steps 5 to 6",
+    ]
 
 
 def test_a_job_without_superposition_has_one_phase(tst, job, base_args):

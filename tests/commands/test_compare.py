@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from torch.utils.tensorboard import SummaryWriter
 from torchtitan.train import Trainer
 
+from torchtitan.experiments.tst.core import Schedule
 from torchtitan.experiments.tst.results.curves import MetricsError, read_curves
 from torchtitan.experiments.tst.training.metrics import METRICS_FILE, TRAINING_LOSS, VALIDATION_LOSS
 
@@ -193,7 +195,7 @@ def test_upstreams_tensorboard_files(runs, job, make_config, one_process, tmp_pa
     trainer.close()
     assert not (folder / METRICS_FILE).exists()
     upstream, ours = read_curves(folder), read_curves(runs[1])
-    assert (upstream.bag_size, upstream.boundary) == (1, 0)
+    assert (upstream.bag_sizes, upstream.boundary) == ((1,), 0)
     for kind in ("training", "validation"):
         points, expected = getattr(upstream, kind), getattr(ours, kind)
         assert len(points) == len(expected)
@@ -215,11 +217,31 @@ def test_upstreams_tensorboard_files(runs, job, make_config, one_process, tmp_pa
     assert read_curves(copy).training[-1].at.step < STEPS
     shutil.rmtree(copy / f"{launch.name}-2")
     from_files, whole = read_curves(copy, "tst"), read_curves(runs[0])
-    assert (from_files.bag_size, from_files.boundary) == (S, BOUNDARY)
+    assert from_files.stages == whole.stages == Schedule.of([S], [BOUNDARY]).stages
     for point, other in zip(from_files.validation, whole.validation, strict=True):
         assert point.loss == pytest.approx(other.loss, rel=1e-6)
         for key, value in vars(other.at).items():
             assert getattr(point.at, key) == pytest.approx(value, rel=1e-5)
+
+
+def test_a_run_in_stages(runs, job, train, tst, tmp_path, monkeypatch):
+    """Its bag sizes, and a line in the pictures at each change; also from TensorBoard's files."""
+    folder, output = tmp_path / "staged", tmp_path / "comparison"
+    in_stages = ("--superposition.bag_size=4,2", "--superposition.steps=2,3")
+    train(*job, *in_stages, f"--job.dump_folder={folder}")
+    lines = []
+    monkeypatch.setattr(Axes, "axvline", lambda panel, x, **style: lines.append((x, style)))
+    result = tst("compare", folder, runs[1], "--output", output)
+    assert result.code == 0, result.stderr
+    of_runs = Tables((output / "report.html").read_text()).tables[0]
+    assert of_runs[1][1:4] == ["4, 2", str(STEPS), "5"]
+    content = json.loads((output / "comparison.json").read_text())
+    assert [run["bag_sizes"] for run in content["runs"]] == [[4, 2], [1]]
+    styles = [(x, style["linestyle"]) for x, style in lines]
+    assert styles[:2] == [(2, ":"), (5, "--")], "over steps"
+    assert styles[2:4] == [(2 * 4 * LATENTS, ":"), ((2 * 4 + 3 * 2) * LATENTS, "--")], "over data"
+    (folder / METRICS_FILE).unlink()
+    assert read_curves(folder).stages == Schedule.of([4, 2], [2, 3]).stages
 
 
 def test_one_run(runs, tst):

@@ -31,6 +31,36 @@ def test_plan(tst, tmp_path):
     assert plot.stat().st_size > 10_000
 
 
+def test_plan_of_stages(tst, tmp_path):
+    """A column for each, and the paper's losses around their mean."""
+    job, plot = f"{PAPER}/270M-20k-tst.toml", tmp_path / "plan.png"
+    result = tst("plan", job, "--no-memory", "--superposition.bag_size=8,4,2", "--plot", plot)
+    assert result.code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    rows = {line[:22].strip(): line[22:].split() for line in lines if line[:2] == "  "}
+    assert rows[""] == [*["superposition"] * 3, "recovery", "total"]
+    assert rows["steps"] == ["2,000", "2,000", "2,000", "14,000", "20,000"]
+    assert rows["bag size"] == ["8", "4", "2", "1"]
+    step = 2**21
+    assert rows["data tokens a step"] == [f"{s * step:,}" for s in (8, 4, 2, 1)]
+    assert rows["latents a step"] == [f"{step:,}"] * 4
+    tokens = [2000 * s * step for s in (8, 4, 2)] + [14_000 * step]
+    assert rows["data tokens"] == [f"{n / 1e9:.2f}B" for n in (*tokens, sum(tokens))]
+    assert rows["B200 hours"][-1] == "34.0", "as with one bag size"
+    assert f"Data: {sum(tokens) + 1024 * 20_000:,} tokens of" in result.stdout
+    assert "it has one bag size throughout; around the mean of these, 4.7:" in result.stdout
+    (columns,) = (line.split()[3:] for line in lines if "r \\ s" in line)
+    assert columns == ["3", "4", "5", "6"]
+    assert plot.stat().st_size > 10_000
+
+
+def test_memory_of_stages(tst):
+    result = tst("plan", DEMO, "--superposition.bag_size=8,2")
+    assert result.code == 0, result.stderr
+    for stage in ("superposition (s=8)", "superposition (s=2)", "recovery"):
+        assert f"at the fullest moment of a step of {stage}: " in result.stdout
+
+
 def test_plan_of_another_machine(tst, tokens):
     args = ["--gpu", "H100", "--ranks", 16, "--mfu", 0.5]
     args += ["--training.local_batch_size=2", f"--training.dataset_path={tokens}"]

@@ -59,6 +59,44 @@ def test_a_sweep_is_every_combination_and_one_baseline(tmp_path, job):
     assert first["training"] == {"steps": 10, "local_batch_size": 4}
 
 
+def test_a_schedule_is_a_value(tmp_path, job):
+    """A list in brackets, of stages or of any key that takes one."""
+    points = make(
+        tmp_path,
+        job,
+        f"{BAG_SIZE}=4,[8,4,2],[3]",
+        "superposition.reinit_at_recovery=output,[tok_embeddings,output]",
+    )
+    assert [point.name for point in points[::2]] == [
+        f"bag_size={sizes},reinit_at_recovery=output" for sizes in ("4", "8-4-2", "3")
+    ]
+    assert points[1].name == "bag_size=4,reinit_at_recovery=tok_embeddings-output"
+    assert [p.toml["superposition"]["bag_size"] for p in points[::2]] == [4, [8, 4, 2], 3]
+    assert points[1].values["superposition.reinit_at_recovery"] == ["tok_embeddings", "output"]
+    for number, point in enumerate(points):
+        path = tmp_path / "sweep" / f"{number}.toml"
+        config = SuperpositionConfigManager().parse_args([f"--job.config_file={path}"])
+        assert config.superposition.bag_size == point.values[BAG_SIZE]
+
+
+def test_schedules_and_ratios_in_the_table_and_the_plot(tmp_path, job, monkeypatch):
+    """With stages there is no surface: a line for each share, over the schedules."""
+    points = make(tmp_path, job, f"{BAG_SIZE}=1,4,[8,4]", f"{STEP_RATIO}=0.3,0.5")
+    for point, loss in zip(points, (3.0, 2.9, 2.8, 2.7, 2.6), strict=True):
+        write_metrics(tmp_path / "sweep" / "runs" / point.name, 10, loss)
+    drawn = []
+    monkeypatch.setattr(surface_plots, "draw_lines", lambda lines, *rest: drawn.append(lines))
+    table = list(write_table(tmp_path / "sweep"))
+    assert any(line.split()[1:4] == ["8,", "4", "0.3000"] for line in table)
+    assert drawn == [
+        {
+            "baseline": [("baseline", 3.0)],
+            f"{STEP_RATIO} = 0.3": [(4, 2.9), ("8, 4", 2.7)],
+            f"{STEP_RATIO} = 0.5": [(4, 2.8), ("8, 4", 2.6)],
+        }
+    ]
+
+
 def test_a_sweep_of_learning_rates(tmp_path, job):
     points = make(tmp_path, job, "optimizer.lr=1e-3,2e-3", f"{BAG_SIZE}=1,4")
     assert [p.name for p in points] == [

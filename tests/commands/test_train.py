@@ -12,7 +12,7 @@ import torch
 from torch.distributed import run as torchrun
 
 import launches
-from jobs import ON, ROOT, TST, UPSTREAM, column
+from jobs import IN_STAGES, ON, ROOT, TST, UPSTREAM, column
 from launches import modules_run, recording_modules
 from torchtitan.experiments.tst import start
 from torchtitan.experiments.tst.resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
@@ -128,7 +128,8 @@ def test_a_signal_while_it_checks_ends_it(tst, job, base_args, started, monkeypa
     assert not started
 
 
-def test_a_job_is_played(tst, job, base_args, started, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("in_stages", "bag_sizes"), [(ON, [4, 1]), (IN_STAGES, [4, 2, 3, 1])])
+def test_a_job_is_played(tst, job, base_args, started, monkeypatch, tmp_path, in_stages, bag_sizes):
     """By rank 0 of 4, in a folder of its own, from whatever the job would load."""
     run, played = tmp_path / "run", []
 
@@ -146,12 +147,12 @@ def test_a_job_is_played(tst, job, base_args, started, monkeypatch, tmp_path):
     monkeypatch.setattr(start.subprocess, "run", play)
     loads = ("--checkpoint.enable", "--checkpoint.load_step=3", f"--job.dump_folder={run}")
     result = tst(
-        *("train", job, "--nproc=4", *base_args, *ON, *loads),
+        *("train", job, "--nproc=4", *base_args, *in_stages, *loads),
         *("--training.steps=1000", "--comm.mode=fake_backend"),
     )
     assert result == (3, "", "")
     ((folder, output, metrics),) = played
-    assert column(metrics, "phase") == ["superposition", "recovery"]
+    assert column(metrics, "bag_size") == bag_sizes
     assert "dp_shard=4" in output
     assert not started and not run.exists() and not folder.exists()
 

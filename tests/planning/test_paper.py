@@ -25,7 +25,8 @@ from torchtitan.experiments.tst.planning.plan import (
 FOLDER = ROOT / "train_configs" / "paper"
 RUNS = paper.runs()
 ABLATIONS = sorted((FOLDER / "ablations").glob("*.toml"))
-ALL = [*(FOLDER / f"{name}.toml" for name in RUNS), *ABLATIONS]
+STAGES = sorted(FOLDER.glob("*-stages.toml"))  # ours: a TST run with several bag sizes
+ALL = [*(FOLDER / f"{name}.toml" for name in RUNS), *ABLATIONS, *STAGES]
 
 # By table of the paper's set-up: B200s, learning rate, dataset folders
 SET_UP = {
@@ -65,7 +66,21 @@ def printed(number: float, like: str) -> str:
 
 
 def test_there_is_a_config_for_each_run_and_no_other():
-    assert {path.stem for path in FOLDER.glob("*.toml")} == set(RUNS)
+    assert {path.stem for path in {*FOLDER.glob("*.toml")} - {*STAGES}} == set(RUNS)
+    of_stages = {path.stem.replace("-stages", "-tst") for path in STAGES}
+    assert of_stages == {name for name in RUNS if name.endswith("-tst")}
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
+def test_stages_differ_from_the_papers_run_in_the_bag_sizes_alone(path):
+    name = path.stem.replace("-stages", "-tst")
+    found = differences([str(FOLDER / f"{name}.toml")], [str(path)])
+    assert found.keys() == {"job.dump_folder", "job.description", "superposition.bag_size"}
+    assert re.search(r"^bag_size = \[.*\] # ours$", path.read_text(), re.MULTILINE)
+    (_, plan), (_, of_paper) = plan_of(path.stem), plan_of(name)
+    assert len(plan.superposition) == 3
+    for key in ("steps", "data_tokens", "latents", "flops"):
+        assert getattr(plan, key) == getattr(of_paper, key)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -136,7 +151,8 @@ def test_what_the_paper_leaves_open_is_marked(path):
             section, of_machine = line[1 : line.index("]")], "of the machine" in line
         elif key := re.match(r"(\w+) = ", line):
             comment = line.partition(" # ")[2]
-            if key[1] in OURS or (key[1] == "flavor" and "10B" in line):
+            ours = key[1] in OURS or (key[1] == "flavor" and "10B" in line)
+            if ours or (key[1] == "bag_size" and path in STAGES):
                 assert comment.startswith("ours"), line
             elif key[1] in OF_THE_MACHINE and section not in ("superposition", "checkpoint"):
                 assert of_machine or comment == "of the machine", line

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from torchtitan.experiments.tst.core import Schedule
 from torchtitan.experiments.tst.results.comparison import compare
 from torchtitan.experiments.tst.results.curves import Curves, Place, Point
 
@@ -18,7 +19,8 @@ def run(name, validation, training=None, s=1, boundary=0):
         return [Point(place(step, s, boundary), loss) for step, loss in losses.items()]
 
     training = training or {boundary or 10: 5.0, 100: 3.0}
-    return Curves(name, None, s, boundary, points(training), points(validation))
+    stages = Schedule.of([s], [boundary]).stages
+    return Curves(name, None, stages, points(training), points(validation))
 
 
 BASELINE = run("baseline", {0: 7, 50: 4, 100: 3}, {10: 5, 100: 3})

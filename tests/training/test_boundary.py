@@ -1,11 +1,11 @@
-"""What the first step of recovery needs: code for its own shape, and time to compile it."""
+"""What the first step of a stage or of recovery needs: code for its shape, time to compile it."""
 
 import pytest
 import torch
 from torch._dynamo.backends.registry import register_backend
 from torchtitan.distributed import utils as dist_utils
 
-from jobs import BOUNDARY, ON, losses
+from jobs import BOUNDARY, ON, losses, superposition
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 COMPILED = []  # for each compilation, whether it is for any shape
@@ -18,28 +18,53 @@ def recording(graph, inputs):
     return graph.forward
 
 
+@pytest.mark.parametrize("stages", [ON, superposition("8,4,2", 3)], ids=["one stage", "stages"])
 @pytest.mark.parametrize("scale", ["batch", "sequence"])
-def test_each_phase_is_compiled_for_its_own_shape(finished, train, scale):
+def test_each_stage_is_compiled_for_its_own_shape(finished, train, scale, stages):
     """Not for any shape, which torch.compile turns to when it sees a second one."""
-    in_recovery = []
+    compiling = set()
 
     class Trainer(SuperpositionTrainer):
         def train_step(self, data_iterator):
             before = len(COMPILED)
             super().train_step(data_iterator)
-            if self.step > BOUNDARY:
-                in_recovery.extend(COMPILED[before:])
+            if len(COMPILED) > before:
+                compiling.add(self.step)
 
     torch.compiler.reset()
-    args = (*ON, f"--superposition.scale={scale}", "--optimizer.lr=1e-4")
+    args = (*stages, f"--superposition.scale={scale}", "--optimizer.lr=1e-4")
     plain = finished(*args)
     COMPILED.clear()
     compiled = train(
         *args, "--compile.enable", "--compile.backend=recording", trainer_class=Trainer
     )
-    assert in_recovery
+    changes = [1, 4] if stages is ON else [1, 2, 3, 4]
+    assert compiling == set(changes)
     assert not any(COMPILED)
     assert losses(compiled) == pytest.approx(plain.losses, rel=1e-5)
+
+
+def test_any_number_of_bag_sizes_is_compiled(train):
+    """Though torch.compile gives up a function that it has compiled eight times."""
+    sizes = range(11, 1, -1)
+    steps = []
+
+    class Trainer(SuperpositionTrainer):
+        def train_step(self, data_iterator):
+            before = len(COMPILED)
+            super().train_step(data_iterator)
+            steps.extend([self.step] * (len(COMPILED) > before))
+
+    torch.compiler.reset()
+    COMPILED.clear()
+    stages = superposition(",".join(map(str, sizes)), len(sizes))
+    train(
+        *(*stages, "--training.steps=12", "--training.seq_len=16"),
+        *("--compile.enable", "--compile.backend=recording"),
+        trainer_class=Trainer,
+    )
+    assert steps == [*range(1, len(sizes) + 2)]
+    assert not any(COMPILED)
 
 
 def test_recovery_may_compile_as_long_as_the_first_step(train, monkeypatch):

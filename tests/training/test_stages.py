@@ -30,12 +30,6 @@ def same_steps(lines, others):
     return all(column(lines, key) == column(others, key) for key in SAME)
 
 
-@pytest.fixture(scope="session")
-def staged(finished):
-    """A run in stages, with a full checkpoint of every step."""
-    return finished(*IN_STAGES, *SAVE)
-
-
 def test_stages_of_equal_bag_size_are_one_stage(whole, train, tmp_path):
     """Bit for bit: losses, data, weights and optimizer."""
     assert same_steps(train(*superposition("4,4,4", 3), *SAVE), whole.lines)

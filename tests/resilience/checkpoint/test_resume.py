@@ -8,7 +8,7 @@ from torchtitan.hf_datasets import DatasetConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS
 
 from corpora import load_jsonl
-from jobs import BOUNDARY, ON, SAVE, losses
+from jobs import BOUNDARY, ON, SAVE, losses, superposition
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.resilience.checkpoint import inventory
 from torchtitan.experiments.tst.resilience.checkpoint.manifests import CheckpointError
@@ -47,6 +47,37 @@ def test_a_config_that_contradicts_the_checkpoint(run_folder, make_config, step,
     assert message in str(error.value)
     assert f"step-{step}" in str(error.value)
     check_job(make_config(*ON, *SAVE, *args, "--resilience.allow_config_mismatch"))
+
+
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        (superposition("4,2", "1,2"), ["bag_size = [4, 2], in the checkpoint [4, 2, 3]"]),
+        (superposition("4,3,2", "1,2,1"), ["bag_size = [4, 3, 2], in the checkpoint [4, 2, 3]"]),
+        (superposition("4,2,3", "2,1,1"), ["steps = [2, 1, 1], in the checkpoint [1, 2, 1]"]),
+        (superposition("4", "1"), ["bag_size = 4, in", "steps = 1, in the checkpoint [1, 2, 1]"]),
+        (superposition("4,2,2,3", "1,1,1,1"), []),  # the same schedule
+        ((), ["bag_size = 1, in the checkpoint [4, 2, 3]"]),
+    ],
+    ids=["fewer", "others", "other steps", "one", "the same", "none"],
+)
+def test_stages_that_contradict_the_checkpoint(staged_folder, make_config, args, found):
+    staged_folder(2)
+    if not found:
+        check_job(make_config(*args, *SAVE))
+        return
+    with pytest.raises(CheckpointError) as error:
+        check_job(make_config(*args, *SAVE))
+    assert all(f"superposition.{text}" in str(error.value) for text in found)
+
+
+def test_after_the_boundary_the_section_may_be_gone(staged_folder, make_config):
+    folder = staged_folder(3)
+    with pytest.raises(CheckpointError, match="bag_size = 1, in the checkpoint"):
+        check_job(make_config(*SAVE))
+    shutil.rmtree(folder)
+    staged_folder(4)
+    check_job(make_config(*SAVE))
 
 
 def test_a_section_added_to_a_run_without(train, make_config):

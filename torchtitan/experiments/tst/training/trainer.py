@@ -36,6 +36,8 @@ from .phase_loss import PhaseLoss, Targets, loss_heads
 from .reinit import reinitialize
 from .train_spec import superposition_train_spec
 
+_COMPILED_BAG_SIZES = 8  # of one function, torch.compile's default limit
+
 
 class SuperpositionTrainer(ResilientTrainer):
     """A trainer with a superposition phase before the ordinary one.
@@ -187,8 +189,12 @@ class SuperpositionTrainer(ResilientTrainer):
         self._set_timeouts(max(comm.init_timeout_seconds, comm.train_timeout_seconds))
         self.checkpointer.wait()  # for the checkpoint of the boundary or of a stage
         before, now = (self.batch_shape(step) for step in (self.step - 1, self.step))
-        if (before.sequences, before.latents) != (now.sequences, now.latents):
-            # Seeing a second shape, torch.compile would compile for any shape, which is slower.
+        ended = sum(stage.last < self.step for stage in self.schedule.stages)
+        # Seeing a second shape of the model's input, torch.compile would compile for any shape,
+        # which is slower; seeing too many bag sizes, it would no longer compile the loss.
+        if (before.sequences, before.latents) != (now.sequences, now.latents) or (
+            ended % _COMPILED_BAG_SIZES == 0
+        ):
             torch.compiler.reset()
         if self.parallel_dims.pp_enabled:
             forget_shapes(self.pp_schedule)

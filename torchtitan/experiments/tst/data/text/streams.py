@@ -128,7 +128,8 @@ class _Streams(IterableDataset):
             logger.warning(
                 f"training.dataset = {self.job_config.training.dataset!r} streams through a "
                 "shuffle buffer, which is not part of its position: the documents in it are lost "
-                "at every resume and at the boundary. Shuffled beforehand, none would be"
+                "at every resume and every change of the bag size. Shuffled beforehand, none "
+                "would be"
             )
 
     def _dataset(self, stream: int) -> TextDataset:
