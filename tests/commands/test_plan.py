@@ -48,7 +48,10 @@ def test_plan_of_stages(tst, tmp_path):
     assert rows["data tokens"] == [f"{n / 1e9:.2f}B" for n in (*tokens, sum(tokens))]
     assert rows["B200 hours"][-1] == "34.0", "as with one bag size"
     assert f"Data: {sum(tokens) + 1024 * 20_000:,} tokens of" in result.stdout
-    assert "it has one bag size throughout; around the mean of these, 4.7:" in result.stdout
+    assert (
+        "the paper's runs have one bag size; near the mean of these stages, s = 4.7:"
+        in result.stdout
+    )
     (columns,) = (line.split()[3:] for line in lines if "r \\ s" in line)
     assert columns == ["3", "4", "5", "6"]
     assert plot.stat().st_size > 10_000

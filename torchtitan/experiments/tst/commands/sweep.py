@@ -30,7 +30,10 @@ class Make:
     folder: Folder
     job: Job
     vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=V1,V2,...")]
-    """Values of a key; every combination of them is a run."""
+    """
+    Values of a key; every combination of them is a run. A list is one value in brackets:
+    superposition.bag_size=4,[8,4,2].
+    """
 
 
 @dataclass

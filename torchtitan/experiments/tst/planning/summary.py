@@ -77,7 +77,9 @@ def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[s
         return lines
     s, ratio = plan.mean_bag_size, 1 - plan.recovery.steps / plan.steps
     if len(plan.superposition) > 1:
-        lines.append(f"it has one bag size throughout; around the mean of these, {s:.1f}:")
+        lines.append(
+            f"the paper's runs have one bag size; near the mean of these stages, s = {s:.1f}:"
+        )
     columns = [size for size in surface.bag_sizes if abs(size - max(s, 2)) <= 2]
     if columns:
         lines.append("    r \\ s" + "".join(f"{size:>8}" for size in columns))
