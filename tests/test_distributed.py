@@ -130,6 +130,7 @@ def go_on(runs, train_under, tmp_path):
 CHANGES = {  # model, layouts, and the step after which the quick test resumes, None for no test
     ("llama3", "FSDP 2", "TP 2 + PP 2"): BOUNDARY,
     ("llama3", "TP 2 + PP 2", "FSDP 2 + CP 2"): None,
+    ("llama3", "FSDP 2, stages", "PP 2, stages"): 2,  # the end of a stage
     ("qwen3", "TP 2 + CP 2", "DDP 2"): 2,
     ("qwen3 MoE", "TP 2 + EP 2", "FSDP 2 + EP 2"): BOUNDARY,
     ("qwen3 MoE", "TP 2 + EP 2", "FSDP 2 + CP 2 + EP 4"): None,
@@ -150,7 +151,7 @@ CHANGES = {  # model, layouts, and the step after which the quick test resumes, 
     ids=identity,
 )
 def test_goes_on_under_another_layout(runs, go_on, model, first, second, step):
-    expected = runs.of_one_process(*MODELS[model])
+    expected = runs.of_one_process(*MODELS[model], *first.job)
     before, after = go_on(model, first, second, step)
     assert list(after) == list(range(step + 1, STEPS + 1))
     for number, line in (before | after).items():

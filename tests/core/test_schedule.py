@@ -46,6 +46,11 @@ def test_neighbors_of_one_bag_size_are_one_stage():
     assert Schedule.of([4, 4], [3, 2]) == Schedule.of([4], [5])
 
 
+def test_a_stage_has_bags():
+    with pytest.raises(ValueError, match="at least 2 tokens, not 1"):
+        Schedule.of([4, 1], [3, 2])
+
+
 @pytest.mark.parametrize("schedule", [Schedule(), Schedule.of([6], [0])])
 def test_off(schedule):
     assert not schedule.enabled

@@ -19,7 +19,7 @@ def run(name, validation, training=None, s=1, boundary=0):
         return [Point(place(step, s, boundary), loss) for step, loss in losses.items()]
 
     training = training or {boundary or 10: 5.0, 100: 3.0}
-    stages = Schedule.of([s], [boundary]).stages
+    stages = Schedule.of([s], [boundary]).stages if s > 1 else ()
     return Curves(name, None, stages, points(training), points(validation))
 
 

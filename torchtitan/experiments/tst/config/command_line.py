@@ -17,7 +17,7 @@ def register_stages(registry: ConstructorRegistry) -> None:
 
     @registry.primitive_rule
     def one_or_list(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-        if not (number := _number_of_stages(info.type)):
+        if not (number := _type_of_number(info.type)):
             return None
         name = number.__name__.upper()
         return PrimitiveConstructorSpec(
@@ -31,7 +31,7 @@ def register_stages(registry: ConstructorRegistry) -> None:
         )
 
 
-def _number_of_stages(kind: Any) -> type | None:
+def _type_of_number(kind: Any) -> type | None:
     """The type of a number that may also be a list of such; None for another annotation."""
     lists = {int: list[int], float: list[float]}
     options = get_args(kind)
@@ -44,7 +44,7 @@ def _one_or_list(text: str, kind: Any) -> Any:
     Raises:
         ValueError: if it stands for none.
     """
-    number = _number_of_stages(kind)
+    number = _type_of_number(kind)
     assert number is not None
     if text == "None" and type(None) in get_args(kind):
         return None
@@ -103,7 +103,7 @@ def _find_fault(args: Sequence[str], kinds: dict[str, Any]) -> None:
 def _value(text: str, kind: Any) -> Any:
     """The value that an argument stands for; the text itself if it is none of its kind."""
     options = get_args(kind) or (kind,)
-    if _number_of_stages(kind):
+    if _type_of_number(kind):
         try:
             return _one_or_list(text, kind)
         except ValueError:

@@ -99,9 +99,14 @@ class Schedule:
             steps: the number of steps of each stage.
             mode: as of the schedule.
             scale: as of the schedule.
+
+        Raises:
+            ValueError: for a bag size below 2.
         """
         stages: list[Stage] = []
         for bag_size, count in zip(bag_sizes, steps, strict=True):
+            if bag_size < 2:
+                raise ValueError(f"a stage has bags of at least 2 tokens, not {bag_size}")
             last = stages[-1].last if stages else 0
             if count and stages and stages[-1].bag_size == bag_size:
                 stages[-1] = replace(stages[-1], last=last + count)

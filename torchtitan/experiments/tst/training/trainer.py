@@ -185,11 +185,18 @@ class SuperpositionTrainer(ResilientTrainer):
 
         Such a step compiles, as that of a launch does.
         """
+        schedule, enters_recovery = self.schedule, self.step > self.schedule.boundary
+        if enters_recovery:
+            logger.info(f"Boundary: {schedule.boundary} superposition steps done, recovery begins")
+        else:
+            stage = next(stage for stage in schedule.stages if stage.first == self.step)
+            logger.info(f"Stage: {self._stage_in_words(stage)}")
         comm = self.job_config.comm
         self._set_timeouts(max(comm.init_timeout_seconds, comm.train_timeout_seconds))
-        self.checkpointer.wait()  # for the checkpoint of the boundary or of a stage
+        if self.keeps_checkpoint(self.step - 1):
+            self.checkpointer.wait()
         before, now = (self.batch_shape(step) for step in (self.step - 1, self.step))
-        ended = sum(stage.last < self.step for stage in self.schedule.stages)
+        ended = sum(stage.last < self.step for stage in schedule.stages)
         # Seeing a second shape of the model's input, torch.compile would compile for any shape,
         # which is slower; seeing too many bag sizes, it would no longer compile the loss.
         if (before.sequences, before.latents) != (now.sequences, now.latents) or (
@@ -198,14 +205,10 @@ class SuperpositionTrainer(ResilientTrainer):
             torch.compiler.reset()
         if self.parallel_dims.pp_enabled:
             forget_shapes(self.pp_schedule)
-        if self.step == self.schedule.boundary + 1:
+        if enters_recovery:
             self._enter_recovery()
-        else:
-            stage = next(stage for stage in self.schedule.stages if stage.first == self.step)
-            logger.info(f"Stage: {self._stage_in_words(stage)}")
 
     def _enter_recovery(self) -> None:
-        logger.info(f"Boundary: {self.schedule.boundary} superposition steps done, recovery begins")
         if names := superposition_section(self.job_config).reinit_at_recovery:
             logger.info(f"Initialising {', '.join(names)} afresh")
             seed = (self.job_config.debug.seed or 0) + self.schedule.boundary
