@@ -8,7 +8,7 @@
 #   NGPU         processes to start; by default one for each GPU, or 2 on CPU
 #   LOG_RANK     ranks whose output is shown, such as 0,1; by default 0
 #   TRAIN_FILE   the module to run; by default torchtitan.experiments.tst.train
-#   COMM_MODE    fake_backend: one process plays NGPU ranks for a step of each phase
+#   COMM_MODE    fake_backend: one process plays NGPU ranks for a step of each stage and of recovery
 #
 # This is `tst train` with TorchTitan's habits: the job is checked before anything is started, and
 # SIGTERM and SIGUSR1 end it (not the demo) between two steps, with a checkpoint and exit code 75.

@@ -73,7 +73,7 @@ def check(
         files: whether its tokenizer, data, folders and checkpoints are here.
 
     Returns:
-        The job's numbers (ranks, batch, tokens, steps of each phase), as lines of text.
+        The job's numbers (ranks, batch, tokens, steps of each stage), as lines of text.
 
     Raises:
         ConfigError: naming the key, its value and what is allowed.

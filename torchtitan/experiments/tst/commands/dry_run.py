@@ -3,9 +3,9 @@
     tst dry-run train_configs/paper/*.toml
     tst dry-run JOB.toml --ranks 16 --parallelism.data_parallel_shard_degree=16
 
-The real trainer is built as rank 0 of all ranks and plays a step of each phase on tensors without
-content. Exits with 1 if a job cannot run, does not fit or could not be tried. For one job's tokens
-and hours: tst plan. Further arguments are the jobs', over their TOMLs.
+The real trainer is built as rank 0 of all ranks and plays a step of each stage and of recovery on
+tensors without content. Exits with 1 if a job cannot run, does not fit or could not be tried. For
+one job's tokens and hours: tst plan. Further arguments are the jobs', over their TOMLs.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Training data from token shards, at any number of ranks, of worker processes and in both phases.
+"""Training data from token shards, at any number of ranks and workers, in all stages and recovery.
 
     shards -> one endless sequence a source -> one order of windows over the sources -> a step's
     windows, cut into M equal parts for M data-parallel ranks -> micro-batches -> read ahead

@@ -1,4 +1,4 @@
-"""Text data for both phases, at any number of ranks.
+"""Text data for all stages and recovery, at any number of ranks.
 
 Upstream's text pipeline, for each data-parallel rank: a share of the documents -> tokens (BOS, EOS)
 -> one token buffer -> windows of seq_len + 1 tokens -> batches. Such a pipeline is called a
@@ -10,7 +10,7 @@ token, and a rank pays for the tokenization of every stream that it has a part i
 
 The position in the data is the state of every stream at the end of a step. It does not depend on
 the number of ranks, of worker processes, or on the length of the windows, so that neither a changed
-machine nor the boundary loses a token or repeats one.
+machine nor a change of the bag size loses a token or repeats one.
 """
 
 import itertools
