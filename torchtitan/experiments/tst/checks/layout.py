@@ -26,7 +26,7 @@ def check_layout(job_config: JobConfig, schedule: Schedule, ranks: int) -> None:
 
 
 def _check_lengths(job_config: JobConfig, schedule: Schedule) -> None:
-    """Sequences of every stage, recovery and validation fit TorchTitan's model as it is laid out."""
+    """Sequences of every stage, of recovery and of validation fit the model as it is laid out."""
     training, validation = job_config.training, job_config.validation
     layout = job_config.parallelism
     tensor, context = layout.tensor_parallel_degree, layout.context_parallel_degree
