@@ -7,7 +7,6 @@ validation; the first step of a launch holds its start.
 """
 
 import itertools
-import math
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -98,18 +97,13 @@ class Curves:
 
     @property
     def bag_sizes(self) -> tuple[int, ...]:
-        """S of each stage; 1 if it had no superposition."""
+        """The bag size of each stage; 1 if it had no superposition."""
         return tuple(stage.bag_size for stage in self.stages) or (1,)
 
     @property
     def end(self) -> Place:
         """Of the last logged step."""
         return self.training[-1].at
-
-    def part(self, points: Sequence[Point], stage: Stage | None) -> list[Point]:
-        """Those of its points in a stage of superposition, or in recovery."""
-        first, last = (stage.first, stage.last) if stage else (self.boundary + 1, math.inf)
-        return [point for point in points if first <= point.at.step <= last]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Curves]:

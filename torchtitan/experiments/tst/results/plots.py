@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
+from ..core import Stage
 from .comparison import Axis, Comparison, comparable_points, flops
 from .curves import Curves, Point
 
@@ -65,29 +66,32 @@ def draw_curves(runs: Sequence[Curves], comparison: Comparison, output: Path) ->
 def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
     """Training loss, pale; dotted where it is over bags. A line at each change of the bag size."""
     labels = {":": f"{run.name}: training, over bags", "-": f"{run.name}: training"}
-    for stage in (*run.stages, None):
-        points, style = run.part(run.training, stage), ":" if stage else "-"
-        if points:
-            label = labels.pop(style, None)  # once for all stages
-            lines = panel.plot(*_coordinates(points, axis), style, color=color, label=label)
-            plt.setp(lines, alpha=0.4, linewidth=1)
-        if stage:
-            at_boundary = stage.last == run.boundary
-            style, width = ("--", 1.0) if at_boundary else (":", 0.8)
-            panel.axvline(axis(points[-1].at), color=color, linestyle=style, linewidth=width)
+    recovery = Stage(1, run.boundary + 1, round(run.end.step))
+    for stage in (*run.stages, recovery):
+        points = [p for p in run.training if stage.first <= p.at.step <= stage.last]
+        if not points:
+            continue
+        style = "-" if stage.bag_size == 1 else ":"
+        label = labels.pop(style, None)  # once for all stages
+        lines = panel.plot(*_coordinates(points, axis), style, color=color, label=label)
+        plt.setp(lines, alpha=0.4, linewidth=1)
+        if stage.last < run.boundary:
+            panel.axvline(axis(points[-1].at), color=color, linestyle=":", linewidth=0.8)
+        elif stage.last == run.boundary:
+            panel.axvline(axis(points[-1].at), color=color, linestyle="--", linewidth=1)
 
 
 def _draw_comparable(
     panel: Axes, run: Curves, points: Sequence[Point], kind: str, axis: Axis, color: str
 ) -> None:
-    """The losses that are compared, in full colour; no line across a change of the bag size."""
+    """The losses that are compared, in full colour; no line across the boundary."""
     if not points:
         return
     final = f"{points[-1].loss:.3f} at step {points[-1].at.step:,.0f}"
     label: str | None = f"{run.name}: {kind}, next token ({final})"
     style = "o-" if len(points) < 100 else "-"
-    for stage in (None, *run.stages):
-        part = run.part(points, stage)
+    for in_superposition in (False, True):
+        part = [p for p in points if (p.at.step <= run.boundary) == in_superposition]
         panel.plot(*_coordinates(part, axis), style, color=color, markersize=3, label=label)
         label = None
 
