@@ -31,6 +31,7 @@ from torchtitan.experiments.tst import models, paper
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import superposition_section
+from torchtitan.experiments.tst.errors import ArgumentError
 from torchtitan.experiments.tst.planning.plan import parameters_of
 from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, STEP_RATIO, make, read_sweep
 from torchtitan.experiments.tst.resilience.reporting import errors_in_one_line
@@ -88,7 +89,9 @@ def _record(curves: Curves) -> Record:
     job = f"--job.config_file={curves.folder / CONFIG_FILE}"
     config = SuperpositionConfigManager().parse_args([job])
     section = superposition_section(config)
-    (bag_size,) = [stage.bag_size for stage in build_schedule(config).stages] or [1]
+    bag_size, *others = [stage.bag_size for stage in build_schedule(config).stages] or [1]
+    if others:
+        raise ArgumentError(f"{curves.name} has stages, which have no column in {RUNS_CSV}")
     return Record(
         run=curves.name,
         bag_size=bag_size,

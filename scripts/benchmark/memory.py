@@ -56,7 +56,8 @@ def measured(arguments: list[str], ranks: int, folder: Path) -> dict[str, int]:
     peaks = {}
     config = job(arguments, folder)
     step.random_tokens(folder / "tokens", model_args_of(config).vocab_size)
-    for stage in build_schedule(config).until(config.training.steps):
+    stages = build_schedule(config).until(config.training.steps)
+    for stage in {stage.bag_size: stage for stage in stages}.values():
 
         def run(first: int = stage.first) -> None:
             with step.no_tokenizer(config.model.name):

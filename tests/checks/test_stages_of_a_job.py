@@ -19,12 +19,13 @@ def section(*arguments):
     [
         (
             ["bag_size=8,4", "steps=1,1,1"],
-            "superposition.steps = [1, 1, 1]: must be one for each of the 2 in "
-            "superposition.bag_size = [8, 4], or one for all of them together",
+            "superposition.steps = [1, 1, 1]: has 3 values, and superposition.bag_size = [8, 4] "
+            "has 2: give as many, or one number for all stages together",
         ),
         (
             ["bag_size=8", "step_ratio=0.1,0.2"],
-            "superposition.step_ratio = [0.1, 0.2]: must be one for each of the 1 in",
+            "superposition.step_ratio = [0.1, 0.2]: has 2 values, and superposition.bag_size = 8 "
+            "has 1: give as many",
         ),
         (
             ["bag_size=8,4", "step_ratio=0.5,0.5"],
@@ -54,12 +55,11 @@ def section(*arguments):
         ),
         (
             ["bag_size=2,8", "steps=2", BATCH, "context"],
-            "training.seq_len = 32: gives 4 latents, which must be a multiple of 8",
+            "training.seq_len = 32: gives 4 latents in bags of 8, which must be a multiple of 8",
         ),
         (
             ["bag_size=4,2", "steps=2", "checkpoint_each_stage"],
-            "superposition.checkpoint_each_stage = True: needs superposition steps (bag_size, "
-            "steps) and checkpoint.enable",
+            "superposition.checkpoint_each_stage = True: needs checkpoint.enable",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -70,6 +70,12 @@ def test_stages_that_do_not_fit(make_config, args, error):
     with pytest.raises(ConfigError) as raised:
         check_config(config, 4)
     assert str(raised.value).startswith(error)
+
+
+@pytest.mark.parametrize("off", ["bag_size=1", "step_ratio=0"])
+def test_a_job_without_stages_keeps_the_checkpoints_of_none(make_config, off):
+    args = [] if off == "bag_size=1" else ["bag_size=8,4"]
+    check_config(make_config(*section(*args, off, "checkpoint_each_stage")), 4)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_schedule_is_a_value(tmp_path, job):
         f"bag_size={sizes},reinit_at_recovery=output" for sizes in ("4", "8-4-2", "3")
     ]
     assert points[1].name == "bag_size=4,reinit_at_recovery=tok_embeddings-output"
-    assert [p.toml["superposition"]["bag_size"] for p in points[::2]] == [4, [8, 4, 2], 3]
+    assert [p.toml["superposition"]["bag_size"] for p in points[::2]] == [4, [8, 4, 2], [3]]
     assert points[1].values["superposition.reinit_at_recovery"] == ["tok_embeddings", "output"]
     for number, point in enumerate(points):
         path = tmp_path / "sweep" / f"{number}.toml"

@@ -12,7 +12,7 @@ import torch
 from torch.distributed import run as torchrun
 
 import launches
-from jobs import IN_STAGES, ON, ROOT, TST, UPSTREAM, column
+from jobs import IN_STAGES, ON, ROOT, TST, UPSTREAM, column, superposition
 from launches import modules_run, recording_modules
 from torchtitan.experiments.tst import start
 from torchtitan.experiments.tst.resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
@@ -128,7 +128,16 @@ def test_a_signal_while_it_checks_ends_it(tst, job, base_args, started, monkeypa
     assert not started
 
 
-@pytest.mark.parametrize(("in_stages", "bag_sizes"), [(ON, [4, 1]), (IN_STAGES, [4, 2, 3, 1])])
+@pytest.mark.parametrize(
+    ("in_stages", "bag_sizes"),
+    [
+        (ON, [4, 1]),
+        (IN_STAGES, [4, 2, 3, 1]),
+        (superposition("4,2,3", "1,0,1"), [4, 3, 1]),
+        ((), [1]),
+    ],
+    ids=["one stage", "stages", "a stage without steps", "none"],
+)
 def test_a_job_is_played(tst, job, base_args, started, monkeypatch, tmp_path, in_stages, bag_sizes):
     """By rank 0 of 4, in a folder of its own, from whatever the job would load."""
     run, played = tmp_path / "run", []
@@ -146,6 +155,7 @@ def test_a_job_is_played(tst, job, base_args, started, monkeypatch, tmp_path, in
 
     monkeypatch.setattr(start.subprocess, "run", play)
     loads = ("--checkpoint.enable", "--checkpoint.load_step=3", f"--job.dump_folder={run}")
+    loads += ("--superposition.checkpoint_each_stage",)
     result = tst(
         *("train", job, "--nproc=4", *base_args, *in_stages, *loads),
         *("--training.steps=1000", "--comm.mode=fake_backend"),

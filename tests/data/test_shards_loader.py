@@ -22,7 +22,7 @@ from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_
 from torchtitan.experiments.tst.resilience.checkpoint.manifests import CheckpointError
 from torchtitan.experiments.tst.training.metrics import VALIDATION_LOSS
 
-L, GLOBAL_BATCH, STEPS = 5, 8, 7
+L, GLOBAL_BATCH, STEPS = 6, 8, 7
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ WAYS = ["sequence full", "sequence input", "batch full", "sequence output"]  # s
 def stages(draw):
     """Arguments of any stages, the last of which ends before the last step."""
     scale, mode = draw(st.sampled_from(WAYS)).split()
-    bag_sizes = st.just(L) if scale == "batch" else st.integers(2, 4)  # they divide a sequence
+    bag_sizes = st.sampled_from([2, 3, 6]) if scale == "batch" else st.integers(2, 4)
     ends = sorted(draw(st.lists(st.integers(0, STEPS - 1), max_size=4)))
     steps = [end - begin for begin, end in itertools.pairwise([0, *ends])]
     sizes = [draw(bag_sizes) for _ in steps]

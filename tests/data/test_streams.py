@@ -17,7 +17,7 @@ from torchtitan.experiments.tst.data.build import build_dataloader
 from torchtitan.experiments.tst.data.errors import DataError
 from torchtitan.experiments.tst.data.text.streams import StreamsDataloader
 
-GLOBAL_BATCH, S, BOUNDARY, L, STEPS = 12, 3, 3, 5, 6
+GLOBAL_BATCH, S, BOUNDARY, L, STEPS = 12, 3, 3, 6, 6
 IN_STAGES = ("--superposition.bag_size=4,2,3", "--superposition.steps=1,2,1")
 
 
@@ -122,7 +122,7 @@ def read(loaders, first_step, last_step):
     ("args", "lengths"),
     [
         (("scale=sequence",), [S * L] * BOUNDARY + [L] * (STEPS - BOUNDARY)),
-        (("scale=batch", "bag_size=5"), [L] * STEPS),
+        (("scale=batch", "bag_size=6,2", "steps=1,2"), [L] * STEPS),
         (("mode=output",), [L] * STEPS),
         (("bag_size=4,2,3", "steps=1,2,1"), [4 * L, 2 * L, 2 * L, 3 * L, L, L]),
     ],

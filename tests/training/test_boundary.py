@@ -44,27 +44,28 @@ def test_each_stage_is_compiled_for_its_own_shape(finished, train, scale, stages
     assert losses(compiled) == pytest.approx(plain.losses, rel=1e-5)
 
 
-def test_any_number_of_bag_sizes_is_compiled(train):
+@pytest.mark.parametrize("chunks", [1, 3], ids=["whole", "uneven chunks"])
+def test_any_number_of_bag_sizes_is_compiled(train, chunks):
     """Though torch.compile gives up a function that it has compiled eight times."""
     sizes = range(11, 1, -1)
-    steps = []
+    compiled = {}
 
     class Trainer(SuperpositionTrainer):
         def train_step(self, data_iterator):
             before = len(COMPILED)
             super().train_step(data_iterator)
-            steps.extend([self.step] * (len(COMPILED) > before))
+            compiled[self.step] = COMPILED[before:]
 
     torch.compiler.reset()
     COMPILED.clear()
     stages = superposition(",".join(map(str, sizes)), len(sizes))
     train(
         *(*stages, "--training.steps=12", "--training.seq_len=16"),
-        *("--compile.enable", "--compile.backend=recording"),
+        *("--compile.enable", "--compile.backend=recording", f"--lm_head.chunks={chunks}"),
         trainer_class=Trainer,
     )
-    assert steps == [*range(1, len(sizes) + 2)]
-    assert not any(COMPILED)
+    of_stages = [compiled[step] for step in range(1, len(sizes) + 1)]
+    assert all(of_stages) and not any(map(any, of_stages))
 
 
 def test_recovery_may_compile_as_long_as_the_first_step(train, monkeypatch):

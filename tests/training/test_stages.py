@@ -21,6 +21,7 @@ from jobs import (
 from torchtitan.experiments.tst.core import BagLoss, fold
 from torchtitan.experiments.tst.resilience.checkpoint import manifests
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
+from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 BAG_SIZES = [4, 2, 2, 3, 1, 1]  # of each step of IN_STAGES
 SAME = ("step", "phase", "bag_size", "loss_metrics/global_avg_loss", "grad_norm", "n_tokens_seen")
@@ -108,8 +109,8 @@ def test_a_stage_without_steps_is_named(train, caplog):
     caplog.set_level("INFO")
     lines = train("--superposition.bag_size=4,2,3", "--superposition.step_ratio=0.2,0,0.2")
     assert column(lines, "bag_size") == [4, 3, 1, 1, 1, 1]
-    assert "No step has bags of 2 data tokens: their share of training.steps" in caplog.text
-    assert caplog.text.count("No step") == 1
+    assert "Stage 2, bags of 2 data tokens, has no steps" in caplog.text
+    assert caplog.text.count("has no steps") == 1
 
 
 # Checkpoints
@@ -133,6 +134,22 @@ def test_the_checkpoint_of_each_stage_is_optional_and_kept(train, tmp_path):
         assert (manifest["phase"], manifest["kept"], manifest["resumable"]) == (phase, True, True)
         assert manifest["boundary"] is (step == 4)
     assert not manifests.read_manifest(folder / "step-10")["kept"]
+
+
+def test_async_checkpoints_of_stages_are_waited_for(train, tmp_path):
+    """The step after a stage begins once its checkpoint is on disk."""
+    folder, there = tmp_path / "run" / "checkpoint", {}
+
+    class Trainer(SuperpositionTrainer):
+        def train_step(self, data_iterator):
+            super().train_step(data_iterator)
+            there[self.step] = complete_steps(folder)
+
+    train(
+        *keeping("--superposition.checkpoint_each_stage", "--checkpoint.async_mode=async"),
+        trainer_class=Trainer,
+    )
+    assert [there[step] for step in (2, 4, 5)] == [[1], [1, 3], [1, 3, 4]]
 
 
 def test_manifests_without_the_word_kept(train, tmp_path):

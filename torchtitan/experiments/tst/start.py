@@ -16,9 +16,8 @@ from torchtitan.config import JobConfig
 
 from .checks.job import check_config, check_job
 from .config.manager import SuperpositionConfigManager
-from .config.schedule import bag_sizes_of
-from .config.sections import superposition_section
-from .core import Phase
+from .config.schedule import build_schedule
+from .core import Phase, Schedule
 from .data.demo_corpus import make_if_read
 from .errors import ConfigTextError
 from .launch import ENVIRONMENT
@@ -30,7 +29,7 @@ _LAUNCH_MODULE = f"{__package__}.launch"
 
 # A rank alone has no whole model to load or save, and nothing to record.
 _PLAYED = (
-    "--superposition.step_ratio=None",
+    "--superposition.no-checkpoint_each_stage",
     "--superposition.no-stop_at_boundary",
     "--checkpoint.no-enable",
     "--checkpoint.load_step=-1",
@@ -41,6 +40,8 @@ _PLAYED = (
     "--profiling.no-enable_memory_snapshot",
     "--metrics.no-enable_wandb",
 )
+# for another module than TRAIN_MODULE, whose keys need not be known here
+_EACH_PHASE = ("--training.steps=2", "--superposition.steps=None", "--superposition.step_ratio=0.5")
 
 
 def default_processes() -> int:
@@ -108,7 +109,8 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
     """Check a job and become its launcher, :mod:`.launch`.
 
     A job with ``comm.mode = "fake_backend"`` is played by one process, which stands for rank 0 of
-    ``processes``, for a step of each stage and of recovery.
+    ``processes``, for a step of each stage and of recovery; of another module than :mod:`.train`,
+    whose keys need not be known here, for a step of each phase.
 
     Args:
         arguments: of the job, as on the command line.
@@ -126,8 +128,10 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
         job_config = SuperpositionConfigManager().parse_args(arguments)
         if job_config.comm.mode != "default":
             make_if_read(job_config)
-            stages = len(bag_sizes_of(superposition_section(job_config)))
-            sys.exit(_play(arguments, processes, module, stages))
+            check_config(job_config, processes)
+            sys.exit(
+                _play(arguments, processes, module, _steps_to_play(build_schedule(job_config)))
+            )
         check_processes(processes)
         check(job_config, processes)
     elif re.search(r"--comm\.mode[= ]fake_backend\b", " ".join(arguments)):
@@ -142,11 +146,24 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
     os.execv(sys.executable, launch)
 
 
-def _play(arguments: list[str], ranks: int, module: str, stages: int = 1) -> int:
-    """Play a step of each stage and one of recovery as rank 0; gives the exit code."""
+def _steps_to_play(schedule: Schedule) -> tuple[str, ...]:
+    """Return the arguments for a step of each stage and one of recovery."""
+    stages = schedule.stages
+    bag_sizes = ",".join(f"{stage.bag_size}" for stage in stages) or "1"
+    return (
+        f"--superposition.bag_size={bag_sizes}",
+        f"--superposition.steps={','.join('1' for _ in stages) or '0'}",
+        "--superposition.step_ratio=None",
+        f"--training.steps={len(stages) + 1}",
+    )
+
+
+def _play(
+    arguments: list[str], ranks: int, module: str, steps: tuple[str, ...] = _EACH_PHASE
+) -> int:
+    """Play a few steps as rank 0; gives the exit code."""
     of_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": f"{ranks}", "NGPU": f"{ranks}"}
     with tempfile.TemporaryDirectory() as folder:
-        steps = [f"--superposition.steps={stages}", f"--training.steps={stages + 1}"]
         played = [*arguments, *_PLAYED, *steps, f"--job.dump_folder={folder}"]
         command = [sys.executable, "-m", module, *played]
         return subprocess.run(command, env=ENVIRONMENT | os.environ | of_rank).returncode

@@ -54,7 +54,7 @@ def run_facts(
 
 
 def _one_or_each(values: list[int], none: int) -> int | list[int]:
-    """What is said of one stage by a number, of several by a list; ``none`` without any."""
+    """Return one stage's value as a number, those of several as a list; ``none`` without any."""
     return values if len(values) > 1 else (values or [none])[0]
 
 

@@ -37,18 +37,21 @@ def _check_lengths(job_config: JobConfig, schedule: Schedule) -> None:
     )
     spec = train_spec_module.get_train_spec(job_config.model.name)
     module = getattr(spec.parallelize_fn, "__module__", "")
-    in_parts, lengths = tensor * context > 1, []
+    in_parts = tensor * context > 1
+    lengths: dict[int, str] = {}  # in latents, and of which stage if there are several
     if in_parts:
-        lengths += [
-            schedule.batch_shape(stage.first, training.local_batch_size, training.seq_len).latents
-            for stage in schedule.stages
-        ]
+        for stage in schedule.stages:
+            shape = schedule.batch_shape(stage.first, training.local_batch_size, training.seq_len)
+            of_stage = f" in bags of {stage.bag_size}" if len(schedule.stages) > 1 else ""
+            lengths.setdefault(shape.latents, of_stage)
     if in_parts or module.startswith("torchtitan.models."):  # whose models ask for it always
-        lengths.append(training.seq_len)
-    for latents in lengths:
+        lengths.setdefault(training.seq_len, "")
+    for latents, of_stage in lengths.items():
         if latents % divisor:
             raise ConfigError(
-                "training.seq_len", training.seq_len, f"gives {latents} latents, {of_layout}"
+                "training.seq_len",
+                training.seq_len,
+                f"gives {latents} latents{of_stage}, {of_layout}",
             )
     if not validation.enable:
         return

@@ -24,13 +24,15 @@ def check_superposition(job_config: JobConfig) -> Schedule:
     schedule = build_schedule(job_config)
     if schedule.enabled:
         _check_shapes(job_config, schedule)
-    for key in ("stop_at_boundary", "checkpoint_each_stage"):
-        if getattr(section, key) and not (schedule.enabled and job_config.checkpoint.enable):
-            raise ConfigError(
-                f"superposition.{key}",
-                True,
-                "needs superposition steps (bag_size, steps) and checkpoint.enable",
-            )
+    saves = job_config.checkpoint.enable
+    if section.stop_at_boundary and not (schedule.enabled and saves):
+        raise ConfigError(
+            "superposition.stop_at_boundary",
+            True,
+            "needs superposition steps (bag_size, steps) and checkpoint.enable",
+        )
+    if section.checkpoint_each_stage and schedule.enabled and not saves:
+        raise ConfigError("superposition.checkpoint_each_stage", True, "needs checkpoint.enable")
     return schedule
 
 
@@ -54,8 +56,8 @@ def _check_steps(section: Superposition, total_steps: int) -> None:
         raise ConfigError(
             f"superposition.{name}",
             value,
-            f"must be one for each of the {stages} in superposition.bag_size = {section.bag_size}, "
-            "or one for all of them together",
+            f"has {len(value)} values, and superposition.bag_size = {section.bag_size} has "
+            f"{stages}: give as many, or one number for all stages together",
         )
     boundary = sum(steps_of_stages(section, total_steps))
     if boundary >= total_steps:

@@ -57,7 +57,7 @@ def of_each_stage(allowed: Allowed) -> Allowed:
     """Return the range of one value for all stages of superposition, or a list of theirs."""
     return Allowed(
         lambda value: all(map(allowed.has, value if isinstance(value, list) else [value])),
-        f"{allowed.text}; or a list of such, one for each bag size",
+        f"{allowed.text}; or a list of them, one for each bag size",
     )
 
 

@@ -19,10 +19,10 @@ def register_stages(registry: ConstructorRegistry) -> None:
     def one_or_list(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         if not (number := _type_of_number(info.type)):
             return None
-        name = number.__name__.upper()
+        name, none = number.__name__.upper(), type(None) in get_args(info.type)
         return PrimitiveConstructorSpec(
             nargs=1,
-            metavar=f"{name}|{name},{name},...",
+            metavar=f"{'{None}|' if none else ''}{name}|{name},{name},...",
             instance_from_str=lambda args: _one_or_list(args[0], info.type),
             is_instance=lambda value: fits(value, info.type),
             str_from_instance=lambda value: [
@@ -32,7 +32,7 @@ def register_stages(registry: ConstructorRegistry) -> None:
 
 
 def _type_of_number(kind: Any) -> type | None:
-    """The type of a number that may also be a list of such; None for another annotation."""
+    """The type of a number that may also be a list of numbers; None for another annotation."""
     lists = {int: list[int], float: list[float]}
     options = get_args(kind)
     return next((n for n in lists if n in options and lists[n] in options), None)

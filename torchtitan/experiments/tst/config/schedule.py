@@ -1,5 +1,6 @@
 """The schedule of a run, from its config."""
 
+import itertools
 import math
 
 from torchtitan.config import JobConfig
@@ -37,13 +38,14 @@ def steps_of_stages(section: Superposition, total_steps: int) -> list[int]:
         assert steps is not None or ratio is not None  # check_job() has seen to it
         boundary = round((ratio or 0) * total_steps) if steps is None else steps
         ends = [round(boundary * (n + 1) / stages) for n in range(stages)]
-    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    return [end - begin for begin, end in itertools.pairwise([0, *ends])]
 
 
-def bag_sizes_without_steps(job_config: JobConfig) -> list[int]:
-    """The bag sizes of stages whose share or number of steps comes to none."""
+def stages_without_steps(job_config: JobConfig) -> list[tuple[int, int]]:
+    """Number, from 1, and bag size of each stage whose share or number of steps comes to none."""
     section = superposition_section(job_config)
     if section.bag_size == 1:
         return []
     steps = steps_of_stages(section, job_config.training.steps)
-    return [size for size, n in zip(bag_sizes_of(section), steps, strict=True) if not n]
+    stages = enumerate(zip(bag_sizes_of(section), steps, strict=True), 1)
+    return [(number, size) for number, (size, count) in stages if not count]

@@ -74,8 +74,7 @@ class Superposition:
 
     checkpoint_each_stage: bool = False
     """
-    Write a full checkpoint at the end of each stage, and never delete it, as at the end of the
-    last, the boundary.
+    Write and keep a full checkpoint at the end of every stage. The boundary always has one.
     """
 
     stop_at_boundary: bool = False
@@ -134,7 +133,7 @@ class Resilience:
 
     allow_config_mismatch: bool = False
     """
-    Resume although the config contradicts the checkpoint (bag size, boundary, mode, sequence
+    Resume although the config contradicts the checkpoint (bag sizes, boundary, mode, sequence
     length, batch, tokenizer and the like).
     """
 

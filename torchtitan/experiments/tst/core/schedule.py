@@ -92,13 +92,13 @@ class Schedule:
     ) -> "Schedule":
         """The schedule of stages in this order.
 
-        A stage without steps is left out, and neighbors of one bag size are one stage.
+        A stage without steps is skipped, and neighbors of one bag size are one stage.
 
         Args:
             bag_sizes: s of each stage, at least 2.
             steps: the number of steps of each stage.
-            mode: as of the schedule.
-            scale: as of the schedule.
+            mode: see the class.
+            scale: see the class.
 
         Raises:
             ValueError: for a bag size below 2.

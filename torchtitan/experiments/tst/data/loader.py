@@ -21,7 +21,7 @@ Section = Literal["training", "validation"]
 
 
 class PhaseDataloader(BaseDataLoader):
-    """Micro-batches of the phase that a step is in.
+    """Micro-batches shaped for the step that they are of.
 
     Its state travels with the batches: it is that of the batches handed out, and not of those that
     a worker process or a thread has read ahead.

@@ -1,8 +1,8 @@
 """A job's steps without its hardware: the real trainer on tensors without content.
 
-One process plays rank 0 of any number of ranks. Meshes, sharding, optimizer and both phases' steps
-are the trainer's own; only the values are missing (torch's ``FakeTensorMode``), so that a model of
-any size is built in seconds and every allocation of a step can be added up.
+One process plays rank 0 of any number of ranks. Meshes, sharding, optimizer and steps are the
+trainer's own; only the values are missing (torch's ``FakeTensorMode``), so that a model of any size
+is built in seconds and every allocation of a step can be added up.
 """
 
 import contextlib
@@ -237,7 +237,7 @@ class _DryRunTrainer(SuperpositionTrainer):
         return loss
 
     def play(self) -> dict[Stage, Memory]:
-        """The last step of each stage and of recovery."""
+        """The last step of recovery and of each stage; of one for stages of the same bag size."""
         self.device = torch.device("cpu")  # "cpu:0" is another to a fake tensor
         self.tokenizer = TOKENIZER
         model: Any = self.model_parts[0]
@@ -249,7 +249,8 @@ class _DryRunTrainer(SuperpositionTrainer):
         self.optimizers.step()  # which creates its states
         self.optimizers.zero_grad()
         stages = self.schedule.until(self.job_config.training.steps)
-        return {stage: self._play_step(stage.last) for stage in stages}
+        each_bag_size = {stage.bag_size: stage for stage in stages}
+        return {stage: self._play_step(stage.last) for stage in each_bag_size.values()}
 
     def _play_step(self, step: int) -> Memory:
         self.step, self.tracker = step, PeakMemory()

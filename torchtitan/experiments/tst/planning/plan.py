@@ -136,8 +136,9 @@ class Plan:
     @property
     def mean_bag_size(self) -> float:
         """Over the steps of superposition; 1 without any."""
-        tokens = sum(stage.steps * stage.stage.bag_size for stage in self.superposition)
-        return tokens / sum(stage.steps for stage in self.superposition) if tokens else 1
+        stages = [planned.stage for planned in self.superposition]
+        tokens = sum(stage.steps * stage.bag_size for stage in stages)
+        return tokens / sum(stage.steps for stage in stages) if stages else 1
 
     @property
     def batch(self) -> str:

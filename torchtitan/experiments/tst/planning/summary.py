@@ -16,12 +16,12 @@ def _table(plan: Plan, gpu: Gpu, mfu: float) -> list[str]:
     wholes: list[StagePlan | Plan] = [*stages, plan] if len(stages) > 1 else [*stages]
     hours_per_flop = plan.gpu_hours(gpu, mfu) / plan.flops
     rows: list[tuple[str, list[str]]] = [
-        ("", [*(str(stage.stage.phase) for stage in stages), "total"][: len(wholes)]),
+        ("", [*(str(planned.stage.phase) for planned in stages), "total"][: len(wholes)]),
         ("steps", [f"{x.steps:,}" for x in wholes]),
-        ("bag size", [f"{stage.stage.bag_size}" for stage in stages]),
-        ("data tokens a step", [f"{stage.data_tokens_per_step:,}" for stage in stages]),
-        ("latents a step", [f"{stage.latents_per_step:,}" for stage in stages]),
-        ("FLOPs a step", [f"{stage.flops_per_step:.3e}" for stage in stages]),
+        ("bag size", [f"{planned.stage.bag_size}" for planned in stages]),
+        ("data tokens a step", [f"{planned.data_tokens_per_step:,}" for planned in stages]),
+        ("latents a step", [f"{planned.latents_per_step:,}" for planned in stages]),
+        ("FLOPs a step", [f"{planned.flops_per_step:.3e}" for planned in stages]),
         ("data tokens", [count(x.data_tokens) for x in wholes]),
         ("latents", [count(x.latents) for x in wholes]),
         (f"{gpu.name} hours", [f"{hours_per_flop * x.flops:,.1f}" for x in wholes]),
@@ -76,11 +76,10 @@ def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[s
     if not plan.superposition:
         return lines
     s, ratio = plan.mean_bag_size, 1 - plan.recovery.steps / plan.steps
-    if len(plan.superposition) > 1:
-        lines.append(
-            f"the paper's runs have one bag size; near the mean of these stages, s = {s:.1f}:"
-        )
     columns = [size for size in surface.bag_sizes if abs(size - max(s, 2)) <= 2]
+    if columns and len(plan.superposition) > 1:
+        mean = f"near the mean of these stages, s = {s:.1f}"
+        lines.append(f"the paper's runs have one bag size; {mean}:")
     if columns:
         lines.append("    r \\ s" + "".join(f"{size:>8}" for size in columns))
         nearest = min(surface.ratios, key=lambda r: abs(r - ratio))

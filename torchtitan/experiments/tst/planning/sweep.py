@@ -16,6 +16,8 @@ from ..checks.job import check_config
 from ..config.differences import differences, flatten
 from ..config.manager import SuperpositionConfigManager, read_toml
 from ..config.schedule import build_schedule
+from ..config.sections import JobConfig
+from ..config.values import kinds_of, type_of
 from ..errors import ArgumentError
 from .plan import default_ranks
 
@@ -23,6 +25,7 @@ BAG_SIZE, STEP_RATIO, STEPS = (
     f"superposition.{key}" for key in ("bag_size", "step_ratio", "steps")
 )
 BASELINE = "baseline"
+_KINDS = {key: type_of(kind) for key, kind in kinds_of(JobConfig).items()}
 _ROOT = Path(__file__).parents[4]  # of a checkout
 
 
@@ -95,8 +98,9 @@ def _after_head(text: str) -> str:
 def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]) -> Point:
     overrides = list(arguments)
     for key, value in values.items():
-        is_list = value.startswith("[") and value.endswith("]")
-        overrides.append(f"--{key}={value[1:-1] if is_list else value}")
+        if _KINDS.get(key) == list[str]:  # whose items are bare on the command line
+            value = value.removeprefix("[").removesuffix("]")
+        overrides.append(f"--{key}={value}")
     for given, other in ((STEP_RATIO, STEPS), (STEPS, STEP_RATIO)):
         if given in values:
             overrides.append(f"--{other}=None")  # one of the two says where the boundary is
@@ -132,7 +136,7 @@ def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]
 
 
 def value_in_words(value: Any, between: str = ", ") -> str:
-    """Return a value of a run for people; those of a list with ``between`` between them."""
+    """Return a value of a run for people; a list's items joined by ``between``."""
     return between.join(map(str, value)) if isinstance(value, list) else f"{value}"
 
 

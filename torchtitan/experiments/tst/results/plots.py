@@ -75,10 +75,10 @@ def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
         label = labels.pop(style, None)  # once for all stages
         lines = panel.plot(*_coordinates(points, axis), style, color=color, label=label)
         plt.setp(lines, alpha=0.4, linewidth=1)
-        if stage.last < run.boundary:
-            panel.axvline(axis(points[-1].at), color=color, linestyle=":", linewidth=0.8)
-        elif stage.last == run.boundary:
-            panel.axvline(axis(points[-1].at), color=color, linestyle="--", linewidth=1)
+        if stage.last < recovery.last:  # and it does not still go on
+            change = ("--", 1.0) if stage.last == run.boundary else (":", 0.8)
+            line_style, width = change
+            panel.axvline(axis(points[-1].at), color=color, linestyle=line_style, linewidth=width)
 
 
 def _draw_comparable(

@@ -83,8 +83,13 @@ def write_table(folder: Path) -> Iterator[str]:
     found = results(folder)
     keys = list(read_sweep(folder)["vary"])
     head = ["run", *keys, "step", "steps", "training_loss", "validation_loss"]
+
+    def of_run(result: Result) -> list[Any]:
+        values = (result.values[key] for key in keys)
+        return [value_in_words(v) if isinstance(v, list) else v for v in values]
+
     rows = [
-        [n, *(r.values[key] for key in keys), r.step, r.steps, r.training_loss, r.validation_loss]
+        [n, *of_run(r), r.step, r.steps, r.training_loss, r.validation_loss]
         for n, r in enumerate(found)
     ]
     with (folder / "table.csv").open("w", newline="") as file:

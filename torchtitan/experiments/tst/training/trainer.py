@@ -22,7 +22,7 @@ from typing_extensions import override
 from ..checks.agreement import contradictions, run_facts
 from ..checks.job import check_job
 from ..checks.machine import check_launch
-from ..config.schedule import bag_sizes_without_steps, build_schedule
+from ..config.schedule import build_schedule, stages_without_steps
 from ..config.sections import lm_head_section, superposition_section
 from ..core import IGNORE_INDEX, BatchShape, Phase, Schedule, Stage, document_ids, fold
 from ..data.build import announce_text
@@ -36,7 +36,8 @@ from .phase_loss import PhaseLoss, Targets, loss_heads
 from .reinit import reinitialize
 from .train_spec import superposition_train_spec
 
-_COMPILED_BAG_SIZES = 8  # of one function, torch.compile's default limit
+# torch.compile's default limit is 8 shapes of a function; LM head in chunks has 2 for a bag size
+_COMPILED_BAG_SIZES = 4
 
 
 class SuperpositionTrainer(ResilientTrainer):
@@ -85,7 +86,7 @@ class SuperpositionTrainer(ResilientTrainer):
 
     @override
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
-        """Micro-batches of data tokens, shaped for the phase of the current step."""
+        """Micro-batches of data tokens, shaped for the current step."""
         if isinstance(data_iterable, PhaseDataloader):
             data_iterable.begin(completed_steps=self.step - 1)
         shape = None
@@ -199,9 +200,8 @@ class SuperpositionTrainer(ResilientTrainer):
         ended = sum(stage.last < self.step for stage in schedule.stages)
         # Seeing a second shape of the model's input, torch.compile would compile for any shape,
         # which is slower; seeing too many bag sizes, it would no longer compile the loss.
-        if (before.sequences, before.latents) != (now.sequences, now.latents) or (
-            ended % _COMPILED_BAG_SIZES == 0
-        ):
+        other_shape = (before.sequences, before.latents) != (now.sequences, now.latents)
+        if other_shape or (ended % _COMPILED_BAG_SIZES == 0 and not enters_recovery):
             torch.compiler.reset()
         if self.parallel_dims.pp_enabled:
             forget_shapes(self.pp_schedule)
@@ -286,11 +286,8 @@ class SuperpositionTrainer(ResilientTrainer):
             logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
         for stage in self.schedule.stages:
             logger.info(f"Superposition: {self._stage_in_words(stage)}")
-        for bag_size in bag_sizes_without_steps(self.job_config):
-            logger.warning(
-                f"No step has bags of {bag_size} data tokens: their share of training.steps "
-                "rounds to 0"
-            )
+        for number, bag_size in stages_without_steps(self.job_config):
+            logger.warning(f"Stage {number}, bags of {bag_size} data tokens, has no steps")
 
     def _stage_in_words(self, stage: Stage) -> str:
         shape = self.batch_shape(stage.first)
