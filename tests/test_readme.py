@@ -257,7 +257,7 @@ def test_benchmark_of_data(corpus, tmp_path):
             "tst plan train_configs/demo/tst.toml",
             "Batch: 64 sequences = 1 data-parallel ranks x 32 x 2",
         ),
-        ("tst dry-run train_configs/demo/tst.toml", "superposition 0.1 GB; recovery 0.1 GB"),
+        ("tst dry-run train_configs/demo/tst.toml", "superposition (s=4) 0.1 GB; recovery 0.1 GB"),
         (
             "tst diff train_configs/paper/3B-20k-baseline.toml train_configs/paper/3B-20k-tst.toml",
             "4 differences, all of them allowed",
