@@ -103,7 +103,7 @@ WAYS = ["sequence full", "sequence input", "batch full", "sequence output"]  # s
 
 @st.composite
 def stages(draw):
-    """Arguments of any stages, the last of which ends before the last step."""
+    """Arguments of any stages. They end before the last step."""
     scale, mode = draw(st.sampled_from(WAYS)).split()
     bag_sizes = st.sampled_from([2, 3, 6]) if scale == "batch" else st.integers(2, 4)
     ends = sorted(draw(st.lists(st.integers(0, STEPS - 1), max_size=4)))

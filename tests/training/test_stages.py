@@ -71,7 +71,7 @@ def test_each_step_reads_and_scores_bags_of_its_stage(train):
 
 
 def test_a_stage_is_what_one_bag_size_does_from_there(staged, train, tmp_path):
-    """Its steps are those of a run that goes on from its beginning with its bag size alone."""
+    """Resumed at its beginning with its bag size alone, a run takes the same steps."""
     shutil.copytree(staged.checkpoints / "step-1", tmp_path / "run" / "checkpoint" / "step-1")
     lines = train(*superposition(2, 3), *SAVE, "--resilience.allow_config_mismatch")
     assert {step: losses(lines)[step] for step in (2, 3)} == {

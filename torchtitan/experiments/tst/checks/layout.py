@@ -38,7 +38,7 @@ def _check_lengths(job_config: JobConfig, schedule: Schedule) -> None:
     spec = train_spec_module.get_train_spec(job_config.model.name)
     module = getattr(spec.parallelize_fn, "__module__", "")
     in_parts = tensor * context > 1
-    lengths: dict[int, str] = {}  # in latents, and of which stage if there are several
+    lengths: dict[int, str] = {}  # length in latents: its stage, if there are several
     if in_parts:
         for stage in schedule.stages:
             shape = schedule.batch_shape(stage.first, training.local_batch_size, training.seq_len)

@@ -42,7 +42,7 @@ def steps_of_stages(section: Superposition, total_steps: int) -> list[int]:
 
 
 def stages_without_steps(job_config: JobConfig) -> list[tuple[int, int]]:
-    """Number, from 1, and bag size of each stage whose share or number of steps comes to none."""
+    """Return the number (from 1) and the bag size of each stage without steps."""
     section = superposition_section(job_config)
     if section.bag_size == 1:
         return []

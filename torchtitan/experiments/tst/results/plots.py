@@ -76,9 +76,8 @@ def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
         lines = panel.plot(*_coordinates(points, axis), style, color=color, label=label)
         plt.setp(lines, alpha=0.4, linewidth=1)
         if stage.last < recovery.last:  # and it does not still go on
-            change = ("--", 1.0) if stage.last == run.boundary else (":", 0.8)
-            line_style, width = change
-            panel.axvline(axis(points[-1].at), color=color, linestyle=line_style, linewidth=width)
+            line, width = ("--", 1.0) if stage.last == run.boundary else (":", 0.8)
+            panel.axvline(axis(points[-1].at), color=color, linestyle=line, linewidth=width)
 
 
 def _draw_comparable(
