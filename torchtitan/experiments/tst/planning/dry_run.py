@@ -43,12 +43,14 @@ class Memory:
         gradients: sharded, and not yet reduced at that moment.
         optimizer: its states.
         rest: activations, temporary tensors, buffers and inputs.
+        pipeline_rank: the rank of the pipeline that needs this memory, the one that needs most.
     """
 
     peak: int
     parameters: int
     gradients: int
     optimizer: int
+    pipeline_rank: int = 0
 
     @property
     def rest(self) -> int:
@@ -63,7 +65,10 @@ class DryRun:
     Attributes:
         mesh: size of each dimension of the layout that is not 1.
         accumulation: micro-batches in a step.
-        memory: of a step of each stage and of recovery; empty where steps are not played.
+        memory: of a step of each stage and of recovery; empty where steps are not played. Routers
+            give each expert the same number of tokens.
+        worst_case: the same if routers send as many tokens as they can to one rank's experts; empty
+            where that changes nothing, because ranks do not share experts.
         untraced: why they cannot be; "" if they can.
         left_out: keys of the job that the memory does not take into account.
     """
@@ -71,6 +76,7 @@ class DryRun:
     mesh: dict[str, int]
     accumulation: int
     memory: dict[Stage, Memory]
+    worst_case: dict[Stage, Memory]
     untraced: str
     left_out: tuple[str, ...]
 
@@ -109,6 +115,7 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
         mesh={name: size for name in names if (size := getattr(layout, name)) > 1},
         accumulation=accumulation,
         memory=memory,
+        worst_case={},
         untraced=untraced,
         left_out=("model.converters",) if job_config.model.converters else (),
     )
