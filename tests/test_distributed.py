@@ -45,6 +45,10 @@ IN_CI = {
     ("llama3", "CP 2, stages, s times the sequences"),
     ("llama3", "PP 2, stages"),
     ("qwen3 MoE", "FSDP 2 + EP 2, stages"),
+    ("qwen3 MoE", "FSDP 2 + EP 2, auxiliary loss, 2 micro-batches"),
+    ("qwen3 MoE", "DDP 2, auxiliary loss"),
+    ("qwen3 MoE", "TP 2 + EP 2, auxiliary loss"),
+    ("qwen3 MoE", "FSDP 2 + EP 2, bias"),
 }
 
 

@@ -22,9 +22,10 @@ from torchtitan.config import JobConfig
 from torchtitan.distributed.pipeline_parallel import generate_llm_fqn_per_model_part, pipeline_llm
 
 from ..config.layout import compiles
+from ..config.sections import load_balance_section
 from ..errors import ConfigError
 from ..upstream.names import CONVERTERS, PipelineScheduleRuntime, compile_backends
-from .model import check_module_names
+from .model import check_module_names, has_experts
 
 _OPTIMIZERS = ("Adam", "AdamW")  # of upstream's build_optimizers
 
@@ -47,6 +48,7 @@ def check_combinations(job_config: JobConfig, model_args: Any) -> None:
     _check_dataloaders(job_config)
     _check_context_parallel(job_config, model_args)
     _check_expert_backend(job_config, model_args)
+    _check_load_balance(job_config, model_args)
     _check_pipeline(job_config, model_args)
     check_module_names(job_config)
 
@@ -228,6 +230,23 @@ def _check_expert_backend(job_config: JobConfig, model_args: Any) -> None:
             "deepep",
             'must be "standard": TorchTitan\'s qwen3 has no DeepEP',
         )
+
+
+def _check_load_balance(job_config: JobConfig, model_args: Any) -> None:
+    method = load_balance_section(job_config).method
+    if method == "upstream":
+        return
+    name, flavor = job_config.model.name, job_config.model.flavor
+    why = ""
+    if not has_experts(model_args):
+        why = f"{name} {flavor} has no experts"
+    elif train_spec_module.get_train_spec(name).build_optimizers_fn not in (
+        build_optimizers,
+        build_optimizers_with_moe_load_balancing,
+    ):
+        why = f"{name} builds its optimizers in a way of its own"
+    if why:
+        raise ConfigError("load_balance.method", method, f'must be "upstream": {why}')
 
 
 def _check_pipeline(job_config: JobConfig, model_args: Any) -> None:

@@ -32,6 +32,12 @@ def model_args_of(job_config: JobConfig) -> Any:
     return flavors[flavor]
 
 
+def has_experts(model_args: Any) -> bool:
+    """Return whether layers of a flavor are mixtures of experts."""
+    moe_args = getattr(model_args, "moe_args", None)
+    return moe_args is not None and getattr(model_args, "moe_enabled", True)
+
+
 def model_on_meta(job_config: JobConfig) -> tuple[Any, nn.Module]:
     """Return a job's model args and its model, whose parameters have shapes and no memory.
 

@@ -61,6 +61,7 @@ def of_each_stage(allowed: Allowed) -> Allowed:
     )
 
 
+ABOVE_0 = Allowed(lambda value: 0 < value < math.inf, "a finite number above 0")
 BAG_SIZES = Allowed(
     lambda value: bool(value) and min(value) >= 2 if isinstance(value, list) else value >= 1,
     "an integer of at least 1 (1 switches superposition off); or a list of integers of at least 2, "

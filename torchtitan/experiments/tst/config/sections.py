@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 
 from torchtitan.config import JobConfig as UpstreamJobConfig
 
-from .allowed import BAG_SIZES, WEIGHTS, at_least, each_of, of_each_stage, share
+from .allowed import ABOVE_0, BAG_SIZES, WEIGHTS, at_least, each_of, of_each_stage, share
 
 SECTION, TOKEN_SHARDS = "superposition", "token_shards"
 TEXT_DATASET, LM_HEAD, RESILIENCE = "text_dataset", "lm_head", "resilience"
+LOAD_BALANCE = "load_balance"
 
 
 @dataclass
@@ -128,6 +129,25 @@ class LMHead:
 
 
 @dataclass
+class LoadBalance:
+    """How the experts of a mixture of experts come to get as many tokens each."""
+
+    method: Literal["upstream", "none", "bias", "auxiliary_loss"] = "upstream"
+    """
+    'upstream': TorchTitan's of the model: 'bias' for Llama 4, DeepSeek V3 and gpt-oss, 'none' for
+    Qwen 3. 'bias': after each step a bias of each expert's routing score moves towards balance.
+    'auxiliary_loss': a loss over the global batch, as Qwen 3 was trained with; the model needs no
+    bias and can be exported.
+    """
+
+    coefficient: Annotated[float, ABOVE_0] = 1e-3
+    """
+    Of 'bias': how far it moves in a step. Of 'auxiliary_loss': its weight in the loss, for each
+    layer.
+    """
+
+
+@dataclass
 class Resilience:
     """What to do when a run meets trouble."""
 
@@ -158,6 +178,7 @@ class JobConfig(UpstreamJobConfig):
     token_shards: TokenShards = field(default_factory=TokenShards)
     text_dataset: TextDataset = field(default_factory=TextDataset)
     lm_head: LMHead = field(default_factory=LMHead)
+    load_balance: LoadBalance = field(default_factory=LoadBalance)
     resilience: Resilience = field(default_factory=Resilience)
 
 
@@ -179,6 +200,11 @@ def text_dataset_section(job_config: UpstreamJobConfig) -> TextDataset:
 def lm_head_section(job_config: UpstreamJobConfig) -> LMHead:
     """The ``[lm_head]`` section; of upstream's config, which has none, its defaults."""
     return getattr(job_config, LM_HEAD, LMHead())
+
+
+def load_balance_section(job_config: UpstreamJobConfig) -> LoadBalance:
+    """The ``[load_balance]`` section; of upstream's config, which has none, its defaults."""
+    return getattr(job_config, LOAD_BALANCE, LoadBalance())
 
 
 def resilience_section(job_config: UpstreamJobConfig) -> Resilience:

@@ -13,6 +13,7 @@ A LossHead in the place of the LM head gives that scalar without ever having all
 from .bags import IGNORE_INDEX, MODES, document_ids, fold
 from .embedding import BagEmbedding
 from .head import LossHead
+from .load_balance import ExpertLoad, load_balancing_loss
 from .losses import LOSSES, WEIGHTINGS, BagLoss, offset_weights
 from .schedule import SCALES, BatchShape, Phase, Schedule, Stage
 
@@ -25,11 +26,13 @@ __all__ = [
     "BagEmbedding",
     "BagLoss",
     "BatchShape",
+    "ExpertLoad",
     "LossHead",
     "Phase",
     "Schedule",
     "Stage",
     "document_ids",
     "fold",
+    "load_balancing_loss",
     "offset_weights",
 ]

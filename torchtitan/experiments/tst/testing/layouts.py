@@ -237,6 +237,44 @@ def _stages() -> Iterator[Layout]:
         yield _layout(job=batch, models=LLAMA, note=note, **degrees)
 
 
+def _balanced_experts() -> Iterator[Layout]:
+    # a weight at which the loss has a part in every gradient
+    auxiliary_loss = ("--load_balance.method=auxiliary_loss", "--load_balance.coefficient=0.1")
+    bias = ("--load_balance.method=bias",)
+    experts = (
+        *_degrees("shard", "TP", "CP", "shard EP", "TP EP", "shard TP EP ETP", "shard CP"),
+        {"replicate": 2},
+        {"replicate": 2, "shard": 2},
+        {"shard": 4, "EP": 4},
+        {"shard": 2, "CP": 2, "EP": 4},
+        {"shard": 2, "TP": 2, "EP": 4},
+    )
+    for degrees in experts:
+        yield _layout(job=auxiliary_loss, models=MOE, note="auxiliary loss", **degrees)
+    micro_batches = "--training.local_batch_size={}"  # of the one process, too
+    yield _layout(
+        micro_batches.format(2),
+        job=(*auxiliary_loss, micro_batches.format(4)),
+        models=MOE,
+        note="auxiliary loss, 2 micro-batches",
+        shard=2,
+        EP=2,
+    )
+    for degrees in _degrees("shard", "TP", "shard EP", "TP EP", "shard CP"):
+        yield _layout(job=bias, models=MOE, note="bias", **degrees)
+    for mode in ("full", "selective"):
+        checkpointing = f"--activation_checkpoint.mode={mode}"
+        for job, note in ((auxiliary_loss, "auxiliary loss"), (bias, "bias")):
+            note = f"{note}, checkpointing {mode}"
+            yield _layout(checkpointing, job=job, models=MOE, note=note, shard=2, EP=2)
+    for degrees in _degrees("shard", "TP EP"):
+        note = "auxiliary loss, compiled"
+        yield _layout("--compile.enable", job=auxiliary_loss, models=MOE, note=note, **degrees)
+    both = ("--activation_checkpoint.mode=selective", "--compile.enable")
+    note = "auxiliary loss, checkpointing selective, compiled"
+    yield _layout(*both, job=auxiliary_loss, models=MOE, note=note, shard=2)
+
+
 LAYOUTS = [
     *_one_dimension(),
     *_combinations(),
@@ -244,4 +282,5 @@ LAYOUTS = [
     *_checkpointed_and_compiled(),
     *_options_of_superposition(),
     *_stages(),
+    *_balanced_experts(),
 ]

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.demo_corpus import make_corpus, read_sources
+from ..training.experts import AUXILIARY_LOSS, METRICS
 from ..training.metrics import TRAINING_LOSS, read_metrics
 from . import ranks
 from .layouts import GLOBAL_BATCH, MODELS, Layout
 
 STEPS = 10
+_LOSSES = re.compile(f"{TRAINING_LOSS}|{AUXILIARY_LOSS}|{METRICS}/")
 JOB = (
     "--superposition.bag_size=4",
     "--training.dataset=jsonl",
@@ -40,7 +42,7 @@ class Deviation:
     """Largest relative deviation from one process in the steps of a phase.
 
     Attributes:
-        loss: of the losses.
+        loss: of the losses, and of the shares of experts.
         grad_norm: of the norms of the whole gradient.
         parameter: of the norms of a parameter's gradient. That of a few small ones does not show
             in the whole.
@@ -86,9 +88,15 @@ class Result:
 
 
 class Step(NamedTuple):
-    """What a step of a run came to; ``parameters`` are the norms of their gradients on ranks."""
+    """What a step of a run came to.
 
-    loss: float
+    Attributes:
+        losses: the loss, and of a mixture of experts the auxiliary loss and the experts' shares.
+        grad_norm: of the whole gradient.
+        parameters: the norms of their gradients on ranks.
+    """
+
+    losses: dict[str, float]
     grad_norm: float
     parameters: dict[str, list[float]]
 
@@ -184,7 +192,7 @@ class Runs:
         lines, gradients = read_metrics(folder), ranks.gradient_norms(folder)
         assert [line["step"] for line in lines] == list(range(1, self.steps + 1))
         return [
-            Step(line[TRAINING_LOSS], line["grad_norm"], norms)
+            Step({k: line[k] for k in line if _LOSSES.match(k)}, line["grad_norm"], norms)
             for line, norms in zip(lines, gradients, strict=True)
         ], ""
 
@@ -193,8 +201,9 @@ def deviation(steps: list[Step], of_one: list[Step]) -> Deviation:
     """Return the largest deviations of steps from those of one process."""
     pairs = list(zip(steps, of_one, strict=True))
     assert pairs and all(a.parameters.keys() == b.parameters.keys() for a, b in pairs)
+    assert all(a.losses.keys() == b.losses.keys() for a, b in pairs)
     return Deviation(
-        max(relative(a.loss, b.loss) for a, b in pairs),
+        max(relative(a.losses[name], loss) for a, b in pairs for name, loss in b.losses.items()),
         max(relative(a.grad_norm, b.grad_norm) for a, b in pairs),
         max(
             relative(norm, b.parameters[name][0])

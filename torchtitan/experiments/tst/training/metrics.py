@@ -84,6 +84,9 @@ class MetricsRun(Protocol):
     def data_metrics(self) -> dict[str, float]:
         """Metrics of the loader."""
 
+    def expert_metrics(self) -> dict[str, float]:
+        """Metrics of a mixture of experts."""
+
 
 class SuperpositionMetricsProcessor(MetricsProcessor):
     """Upstream's metrics processor with the run's phases added."""
@@ -147,6 +150,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
             SECONDS_PER_STEP: seconds / max(1, self.steps_since_last_log),  # upstream's of log_freq
             "data_throughput(tps)": data_tps,
             **self.run.data_metrics(),
+            **self.run.expert_metrics(),
         }
         color = self.color
         if resilience_section(self.job_config).max_skipped_steps:

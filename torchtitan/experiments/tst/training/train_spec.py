@@ -15,19 +15,25 @@ from ..core import BagEmbedding, LossHead
 from ..data.build import build_dataloader
 from ..data.tokenizer import tokenizer_builder
 from ..upstream.parallelize import parallelize
+from .experts import Experts
 from .metrics import MetricsRun, build_metrics_processor
 from .phase_loss import PhaseLoss
 from .validate import build_validator
 
 
-def superposition_train_spec(spec: TrainSpec, job_config: JobConfig, run: MetricsRun) -> TrainSpec:
+def superposition_train_spec(
+    spec: TrainSpec, job_config: JobConfig, run: MetricsRun, experts: Experts | None = None
+) -> TrainSpec:
     """``spec`` made ready for both phases; parameters and state dict stay as they are.
 
     Args:
         spec: of the model.
         job_config: of the job.
         run: of which the metrics tell.
+        experts: of the model; None if it has none.
     """
+    if experts:
+        spec = _with_experts(spec, experts)
     chunks = lm_head_section(job_config).chunks
     return dataclasses.replace(
         spec,
@@ -48,6 +54,18 @@ def superposition_train_spec(spec: TrainSpec, job_config: JobConfig, run: Metric
             if spec.build_validator_fn is upstream_build_validator
             else spec.build_validator_fn
         ),
+    )
+
+
+def _with_experts(spec: TrainSpec, experts: Experts) -> TrainSpec:
+    def build_model(model_args: Any) -> nn.Module:
+        return spec.model_cls(experts.model_args(model_args))  # type: ignore[return-value]
+
+    return dataclasses.replace(
+        spec,
+        model_cls=build_model,
+        parallelize_fn=functools.partial(experts.parallelize, spec.parallelize_fn),
+        build_optimizers_fn=experts.optimizers_builder(spec.build_optimizers_fn),
     )
 
 

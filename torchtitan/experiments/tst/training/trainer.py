@@ -22,6 +22,8 @@ from typing_extensions import override
 from ..checks.agreement import contradictions, run_facts
 from ..checks.job import check_job
 from ..checks.machine import check_launch
+from ..checks.model import has_experts
+from ..config.layout import global_batch_size
 from ..config.schedule import build_schedule, stages_without_steps
 from ..config.sections import lm_head_section, superposition_section
 from ..core import IGNORE_INDEX, BatchShape, Phase, Schedule, Stage, document_ids, fold
@@ -32,6 +34,7 @@ from ..data.tokenizer import announce_tokenizer
 from ..errors import ConfigError
 from ..resilience.trainer import ResilientTrainer
 from ..upstream.parallelize import add_up_partial_gradients, forget_shapes
+from .experts import Experts
 from .phase_loss import PhaseLoss, Targets, loss_heads
 from .reinit import reinitialize
 from .train_spec import superposition_train_spec
@@ -62,7 +65,9 @@ class SuperpositionTrainer(ResilientTrainer):
 
     @override
     def change_spec(self, spec: TrainSpec) -> TrainSpec:
-        return superposition_train_spec(spec, self.job_config, self)
+        model_args = spec.model_args[self.job_config.model.flavor]
+        self.experts = Experts(self.job_config, model_args) if has_experts(model_args) else None
+        return superposition_train_spec(spec, self.job_config, self, self.experts)
 
     @override
     def build(self, job_config: JobConfig) -> None:
@@ -107,6 +112,9 @@ class SuperpositionTrainer(ResilientTrainer):
         if changes:
             self._change_bag_size()
         self._coefficients = None
+        if self.experts:
+            sequences = global_batch_size(self.job_config, self.dp_degree)
+            self.experts.begin_step(sequences * self.job_config.training.seq_len)
         if self.schedule.phase(self.step) is Phase.SUPERPOSITION:
             data_iterator = self._folded(data_iterator)
         super().train_step(data_iterator)
@@ -261,6 +269,10 @@ class SuperpositionTrainer(ResilientTrainer):
     def data_metrics(self) -> dict[str, float]:
         """Metrics of the loader; none of text."""
         return self.dataloader.metrics() if isinstance(self.dataloader, ShardsDataloader) else {}
+
+    def expert_metrics(self) -> dict[str, float]:
+        """Metrics of the step's mixture of experts; none of a dense model."""
+        return self.experts.metrics(self.device) if self.experts else {}
 
     def _set_flops_per_latent(self, shape: BatchShape) -> None:
         """Upstream counts FLOPs per token at training.seq_len; attention is cheaper below it.

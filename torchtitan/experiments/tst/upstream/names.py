@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 import torchtitan.protocols.train_spec as train_spec_module
 from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME as SHARDED_DIR_NAME
 from torch.distributed.checkpoint._hf_utils import _metadata_fn as WEIGHTS_INDEX
@@ -33,6 +34,7 @@ __all__ = [
     "PipelineScheduleRuntime",
     "compile_backends",
     "data_of",
+    "in_backward",
     "loggers_of",
     "metrics_rank",
     "set_last_rates",
@@ -50,6 +52,11 @@ def compile_backends(exclude: tuple[str, ...] = ("debug", "experimental")) -> li
 def data_of(dataset: HuggingFaceTextDataset) -> Any:
     """Return the ``datasets`` object that a text dataset of TorchTitan's reads."""
     return dataset._data
+
+
+def in_backward() -> bool:
+    """Return whether autograd is going backward, as while a checkpointed layer runs again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def loggers_of(container: LoggerContainer) -> list[BaseLogger]:

@@ -27,7 +27,7 @@ def parallelize(
 ) -> nn.Module:
     """A ``TrainSpec.parallelize_fn``, given upstream's of the model."""
     parallel: Any = upstream(model, parallel_dims, job_config)
-    if hasattr(parallel, "register_comm_hook"):  # DDP
+    if averages_gradients(parallel):
         _add_up_over_replicas(parallel, parallel_dims.dp_replicate)
     mesh = parallel_dims.get_optional_mesh("tp")
     if mesh is None:
@@ -47,6 +47,11 @@ def parallelize(
         ):
             module.register_forward_pre_hook(_take_own_heads, prepend=True)
     return parallel
+
+
+def averages_gradients(model: nn.Module) -> bool:
+    """Return whether a model is under DDP, which takes the mean of the replicas' gradients."""
+    return hasattr(model, "register_comm_hook")
 
 
 def forget_shapes(schedule: Any) -> None:

@@ -1,0 +1,170 @@
+"""Experts of TorchTitan's models: which method balances them, and what they get in each step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchtitan.components.optimizer import (
+    build_optimizers,
+    build_optimizers_with_moe_load_balancing,
+)
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.models.moe.moe import MoE
+
+from ..config.sections import load_balance_section
+from ..core import ExpertLoad, load_balancing_loss
+from ..upstream.names import in_backward
+from ..upstream.parallelize import averages_gradients
+
+METRICS = "experts"  # first part of their names
+AUXILIARY_LOSS = "loss_metrics/load_balance"
+
+OptimizersBuilder = Callable[..., Any]
+Parallelize = Callable[[nn.Module, ParallelDims, JobConfig], nn.Module]
+
+
+class Experts:
+    """Counts the tokens of the experts and balances them by the method of the job.
+
+    Args:
+        job_config: of the job.
+        model_args: of its flavor.
+    """
+
+    def __init__(self, job_config: JobConfig, model_args: Any):
+        section = load_balance_section(job_config)
+        self.method = section.method
+        self.has_auxiliary_loss = self.method == "auxiliary_loss"
+        self.coefficient = section.coefficient
+        self._layout: ParallelDims | None = None
+        self._moes: list[MoE] = []
+        self.load = ExpertLoad(
+            layers=model_args.n_layers,
+            experts=model_args.moe_args.num_experts,
+            coefficient=self.coefficient if self.has_auxiliary_loss else 0.0,
+            add_up=self._add_up,
+        )
+
+    def model_args(self, args: Any) -> Any:
+        """Return the model args to build from."""
+        if self.method != "bias":
+            return args
+        moe_args = dataclasses.replace(args.moe_args, load_balance_coeff=self.coefficient)
+        return dataclasses.replace(args, moe_args=moe_args)
+
+    def optimizers_builder(self, upstream: OptimizersBuilder) -> OptimizersBuilder:
+        """Return a ``TrainSpec.build_optimizers_fn``, given the model's."""
+        if self.method == "upstream":
+            return upstream
+        if self.method == "bias":
+            return build_optimizers_with_moe_load_balancing
+        return build_optimizers
+
+    def parallelize(
+        self,
+        upstream: Parallelize,
+        model: nn.Module,
+        parallel_dims: ParallelDims,
+        job_config: JobConfig,
+    ) -> nn.Module:
+        """A ``TrainSpec.parallelize_fn``, given the model's: adds hooks to the routers."""
+        parallel: Any = upstream(model, parallel_dims, job_config)
+        self._layout = parallel_dims
+        if averages_gradients(parallel):
+            self.load.scale = parallel_dims.dp_replicate
+        for name, block in parallel.layers.named_children():
+            if isinstance(moe := getattr(block, "moe", None), MoE):
+                self._moes.append(moe)
+                self._watch(moe.router, int(name))
+        return parallel
+
+    def _watch(self, router: Any, layer: int) -> None:
+        gate, load = router.gate, self.load
+
+        def keep_logits(module: nn.Module, args: tuple, logits: torch.Tensor) -> None:
+            module.logits = logits  # type: ignore[assignment]
+
+        def count(module: nn.Module, args: tuple, output: tuple) -> tuple | None:
+            logits = gate.__dict__.pop("logits", None)
+            if not torch.is_grad_enabled():
+                return None  # in validation
+            scores, experts, chosen = output
+            if not in_backward():  # where activation checkpointing goes through the router again
+                load.count(layer, chosen)
+            if logits is None:
+                return None
+            scores = load.with_auxiliary_loss(layer, scores, logits, router.score_func)
+            return scores, experts, chosen
+
+        if self.has_auxiliary_loss:
+            gate.register_forward_hook(keep_logits)
+        router.register_forward_hook(count)
+
+    def begin_step(self, tokens: int) -> None:
+        """Start counting anew.
+
+        Args:
+            tokens: of the global batch that the transformer sees; latents in superposition.
+        """
+        self.load.begin_step(tokens)
+        if self.method == "bias":
+            for moe in self._moes:
+                moe.tokens_per_expert.zero_()  # TorchTitan's also counts validation
+
+    def _add_up(self, tensor: torch.Tensor, *more: str) -> None:
+        assert self._layout is not None
+        for name in ("loss", *more):
+            if mesh := self._layout.get_optional_mesh(name):
+                dist.all_reduce(tensor, group=mesh.get_group())
+
+    def metrics(self, device: torch.device) -> dict[str, float]:
+        """Return the metrics of the step so far. To be called on all ranks at once.
+
+        Args:
+            device: of the model.
+        """
+        own = self.load.totals()
+        totals = torch.zeros(2, *self.load.shape, dtype=torch.float64, device=device)
+        if own is not None:
+            totals += torch.stack(own)
+        self._add_up(totals, "pp")
+        counts, probabilities = totals.cpu()
+        layers = counts.sum(1).nonzero()[:, 0]  # those with experts
+        values = expert_metrics(layers.tolist(), counts[layers])
+        if self.has_auxiliary_loss and len(layers):
+            losses = load_balancing_loss(counts[layers], probabilities[layers])
+            values[AUXILIARY_LOSS] = losses.mean().item()
+        return values
+
+
+def expert_metrics(layers: list[int], counts: torch.Tensor) -> dict[str, float]:
+    """Return how even the shares of the experts are, by layer and of all layers.
+
+    Shares are in % of the layer's choices; entropy is 1 where all shares are equal; ``dead`` counts
+    experts that got nothing.
+
+    Args:
+        layers: their numbers.
+        counts: how often each expert was chosen, float64 (layers, E).
+    """
+    if not layers:
+        return {}
+    shares = counts / counts.sum(1, keepdim=True)
+    entropy = torch.special.entr(shares).sum(1) / torch.tensor(counts.shape[1]).log()
+    of_layers: dict[str, tuple[torch.Tensor, Callable[[list[float]], float]]] = {
+        "largest_share(%)": (100 * shares.amax(1), max),
+        "smallest_share(%)": (100 * shares.amin(1), min),
+        "entropy": (entropy, min),
+        "dead": ((counts == 0).sum(1), sum),
+    }
+    values: dict[str, float] = {}
+    for name, (by_layer, whole) in of_layers.items():
+        numbers = by_layer.tolist()
+        values[f"{METRICS}/{name}"] = whole(numbers)
+        for layer, number in zip(layers, numbers, strict=True):
+            values[f"{METRICS}/{name}/layer_{layer}"] = number
+    return values
