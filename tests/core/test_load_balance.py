@@ -26,7 +26,8 @@ def test_gradient_is_that_of_the_loss_over_the_micro_batches_so_far(function):
         load.count(3, chosen)
         load.with_auxiliary_loss(3, scores, logits, function).sum().backward()
         counts += chosen
-        probabilities = router_probabilities(part @ weight.T, function).sum(0)
+        logits, scores, _ = route(weight, part, function)
+        probabilities = router_probabilities(logits, function).sum(0)
         of_part = E * (counts / counts.sum() * probabilities).sum() / (len(parts) * TOKENS)
         (gradient,) = torch.autograd.grad(scores.sum() + COEFFICIENT * of_part, weight)
         expected += gradient

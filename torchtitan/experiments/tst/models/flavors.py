@@ -60,6 +60,14 @@ QWEN3 = {
         moe_inter_dim=1024,
         moe_args=_QWEN3_EXPERTS,
     ),
+    # The model of train_configs/demo/moe.toml: 0.48M parameters, of which a token uses 0.26M.
+    "demo_moe": dataclasses.replace(
+        _QWEN3_TINY,
+        vocab_size=1024,
+        moe_enabled=True,
+        moe_inter_dim=96,
+        moe_args=dataclasses.replace(_QWEN3_EXPERTS, num_experts=8, top_k=2, use_grouped_mm=False),
+    ),
     "debugmodel_tiny": _QWEN3_TINY,
     "debugmodel_moe_tiny": dataclasses.replace(
         _QWEN3_TINY,
