@@ -9,10 +9,9 @@ of the tokenizer, the bytes of a token and the number of tokens. Folders written
 import functools
 import json
 import os
-from bisect import bisect
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import xxhash
@@ -23,39 +22,29 @@ from ..tokenizer_identity import checksum, checksum_in, entries
 
 CORPUS_FILE = "corpus.json"
 _DTYPES: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_THREADS = 32  # that check files: on a cluster's file system each answer takes its time
+_BATCH = 64  # files that a thread checks at a time
+_SAMPLE, _SAMPLE_TOKENS = 256, 2**16  # shards whose ids are looked at, if the tokenizer is unknown
 
 
 class ShardError(UserError, ValueError):
     """Token shards that cannot be trained on; the message names the file."""
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One file of tokens."""
+class Shard(NamedTuple):
+    """One file of tokens, whose three files agree."""
 
     path: Path
-    start: int  # of its tokens in the sequence
     tokens: int
     token_bytes: int
     tokenizer: str  # as its metadata names it
 
-    def read(self, start: int, count: int) -> np.ndarray:
-        """``count`` of its tokens, in their own type, mapped into memory."""
-        try:
-            return np.memmap(
-                _open(self.path), _DTYPES[self.token_bytes], "r", start * self.token_bytes, (count,)
-            )
-        except (OSError, ValueError) as error:  # gone, or shorter than the mapping
-            raise ShardError(f"{self.path} cannot be read any more: {error}") from error
-
-
-@functools.lru_cache(maxsize=16)
-def _open(path: Path) -> BinaryIO:
-    return path.open("rb")
-
 
 class TokenShards:
     """An endless sequence: the shards in the order of their names, and again from the first.
+
+    The constructor opens the index and the metadata of every shard; a launch does it once, by
+    :func:`.once.once_in_launch`. What is kept of them is small, and needs no file to be pickled.
 
     Args:
         folder: with the shards.
@@ -75,15 +64,18 @@ class TokenShards:
         self.folder = Path(folder)
         self.name = self.folder.resolve().name
         listed = _listed_shards(self.folder)
-        self._shards = read_shards(self.folder)
+        shards = read_shards(self.folder)
         if listed is not None:
-            self._check_listed(listed)
-        self.tokens = sum(shard.tokens for shard in self._shards)
-        self._check_alike()
+            _check_listed(self.folder, shards, listed)
+        _check_alike(shards)
+        _, _, self._token_bytes, self._tokenizer = shards[0]
+        # arrays: there may be 100,000 shards, in each process of each rank
+        self._names = np.array([os.fsencode(shard.path.name) for shard in shards])
+        self._starts = np.cumsum([0, *(shard.tokens for shard in shards)], dtype=np.int64)
+        self.tokens = int(self._starts[-1])
         self.vocabulary, self.same_tokenizer = 2**32, False
         if tokenizer:
             self._check_tokenizer(tokenizer)
-        self._starts = [shard.start for shard in self._shards]
 
     def read(self, position: int, count: int) -> np.ndarray:
         """Tokens ``position`` to ``position + count`` of the endless sequence, int64.
@@ -94,11 +86,9 @@ class TokenShards:
         tokens, filled = np.empty(count, np.int64), 0
         while filled < count:
             at = (position + filled) % self.tokens
-            shard = self._shards[bisect(self._starts, at) - 1]
-            part = shard.read(
-                at - shard.start, min(count - filled, shard.start + shard.tokens - at)
-            )
-            self._check_ids(shard, at - shard.start, part)
+            number = int(np.searchsorted(self._starts, at, "right")) - 1
+            start, end = self._starts[number : number + 2].tolist()
+            part = self._read_shard(number, at - start, min(count - filled, end - at))
             tokens[filled : filled + len(part)] = part
             filled += len(part)
         return tokens
@@ -106,76 +96,107 @@ class TokenShards:
     def checksum(self) -> str:
         """XXH3-64 of the shards' names and sizes and how first and last begin, hexadecimal."""
         content = xxhash.xxh3_64()
-        for shard in self._shards:
-            content.update(f"{shard.path.name} {shard.tokens} {shard.token_bytes}\n".encode())
-        for shard in (self._shards[0], self._shards[-1]):
-            content.update(shard.read(0, min(shard.tokens, 2**16)).tobytes())
+        sizes = np.diff(self._starts).tolist()
+        for name, tokens in zip(self._names.tolist(), sizes, strict=True):
+            content.update(b"%b %d %d\n" % (name, tokens, self._token_bytes))
+        for number in (0, len(sizes) - 1):
+            content.update(self._read_shard(number, 0, min(sizes[number], 2**16)).tobytes())
         return content.hexdigest()
 
-    def _check_listed(self, listed: dict[str, int]) -> None:
-        found = {shard.path.name: shard.tokens for shard in self._shards}
-        for name in sorted({*listed, *found}):
-            if listed.get(name) != found.get(name):
-                raise ShardError(
-                    f"{self.folder / name} has {found.get(name)} tokens, and {CORPUS_FILE} beside "
-                    f"it says {listed.get(name)}: missing, too many, or of another corpus"
-                )
+    def _read_shard(self, number: int, start: int, count: int) -> np.ndarray:
+        """``count`` tokens of a shard, in their own type."""
+        path = self._path(number)
+        tokens = np.empty(count, _DTYPES[self._token_bytes])
+        rest, offset = tokens.view(np.uint8), start * self._token_bytes
+        try:
+            file = _open(path)
+            while len(rest):
+                read = os.preadv(file.fileno(), [rest], offset)
+                if not read:
+                    raise OSError(f"it ends at byte {offset:,}, before token {start + count:,}")
+                rest, offset = rest[read:], offset + read
+        except OSError as error:  # gone, or shorter than it was
+            raise ShardError(f"{path} cannot be read any more: {error}") from error
+        self._check_ids(path, start, tokens)
+        return tokens
 
-    def _check_alike(self) -> None:
-        first = self._shards[0]
-        for shard in self._shards[1:]:
-            for what in ("token_bytes", "tokenizer"):
-                if getattr(shard, what) != getattr(first, what):
-                    raise ShardError(
-                        f"{shard.path} has {what} = {getattr(shard, what)!r} in its metadata, "
-                        f"{first.path.name} beside it {getattr(first, what)!r}"
-                    )
+    def _path(self, number: int) -> Path:
+        return self.folder / os.fsdecode(self._names[number])
 
     def _check_tokenizer(self, tokenizer: BaseTokenizer) -> None:
-        first, self.vocabulary = self._shards[0], entries(tokenizer)
-        if theirs := checksum_in(first.tokenizer):
+        self.vocabulary = entries(tokenizer)
+        if theirs := checksum_in(self._tokenizer):
             if theirs != (ours := checksum(tokenizer)):
                 raise ShardError(
-                    f"{first.path} was made with another tokenizer than the run's: "
-                    f"{first.tokenizer}, and the run's has checksum {ours} (model.hf_assets_path)"
+                    f"{self._path(0)} was made with another tokenizer than the run's: "
+                    f"{self._tokenizer}, and the run's has checksum {ours} (model.hf_assets_path)"
                 )
             self.same_tokenizer = True
-        elif first.token_bytes == 2 and self.vocabulary > 2**16:
+        elif self._token_bytes == 2 and self.vocabulary > 2**16:
             raise ShardError(
-                f"{first.path} has 2 bytes a token, too few for the {self.vocabulary:,} entries of "
-                f"the run's tokenizer (model.hf_assets_path): it was made with another, "
-                f"{first.tokenizer}"
+                f"{self._path(0)} has 2 bytes a token, too few for the {self.vocabulary:,} entries "
+                f"of the run's tokenizer (model.hf_assets_path): it was made with another, "
+                f"{self._tokenizer}"
             )
         else:
-            for shard in self._shards:
-                self._check_ids(shard, 0, shard.read(0, min(shard.tokens, 2**16)))
+            sizes = np.diff(self._starts)
+            sample = np.linspace(0, len(sizes) - 1, min(len(sizes), _SAMPLE))
+            for number in sample.round().astype(int).tolist():
+                self._read_shard(number, 0, min(int(sizes[number]), _SAMPLE_TOKENS))
 
-    def _check_ids(self, shard: Shard, start: int, tokens: np.ndarray) -> None:
+    def _check_ids(self, path: Path, start: int, tokens: np.ndarray) -> None:
         if (highest := tokens.max()) >= self.vocabulary:
             where = start + int(tokens.argmax())
             raise ShardError(
-                f"{shard.path} has token id {highest} at token {where}, and the run's tokenizer "
+                f"{path} has token id {highest} at token {where}, and the run's tokenizer "
                 f"(model.hf_assets_path) {self.vocabulary:,} entries: it was made with another, "
-                f"{shard.tokenizer}"
+                f"{self._tokenizer}"
             )
 
 
+@functools.lru_cache(maxsize=16)
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
 def read_shards(folder: Path) -> list[Shard]:
-    """The shards of a folder, in the order of their names.
+    """The shards of a folder, in the order of their names, each checked.
 
     Raises:
         ShardError: if there are none, or one is damaged.
     """
     if not folder.is_dir():
         raise ShardError(f"{folder}: no such folder (of token shards, *.ds)")
-    shards: list[Shard] = []
-    for path in sorted(folder.glob("*.ds")):
-        shard = _check_shard(path, shards[-1].start + shards[-1].tokens if shards else 0)
-        if shard.tokens:  # datatrove leaves an empty one where a task had no documents
-            shards.append(shard)
+    paths = sorted(folder.glob("*.ds"), key=lambda path: path.name)
+    batches = [paths[begin : begin + _BATCH] for begin in range(0, len(paths), _BATCH)]
+    with ThreadPoolExecutor(_THREADS, "check-shards") as threads:
+        checked = threads.map(lambda batch: list(map(_check_shard, batch)), batches)
+        # datatrove leaves an empty one where a task had no documents
+        shards = [shard for batch in checked for shard in batch if shard.tokens]
     if not shards:
         raise ShardError(f"{folder} has no token shards (*.ds), or only empty ones")
     return shards
+
+
+def _check_listed(folder: Path, shards: list[Shard], listed: dict[str, int]) -> None:
+    found = {shard.path.name: shard.tokens for shard in shards}
+    for name in sorted({*listed, *found}):
+        if listed.get(name) != found.get(name):
+            raise ShardError(
+                f"{folder / name} has {found.get(name)} tokens, and {CORPUS_FILE} beside "
+                f"it says {listed.get(name)}: missing, too many, or of another corpus"
+            )
+
+
+def _check_alike(shards: list[Shard]) -> None:
+    first = shards[0]
+    for shard in shards:
+        for what in ("token_bytes", "tokenizer"):
+            if getattr(shard, what) != getattr(first, what):
+                raise ShardError(
+                    f"{shard.path} has {what} = {getattr(shard, what)!r} in its metadata, "
+                    f"{first.path.name} beside it {getattr(first, what)!r}"
+                )
 
 
 def _listed_shards(folder: Path) -> dict[str, int] | None:
@@ -196,14 +217,17 @@ def _listed_shards(folder: Path) -> dict[str, int] | None:
     return listed
 
 
-def _check_shard(path: Path, start: int) -> Shard:
+def _check_shard(path: Path) -> Shard:
     """What its three files say, which must agree."""
     index, metadata = Path(f"{path}.index"), Path(f"{path}.metadata")
-    for file in (index, metadata):
-        if not file.exists():
-            raise ShardError(f"{file} is missing; {path.name} cannot be trusted without it")
     try:
-        label, count = metadata.read_text().splitlines()[:2]
+        end, text = _last_document_end(index), metadata.read_bytes()
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{error.filename} is missing; {path.name} cannot be trusted without it"
+        ) from error
+    try:
+        label, count = text.decode().splitlines()[:2]
         tokenizer, _, token_bytes = label.rpartition("|")
         width, tokens = int(token_bytes), int(count)
     except ValueError as error:
@@ -221,19 +245,16 @@ def _check_shard(path: Path, start: int) -> Shard:
         raise ShardError(
             f"{path} {what}: it has {size // width:,} tokens, and its metadata says {tokens:,}"
         )
-    if (end := _last_document_end(index)) != tokens:
+    if end != tokens:
         raise ShardError(
             f"{index} ends its last document at token {end:,}, and {path.name} has {tokens:,}"
         )
-    return Shard(path, start, tokens, width, tokenizer)
+    return Shard(path, tokens, width, tokenizer)
 
 
 def _last_document_end(index: Path) -> int:
-    size = index.stat().st_size
-    if size % 8:
-        raise ShardError(f"{index} has {size:,} bytes, not a multiple of the 8 of an entry")
-    if not size:
-        return 0
-    with index.open("rb") as file:
-        file.seek(-8, os.SEEK_END)
-        return int.from_bytes(file.read(), "little")
+    with index.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size % 8:
+            raise ShardError(f"{index} has {size:,} bytes, not a multiple of the 8 of an entry")
+        return int.from_bytes(os.pread(file.fileno(), 8, size - 8), "little") if size else 0
