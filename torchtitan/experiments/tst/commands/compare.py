@@ -3,8 +3,9 @@
     tst compare outputs/demo/tst
     tst compare outputs/mine UPSTREAM_RUN/tb --output outputs/comparison
 
-Prints tables, and writes comparison.json, loss.png and report.html, one file with everything. A run
-is its folder; of TorchTitan's own trainer TensorBoard's files will do.
+Prints tables, and writes comparison.json, loss.png, of a mixture of experts experts.png, and one
+file with everything, report.html. A run is its folder; of TorchTitan's own trainer TensorBoard's
+files will do.
 """
 
 import shlex
@@ -18,7 +19,7 @@ from ..config.manager import SuperpositionConfigManager
 from ..errors import ArgumentError
 from ..results.comparison import compare
 from ..results.curves import read_runs
-from ..results.tables import NOTES, VIEWS, aligned, rows_of_runs, rows_of_view
+from ..results.tables import NOTES, VIEWS, aligned, rows_of_experts, rows_of_runs, rows_of_view
 from .arguments import job_arguments
 
 
@@ -56,6 +57,8 @@ def main(
     command = shlex.join(["tst", *sys.argv[1:]])
     report, plot = write_comparison(curves, comparison, output or folders[0], command)
     print("\n".join(aligned(rows_of_runs(comparison))))
+    if of_experts := rows_of_experts(curves):
+        print("\nShares of experts, in % of a layer's tokens:", *aligned(of_experts), sep="\n")
     if comparison.pairs:
         for view in VIEWS:
             print(f"\nAt {view}:", *aligned(rows_of_view(comparison, view)), sep="\n")

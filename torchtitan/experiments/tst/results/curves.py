@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ..core import Schedule, Stage
 from ..errors import UserError
 from ..resilience.run_folder import read_config
+from ..training.experts import DEAD, ENTROPY, LARGEST, SMALLEST
 from ..training.metrics import (
     DATA_TOKENS,
     LATENTS,
@@ -69,6 +70,26 @@ class Point:
 
 
 @dataclass(frozen=True)
+class ExpertShares:
+    """How even the experts of a mixture of experts were in a step.
+
+    Attributes:
+        at: the place of the step.
+        largest: share of the busiest expert of each layer, in % of the layer's tokens, by the
+            layer's number.
+        smallest: of the least busy one.
+        entropy: of the shares of the least even layer; 1 where they are equal.
+        dead: number of experts of all layers that got nothing.
+    """
+
+    at: Place
+    largest: dict[int, float]
+    smallest: dict[int, float]
+    entropy: float
+    dead: int
+
+
+@dataclass(frozen=True)
 class Curves:
     """A run.
 
@@ -80,6 +101,7 @@ class Curves:
         validation: next-token loss in both phases; empty if the run had no validation.
         steps: that the run is to have, by its config; None if there is none to read.
         loss: ``superposition.loss``; in "mce" the training loss is in nats per token.
+        experts: of every logged step; empty of a dense model.
     """
 
     name: str
@@ -89,6 +111,7 @@ class Curves:
     validation: list[Point]
     steps: int | None = None
     loss: str = "mce"
+    experts: tuple[ExpertShares, ...] = ()
 
     @property
     def boundary(self) -> int:
@@ -161,7 +184,23 @@ def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:
         ],
         steps=config.get("training", {}).get("steps"),
         loss=config.get("superposition", {}).get("loss", "mce"),
+        experts=tuple(
+            ExpertShares(
+                at=point.at,
+                largest=_by_layer(line, LARGEST),
+                smallest=_by_layer(line, SMALLEST),
+                entropy=line[ENTROPY],
+                dead=round(line[DEAD]),
+            )
+            for line, point in zip(logged, training, strict=True)
+            if LARGEST in line
+        ),
     )
+
+
+def _by_layer(line: dict[str, Any], name: str) -> dict[int, float]:
+    start = f"{name}/layer_"
+    return {int(key.removeprefix(start)): line[key] for key in line if key.startswith(start)}
 
 
 def _stages(logged: list[dict[str, Any]]) -> tuple[Stage, ...]:

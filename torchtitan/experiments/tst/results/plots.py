@@ -63,6 +63,33 @@ def draw_curves(runs: Sequence[Curves], comparison: Comparison, output: Path) ->
     plt.close(figure)
 
 
+def draw_experts(runs: Sequence[Curves], output: Path) -> None:
+    """Largest and smallest share of a layer's tokens over steps; pale, those of each layer.
+
+    Args:
+        runs: any number; those of dense models have no share.
+        output: the PNG.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    for index, run in enumerate(runs):
+        color, steps = f"C{index % 10}", [shares.at.step for shares in run.experts]
+        for panel, name, extreme in zip(panels, ("largest", "smallest"), (max, min), strict=True):
+            of_steps = [getattr(shares, name) for shares in run.experts]
+            for layer in of_steps[0] if of_steps else ():
+                of_layer = [by_layer[layer] for by_layer in of_steps]
+                panel.plot(steps, of_layer, color=color, alpha=0.3, linewidth=0.8)
+            whole = [extreme(by_layer.values()) for by_layer in of_steps]
+            panel.plot(steps, whole, color=color, label=run.name if of_steps else None)
+            for stage in run.stages:
+                panel.axvline(stage.last, color="gray", linestyle="--", linewidth=0.8)
+            panel.set(title=f"{name.capitalize()} share of an expert", xlabel="steps")
+            panel.set_ylabel("% of the tokens of its layer")
+            panel.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(output, dpi=120)
+    plt.close(figure)
+
+
 def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
     """Training loss, pale; dotted where it is over bags. A line at each change of the bag size."""
     labels = {":": f"{run.name}: training, over bags", "-": f"{run.name}: training"}

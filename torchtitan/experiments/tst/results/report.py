@@ -12,8 +12,8 @@ from ..config.differences import differences
 from ..resilience.run_folder import CONFIG_FILE
 from .comparison import Comparison, Pair, flops
 from .curves import Curves, Place
-from .plots import draw_curves
-from .tables import NOTES, VIEWS, rows_of_runs, rows_of_view, title
+from .plots import draw_curves, draw_experts
+from .tables import NOTES, VIEWS, rows_of_experts, rows_of_runs, rows_of_view, title
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 72rem; margin: 2rem auto;
@@ -50,6 +50,8 @@ the baseline at equal FLOPs.</dd>
 <dt>Spike, recovery</dt><dd>By how much the highest training loss after the boundary is above the
 last over bags, and the steps from the boundary until it is back there. Not for losses that are not
 in nats per token (superposition.loss other than "mce").</dd>
+<dt>Shares of experts</dt><dd>Of a layer's tokens (latents in superposition) in one logged step:
+largest and smallest of all layers. A dead expert got none.</dd>
 </dl>
 """
 
@@ -57,7 +59,7 @@ in nats per token (superposition.loss other than "mce").</dd>
 def write_comparison(
     runs: Sequence[Curves], comparison: Comparison, folder: Path, command: str
 ) -> list[Path]:
-    """Write comparison.json, loss.png and report.html.
+    """Write comparison.json, loss.png, report.html and, of a mixture of experts, experts.png.
 
     Args:
         runs: all that are compared.
@@ -70,9 +72,13 @@ def write_comparison(
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers, plot, report = (folder / f for f in ("comparison.json", "loss.png", "report.html"))
+    plots = {"Loss curves": plot}
+    if any(run.experts for run in runs):
+        plots["Shares of experts"] = folder / "experts.png"
+        draw_experts(runs, plots["Shares of experts"])
     numbers.write_text(json.dumps(_numbers(comparison), indent=2) + "\n")
     draw_curves(runs, comparison, plot)
-    report.write_text(_html(runs, comparison, plot, command))
+    report.write_text(_html(runs, comparison, plots, command))
     return [report, plot]
 
 
@@ -93,15 +99,17 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
     return content
 
 
-def _html(runs: Sequence[Curves], comparison: Comparison, plot: Path, command: str) -> str:
+def _html(
+    runs: Sequence[Curves], comparison: Comparison, plots: dict[str, Path], command: str
+) -> str:
     """Words, tables, plots, definitions."""
-    image = base64.b64encode(plot.read_bytes()).decode()
+    losses, *of_experts = (_image(name, plot) for name, plot in plots.items())
     names = ", ".join(run.name for run in runs)
     parts = [
         f"<h1>{'Comparison of runs' if len(runs) > 1 else 'A run'}: {html.escape(names)}</h1>",
         *(f"<p>{html.escape(in_words(pair))}</p>" for pair in comparison.pairs),
         f'<p class="note">{NOTES[comparison.kind]}</p>',
-        f'<img alt="Loss curves" src="data:image/png;base64,{image}">',
+        losses,
         "<h2>Runs</h2>",
         _table(rows_of_runs(comparison)),
     ]
@@ -110,6 +118,8 @@ def _html(runs: Sequence[Curves], comparison: Comparison, plot: Path, command: s
             parts += [f"<h2>At {view}</h2>", f"<p>{meaning}</p>"]
             parts.append(_table(rows_of_view(comparison, view)))
         parts += ["<h2>What differs in the configs</h2>", _config_differences(runs, comparison)]
+    if of_experts:
+        parts += ["<h2>Experts</h2>", *of_experts, _table(rows_of_experts(runs))]
     parts += ["<h2>How it is counted</h2>", _DEFINITIONS]
     parts.append(f'<p class="note">Written by <code>{html.escape(command)}</code></p>')
     return (
@@ -118,6 +128,11 @@ def _html(runs: Sequence[Curves], comparison: Comparison, plot: Path, command: s
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def _image(name: str, plot: Path) -> str:
+    image = base64.b64encode(plot.read_bytes()).decode()
+    return f'<img alt="{name}" src="data:image/png;base64,{image}">'
 
 
 def in_words(pair: Pair) -> str:

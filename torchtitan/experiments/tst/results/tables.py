@@ -13,6 +13,7 @@ from .comparison import (
     flops,
     is_at_its_end,
 )
+from .curves import Curves, ExpertShares
 
 VIEWS = {
     "equal FLOPs": "Both have spent the same: the paper's first claim is a lower loss then.",
@@ -61,6 +62,33 @@ def rows_of_runs(comparison: Comparison) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def rows_of_experts(runs: Sequence[Curves]) -> list[list[str]]:
+    """How even the experts of each run were; the first row is the head. Empty without experts."""
+    head = ["run", "largest share, at the boundary", "one step on", "at the end"]
+    head += ["smallest share", "dead experts"]
+    rows = [head]
+    for run in runs:
+        if run.experts:
+            before = [shares for shares in run.experts if shares.at.step <= run.boundary]
+            after = [shares for shares in run.experts if shares.at.step > run.boundary]
+            last = run.experts[-1]
+            rows.append(
+                [
+                    run.name,
+                    _largest(before[-1:]),
+                    _largest(after[:1] if before else []),
+                    _largest([last]),
+                    f"{min(last.smallest.values()):.1f} %",
+                    f"{last.dead}",
+                ]
+            )
+    return rows if len(rows) > 1 else []
+
+
+def _largest(shares: Sequence[ExpertShares]) -> str:
+    return " ".join(f"{max(of_step.largest.values()):.1f} %" for of_step in shares) or "-"
 
 
 def rows_of_view(comparison: Comparison, view: str) -> list[list[str]]:

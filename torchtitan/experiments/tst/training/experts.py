@@ -21,6 +21,8 @@ from ..upstream.names import in_backward
 from ..upstream.parallelize import averages_gradients
 
 METRICS = "experts"  # first part of their names
+LARGEST, SMALLEST = f"{METRICS}/largest_share(%)", f"{METRICS}/smallest_share(%)"
+ENTROPY, DEAD = f"{METRICS}/entropy", f"{METRICS}/dead"
 AUXILIARY_LOSS = "loss_metrics/load_balance"
 
 OptimizersBuilder = Callable[..., Any]
@@ -156,15 +158,15 @@ def expert_metrics(layers: list[int], counts: torch.Tensor) -> dict[str, float]:
     shares = counts / counts.sum(1, keepdim=True)
     entropy = torch.special.entr(shares).sum(1) / torch.tensor(counts.shape[1]).log()
     of_layers: dict[str, tuple[torch.Tensor, Callable[[list[float]], float]]] = {
-        "largest_share(%)": (100 * shares.amax(1), max),
-        "smallest_share(%)": (100 * shares.amin(1), min),
-        "entropy": (entropy, min),
-        "dead": ((counts == 0).sum(1), sum),
+        LARGEST: (100 * shares.amax(1), max),
+        SMALLEST: (100 * shares.amin(1), min),
+        ENTROPY: (entropy, min),
+        DEAD: ((counts == 0).sum(1), sum),
     }
     values: dict[str, float] = {}
     for name, (by_layer, whole) in of_layers.items():
         numbers = by_layer.tolist()
-        values[f"{METRICS}/{name}"] = whole(numbers)
+        values[name] = whole(numbers)
         for layer, number in zip(layers, numbers, strict=True):
-            values[f"{METRICS}/{name}/layer_{layer}"] = number
+            values[f"{name}/layer_{layer}"] = number
     return values

@@ -7,7 +7,9 @@ transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts dat
 (``loss_metrics/superposition``, ``loss_metrics/recovery``) and ``data_throughput(tps)``, data
 tokens per second and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their
 number so far; with token shards, for each source ``data_share/NAME(%)``, of the tokens read so
-far, and ``data_epochs/NAME``, how often it has been read.
+far, and ``data_epochs/NAME``, how often it has been read; of a mixture of experts, ``experts/*``
+of the logged step (:func:`.experts.expert_metrics`), and with the auxiliary loss
+``loss_metrics/load_balance``, its mean over layers, which is no part of the training loss.
 Throughputs and times are means since the last log. The last step of each stage and the first of
 the next one, or of recovery, are always logged, so that no mean is of two bag sizes.
 """

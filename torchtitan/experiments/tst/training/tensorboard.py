@@ -17,6 +17,10 @@ LAYOUT = {
         ],
         "the same over data tokens": ["Multiline", ["by_data_tokens/.*"]],
         "phase: bag size, and 1 in superposition": ["Multiline", ["^bag_size", "^superposition$"]],
+        "experts: largest and smallest share of a layer's tokens (%)": [
+            "Multiline",
+            [r"^experts/(largest|smallest)_share\(%\)$"],
+        ],
         "data tokens and latents so far": ["Multiline", ["n_tokens_seen", "n_latents_seen"]],
     }
 }
