@@ -13,9 +13,9 @@ from ..config.sections import TextDataset, text_dataset_section, token_shards_se
 from ..config.sections import TokenShards as TokenShardsSection
 from ..core import Schedule
 from ..data.errors import DataError
-from ..data.shards.loader import DATASET, is_token_shards, open_mixture
+from ..data.shards.loader import DATASET, is_token_shards, open_mixture, open_shards
 from ..data.shards.mixture import Mixture
-from ..data.shards.token_shards import ShardError, TokenShards
+from ..data.shards.token_shards import ShardError
 from ..data.text.datasets import OURS, is_ours, loader_of
 from ..data.text.files import check_documents, data_files
 from ..errors import ConfigError
@@ -133,7 +133,7 @@ def _check_validation_shards(
     if section.dataset_path is None:
         raise ConfigError("validation.dataset_path", None, "must be a folder of token shards")
     try:
-        tokens = TokenShards(section.dataset_path, tokenizer).tokens
+        tokens = open_shards(job_config, section.dataset_path, tokenizer).tokens
     except ShardError as error:
         raise ConfigError("validation.dataset_path", section.dataset_path, str(error)) from error
     needed = dp_degree * section.local_batch_size * (section.seq_len + 1)

@@ -10,10 +10,12 @@ step, and the state is the position: how many tokens of each source are behind t
 """
 
 import collections
+import functools
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +33,7 @@ from ...config.schedule import build_schedule
 from ...config.sections import token_shards_section
 from ..loader import Batch, PhaseDataloader, StatedBatch
 from .mixture import Mixture, Position, Window
+from .once import once_in_launch
 from .token_shards import TokenShards
 
 DATASET = "token_shards"
@@ -42,15 +45,31 @@ def is_token_shards(section: Training | Validation) -> bool:
     return section.dataset.lower() == DATASET
 
 
-def open_mixture(job_config: JobConfig, tokenizer: BaseTokenizer | None) -> Mixture:
-    """The sources of a job; ``training.dataset_path`` if there is but one.
+def open_shards(
+    job_config: JobConfig, folder: str | None, tokenizer: BaseTokenizer | None
+) -> TokenShards:
+    """Open a folder of token shards; in a launch, rank 0 checks its files for all ranks.
 
     Raises:
         ShardError: naming the file, if shards are damaged or of another tokenizer.
     """
+    path = Path(folder or "")
+    check = functools.partial(TokenShards, path, tokenizer)
+    if job_config.comm.mode != "default":  # a rank alone, of many that are not there
+        return check()
+    of_tokenizer = "the run's tokenizer" if tokenizer else "any tokenizer"
+    return once_in_launch(f"token shards in {path.absolute()} of {of_tokenizer}", check)
+
+
+def open_mixture(job_config: JobConfig, tokenizer: BaseTokenizer | None) -> Mixture:
+    """Open the sources of a job; ``training.dataset_path`` if there is but one.
+
+    Raises:
+        ShardError: as :func:`open_shards`.
+    """
     section = token_shards_section(job_config)
-    paths = section.paths or [job_config.training.dataset_path or ""]
-    sources = [TokenShards(path, tokenizer) for path in paths]
+    paths = section.paths or [job_config.training.dataset_path]
+    sources = [open_shards(job_config, path, tokenizer) for path in paths]
     return Mixture(sources, section.weights, repeat=section.at_end == "repeat")
 
 
@@ -224,7 +243,7 @@ class ShardsValidationDataloader(BaseDataLoader):
         infinite: begin anew at the end; otherwise all ranks end with the last whole batch of all.
 
     Raises:
-        ShardError: from the constructor, as :class:`.token_shards.TokenShards`.
+        ShardError: from the constructor, as :func:`open_shards`.
     """
 
     def __init__(
@@ -237,7 +256,7 @@ class ShardsValidationDataloader(BaseDataLoader):
     ):
         self.ranks, self.rank, self.infinite = dp_world_size, dp_rank, infinite
         self.section = job_config.validation
-        self.shards = TokenShards(self.section.dataset_path or "", tokenizer)
+        self.shards = open_shards(job_config, self.section.dataset_path, tokenizer)
 
     @override
     def __iter__(self) -> Iterator[Batch]:

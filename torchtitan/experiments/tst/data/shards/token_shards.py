@@ -107,7 +107,7 @@ class TokenShards:
         """``count`` tokens of a shard, in their own type."""
         path = self._path(number)
         tokens = np.empty(count, _DTYPES[self._token_bytes])
-        rest, offset = tokens.view(np.uint8), start * self._token_bytes
+        rest, offset = tokens.view(np.uint8).data, start * self._token_bytes
         try:
             file = _open(path)
             while len(rest):
