@@ -237,6 +237,9 @@ def _check_same_model(
             raise ExportError(f"{checkpoint}: {key} has no place in the exported model")
 
 
+_BIAS = ': train with load_balance.method = "auxiliary_loss", which needs no bias'
+
+
 def _convert(
     state: dict[str, torch.Tensor], adapter: BaseStateDictAdapter
 ) -> dict[str, torch.Tensor]:
@@ -246,10 +249,13 @@ def _convert(
         tensor = state.pop(key)
         converted = adapter.to_hf({key: tensor})
         weights |= converted
-        # The router's bias that balances the load of experts: upstream's Qwen3 has it, always zero
-        unused = key.endswith(".moe.expert_bias") and not tensor.any()
+        # The router's bias that balances the load of experts: zero without load_balance's "bias"
+        is_bias = key.endswith(".moe.expert_bias")
+        unused = is_bias and not tensor.any()
         if not (converted or unused or _is_tied(key, adapter.model_args)):  # type: ignore[attr-defined]
-            raise ExportError(f"{key} has no place in the exported model, and it is not zero")
+            raise ExportError(
+                f"{key} has no place in the exported model, and it is not zero{_BIAS * is_bias}"
+            )
     return weights
 
 

@@ -14,6 +14,7 @@ from torchtitan.components.optimizer import (
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.models.moe.moe import MoE
+from torchtitan.tools.logging import logger
 
 from ..config.sections import load_balance_section
 from ..core import ExpertLoad, load_balancing_loss
@@ -50,6 +51,19 @@ class Experts:
             coefficient=self.coefficient if self.has_auxiliary_loss else 0.0,
             add_up=self._add_up,
         )
+
+    def announce(self, model: str) -> None:
+        """Log the method, and what it stands in the way of.
+
+        Args:
+            model: its name.
+        """
+        logger.info(f"Experts: {self.load.shape[1]} a layer, load_balance.method = {self.method}")
+        if self.method == "bias" and model == "qwen3":
+            logger.warning(
+                "Qwen 3 in transformers has no place for the bias of load_balance.method = "
+                '"bias": the model cannot be exported; "auxiliary_loss" has no bias'
+            )
 
     def model_args(self, args: Any) -> Any:
         """Return the model args to build from."""

@@ -296,6 +296,8 @@ class SuperpositionTrainer(ResilientTrainer):
             announce_data(self.job_config, self.dataloader.mixture, self.dp_degree)
         if self.schedule.enabled and not self.job_config.checkpoint.enable:
             logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
+        if self.experts:
+            self.experts.announce(self.job_config.model.name)
         for stage in self.schedule.stages:
             logger.info(f"Superposition: {self._stage_in_words(stage)}")
         for number, bag_size in stages_without_steps(self.job_config):
