@@ -37,11 +37,17 @@ def test_dense_shapes(flavor, layers, dim, heads, kv_heads, ffn, parameters):
 
 
 def test_mixture_of_experts_is_10b_of_which_1b_is_active():
+    """Counted from the shape that docs/paper.md names."""
     args = qwen3_args["10B-A1B"]
     model = on_meta(Qwen3Model, args)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    active = total - experts + experts * args.moe_args.top_k // args.moe_args.num_experts
-    assert total == pytest.approx(10.0e9, rel=0.02)
-    assert active == pytest.approx(1.0e9, rel=0.05)
+    layers, width, heads, kv_heads, head_dim, vocabulary = 24, 1024, 16, 4, 128, 151_936
+    experts, used, of_an_expert = 128, 8, 3 * 1024 * 1024
+    attention = 2 * width * heads * head_dim + 2 * width * kv_heads * head_dim + 2 * head_dim
+    of_a_layer = attention + width * experts + 2 * width  # with router and norms, without experts
+    outside = 2 * vocabulary * width + width
+    total = outside + layers * (of_a_layer + experts * of_an_expert)
+    active = outside + layers * (of_a_layer + used * of_an_expert)
+    assert sum(parameter.numel() for parameter in model.parameters()) == total == 10_103_872_512
+    assert active == 1_044_175_872
+    assert (args.moe_args.num_experts, args.moe_args.top_k) == (experts, used)
     assert model.tok_embeddings.weight is not model.output.weight, "untied"

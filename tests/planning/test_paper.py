@@ -26,7 +26,8 @@ FOLDER = ROOT / "train_configs" / "paper"
 RUNS = paper.runs()
 ABLATIONS = sorted((FOLDER / "ablations").glob("*.toml"))
 STAGES = sorted(FOLDER.glob("*-stages.toml"))  # ours: a TST run with several bag sizes
-ALL = [*(FOLDER / f"{name}.toml" for name in RUNS), *ABLATIONS, *STAGES]
+POWER_LAW = FOLDER / "10B-A1B-50k-power-law.toml"  # ours: with the paper's weighting for its s
+ALL = [*(FOLDER / f"{name}.toml" for name in RUNS), *ABLATIONS, *STAGES, POWER_LAW]
 
 # By table of the paper's set-up: B200s, learning rate, dataset folders
 SET_UP = {
@@ -43,6 +44,8 @@ OURS = {
     "seq_len",
     "max_norm",
     "seed",
+    "method",
+    "coefficient",
 }
 OF_THE_MACHINE = {"local_batch_size", "mode", "data_parallel_shard_degree", "enable"}
 
@@ -66,7 +69,8 @@ def printed(number: float, like: str) -> str:
 
 
 def test_there_is_a_config_for_each_run_and_no_other():
-    assert {path.stem for path in {*FOLDER.glob("*.toml")} - {*STAGES}} == set(RUNS)
+    ours = {*STAGES, POWER_LAW}
+    assert {path.stem for path in {*FOLDER.glob("*.toml")} - ours} == set(RUNS)
     of_stages = {path.stem.replace("-stages", "-tst") for path in STAGES}
     assert of_stages == {name for name in RUNS if name.endswith("-tst")}
 
@@ -152,7 +156,8 @@ def test_what_the_paper_leaves_open_is_marked(path):
         elif key := re.match(r"(\w+) = ", line):
             comment = line.partition(" # ")[2]
             ours = key[1] in OURS or (key[1] == "flavor" and "10B" in line)
-            if ours or (key[1] == "bag_size" and path in STAGES):
+            varied = {"bag_size": STAGES, "weighting": [POWER_LAW]}
+            if ours or path in varied.get(key[1], []):
                 assert comment.startswith("ours"), line
             elif key[1] in OF_THE_MACHINE and section not in ("superposition", "checkpoint"):
                 assert of_machine or comment == "of the machine", line
@@ -191,6 +196,12 @@ def test_the_mixture_of_experts_differs_in_its_steps_too():
     )
     beyond = [key for key in found if not is_allowed(key, ALLOWED)]
     assert beyond == ["training.steps"]
+
+
+def test_the_power_law_differs_from_the_papers_run_in_the_weighting_alone():
+    found = differences([str(FOLDER / "10B-A1B-50k-tst.toml")], [str(POWER_LAW)])
+    assert found.keys() == {"job.dump_folder", "job.description", "superposition.weighting"}
+    assert load(POWER_LAW).superposition.weighting == "power_law"
 
 
 def test_ablations_are_those_of_the_paper():
