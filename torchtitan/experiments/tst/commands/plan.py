@@ -2,10 +2,12 @@
 
     tst plan train_configs/paper/3B-20k-tst.toml
     tst plan JOB.toml --gpu H100 --ranks 32 --mfu 0.35 --plot plan.png
+    tst plan JOB.toml --layouts --gpu B200 --ranks 64
 
-One job in full, with what the paper found at its size. Needs the config alone: no GPU, no
-tokenizer; data are counted if they are there. For many jobs in a line each, and their layouts: tst
-dry-run. Further arguments are the job's, over the TOML.
+One job in full, with what the paper found at its size; or, with --layouts, the degrees of
+parallelism that it could have on these GPUs, with memory and communication of each. Needs the
+config alone: no GPU, no tokenizer; data are counted if they are there. For many jobs in a line
+each: tst dry-run. Further arguments are the job's, over the TOML.
 """
 
 from pathlib import Path
@@ -16,8 +18,10 @@ from tyro.conf import arg
 from ..checks.job import check_config
 from ..config.manager import SuperpositionConfigManager
 from ..errors import ArgumentError
+from ..planning.layouts import Machine, layouts_of
+from ..planning.layouts_table import table
 from ..planning.plan import GPUS, default_ranks, make_plan
-from ..planning.summary import memory_lines, nearest_surface, summary
+from ..planning.summary import ASSUMED_MFU, memory_lines, nearest_surface, summary
 from .arguments import PLOT_SUFFIXES, GpuKind, Job, Ranks, check_positive, job_arguments
 
 
@@ -30,6 +34,9 @@ def main(
     mfu: Annotated[float | None, arg(metavar="SHARE")] = None,
     memory: bool = True,
     plot: Annotated[Path | None, arg(metavar="PNG")] = None,
+    layouts: bool = False,
+    rows: int = 10,
+    gpus_per_node: int = 8,
 ) -> None:
     """Estimate a job.
 
@@ -42,14 +49,21 @@ def main(
             models, and 0.4 for others.
         memory: Estimate the memory, by a dry run.
         plot: The paper's losses around the job, as a picture.
+        layouts: List the layouts that TorchTitan accepts and that fit, the fastest first.
+        rows: Layouts to list.
+        gpus_per_node: GPUs that NVLink joins, for the layouts.
     """
-    check_positive(ranks=ranks)
+    check_positive(**{"ranks": ranks, "rows": rows, "gpus-per-node": gpus_per_node})
     if mfu is not None and not 0 < mfu <= 1:
         raise ArgumentError(f"--mfu {mfu}: must be in (0, 1]")
     if plot and plot.suffix not in PLOT_SUFFIXES:
         raise ArgumentError(f"--plot {plot}: must end with one of {', '.join(PLOT_SUFFIXES)}")
     config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))
     ranks = ranks or default_ranks(config)
+    if layouts:
+        machine = Machine(GPUS[gpu], ranks, gpus_per_node, mfu or ASSUMED_MFU)
+        print("\n".join(table(config, layouts_of(config, machine), machine, rows)))
+        return
     check_config(config, ranks)
     of_memory = memory_lines(config, ranks, GPUS[gpu]) if memory else []
     plan = make_plan(config, ranks)

@@ -23,21 +23,25 @@ class Gpu:
         name: as on the command line.
         peak_flops: dense bfloat16 FLOPs per second, as upstream counts MFU against.
         memory: bytes.
+        nvlink: bytes per second that it receives from GPUs of its node, as its maker states.
+        network: bytes per second that it receives from other nodes, with one network card each.
     """
 
     name: str
     peak_flops: float
     memory: float
+    nvlink: float = 450e9
+    network: float = 50e9
 
 
 # Upstream's table of peaks (tools.utils.get_peak_flops) also looks at this machine.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A100", 312e12, 80e9),
+        Gpu("A100", 312e12, 80e9, 300e9, 25e9),
         Gpu("H100", 989e12, 80e9),
         Gpu("H200", 989e12, 141e9),
-        Gpu("B200", 2.25e15, 180e9),
+        Gpu("B200", 2.25e15, 180e9, 900e9),
     )
 }
 

@@ -1,0 +1,169 @@
+"""The activations of a layer: what it saves for backward, and what its backward holds besides."""
+
+import dataclasses
+import enum
+import math
+
+from torchtitan.config.job_config import ActivationCheckpoint
+from torchtitan.models.moe.utils import TOKEN_GROUP_ALIGN_SIZE_M
+
+from .model_shape import Layout, ModelShape
+
+_FLOAT32, _INT64 = 4, 8
+_NORM = 2 * _FLOAT32  # bytes of an element that a norm saves: two copies in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """A forward of one micro-batch on a rank.
+
+    Attributes:
+        layout: of the job.
+        latents: of the rank, which those of its group of tensor parallelism share.
+        worst: whether routers send as many of them as they can to this rank's experts.
+    """
+
+    layout: Layout
+    latents: int
+    worst: bool = False
+
+    @property
+    def of_sequence_parallel(self) -> int:
+        """Latents of this rank alone, between the layers' products."""
+        return self.latents // self.layout.tensor
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether latents stay in float32, and products of them are cast each."""
+        return self.layout.without_fsdp
+
+
+class Recomputed(enum.Enum):
+    """What backward recomputes of a layer."""
+
+    NO = enum.auto()
+    OPERATORS = enum.auto()  # all but the outputs of some operators
+    ALL = enum.auto()
+
+
+class LayerMemory:
+    """Bytes of a layer's activations.
+
+    Args:
+        shape: of the model.
+        checkpointing: of the job.
+        compute: bytes of an element that is computed with.
+    """
+
+    def __init__(self, shape: ModelShape, checkpointing: ActivationCheckpoint, compute: int):
+        self.shape, self.checkpointing, self.compute = shape, checkpointing, compute
+
+    def recomputed(self, layers: int) -> list[Recomputed]:
+        """Return what backward recomputes of each of so many layers."""
+        mode, option = self.checkpointing.mode, self.checkpointing.selective_ac_option
+        if mode in ("none", "memory_budget"):
+            return [Recomputed.NO] * layers
+        if mode == "selective" and option == "op":
+            return [Recomputed.OPERATORS] * layers
+        every = int(option) if mode == "selective" else 1
+        return [
+            Recomputed.NO if every and (index + 1) % every else Recomputed.ALL
+            for index in range(layers)
+        ]
+
+    def kept(self, forward: Forward, layers: int) -> list[int]:
+        """Return what each layer keeps from its forward to its backward."""
+        input = self.input(forward)
+        sizes = {
+            Recomputed.NO: self.saved(forward),
+            Recomputed.OPERATORS: input + self._outputs_of_operators(forward),
+            Recomputed.ALL: input,
+        }
+        return [sizes[recomputed] for recomputed in self.recomputed(layers)]
+
+    def input(self, forward: Forward) -> int:
+        """Return the size of a layer's input."""
+        size = _FLOAT32 if forward.autocasts else self.compute
+        return forward.of_sequence_parallel * self.shape.dim * size
+
+    def norm(self, forward: Forward) -> int:
+        """Return what a norm of the latents saves."""
+        return forward.of_sequence_parallel * self.shape.dim * _NORM
+
+    def backward(self, forward: Forward, index: int) -> int:
+        """Return what a layer holds at the fullest moment of its backward.
+
+        Args:
+            forward: that it was.
+            index: of the layer, from 0.
+        """
+        shape, layout = self.shape, forward.layout
+        held = self.saved(forward)
+        if self.recomputed(index + 1)[index] is not Recomputed.NO:
+            held += self.input(forward)
+        gradient = forward.of_sequence_parallel * shape.dim * self.compute
+        if shape.experts:
+            routed = forward.latents * shape.top_k * shape.dim
+            return held + routed * (_FLOAT32 + self.compute) + 5 * gradient
+        hidden = forward.latents * shape.hidden // layout.tensor * self.compute
+        return held + 3 * hidden + 2 * gradient
+
+    def saved(self, forward: Forward) -> int:
+        """Return what the layer saves without activation checkpointing."""
+        latents, compute = forward.latents, self.compute
+        dim = latents * self.shape.dim * compute
+        products = 2 * dim  # inputs of attention and of the feed-forward layer
+        if forward.autocasts:
+            products = 5 * dim  # for each product of its own
+        total = 2 * self.norm(forward) + products + self._attention(forward)
+        total += 4 * latents * self.shape.hidden // forward.layout.tensor * compute
+        if self.shape.experts:
+            total += self._experts(forward)
+        return total
+
+    def _attention(self, forward: Forward) -> int:
+        shape, latents, tensor = self.shape, forward.latents, forward.layout.tensor
+        queries = latents * shape.heads * shape.head_dim // tensor
+        keys = latents * shape.kv_heads * shape.head_dim // tensor
+        total = 2 * (queries + keys) * self.compute  # queries, output, keys, values
+        total += latents * shape.heads // tensor * _FLOAT32  # log-sums
+        if shape.qk_norm:
+            total += (queries + keys) * _NORM
+        if forward.layout.context > 1:  # rotations of its positions
+            total += latents * shape.head_dim * _FLOAT32
+        return total
+
+    def _experts(self, forward: Forward) -> int:
+        """The routed experts with their router."""
+        shape, layout, latents = self.shape, forward.layout, forward.latents
+        rows = self.rows(forward)
+        tensor = layout.expert_tensor if layout.expert > 1 else layout.tensor
+        hidden = shape.expert_hidden // tensor
+        router = latents * (shape.experts * _FLOAT32 + shape.top_k * (3 * _INT64 + 3 * _FLOAT32))
+        experts = rows * (shape.dim + 4 * hidden) * self.compute
+        return router + experts + latents * shape.top_k * shape.dim * _FLOAT32
+
+    def rows(self, forward: Forward) -> int:
+        """Return the rows that the rank's experts see, padding included."""
+        shape, layout = self.shape, forward.layout
+        latents = forward.of_sequence_parallel if layout.lends_tensor_ranks else forward.latents
+        local = math.ceil(shape.experts / layout.expert)
+        rows = latents * shape.top_k
+        if forward.worst:
+            rows = layout.expert * latents * min(shape.top_k, local)
+        return rows + local * TOKEN_GROUP_ALIGN_SIZE_M
+
+    def _outputs_of_operators(self, forward: Forward) -> int:
+        """Outputs that selective checkpointing of operators saves: of every second product, of
+        attention, and of reduce-scatters.
+        """
+        shape, latents, tensor = self.shape, forward.latents, forward.layout.tensor
+        queries = latents * shape.heads * shape.head_dim // tensor
+        keys = latents * shape.kv_heads * shape.head_dim // tensor
+        outputs = 2 * queries + keys  # wq, attention, wv
+        if shape.hidden:
+            outputs += latents * shape.hidden // tensor  # w1
+            outputs += latents * shape.dim  # w2, whose sum over ranks is yet to come
+        if tensor > 1:
+            outputs += 2 * forward.of_sequence_parallel * shape.dim
+        return outputs * self.compute + latents * shape.heads // tensor * _FLOAT32

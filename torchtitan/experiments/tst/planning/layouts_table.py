@@ -1,0 +1,154 @@
+"""The layouts of a job as a table."""
+
+from collections.abc import Callable
+
+from torchtitan.config import JobConfig
+
+from .layout_traffic import KINDS
+from .layouts import KEYS, Candidate, Layouts, Machine
+from .model_shape import Layout
+
+# degrees by TorchTitan's names of its meshes
+_MESHES = {
+    "dp_replicate": "replicate",
+    "dp_shard": "shard",
+    "cp": "context",
+    "tp": "tensor",
+    "pp": "pipeline",
+    "ep": "expert",
+    "etp": "expert_tensor",
+}
+_GB = 1e9
+_Cells = Callable[[Candidate], str]
+
+
+def table(job_config: JobConfig, layouts: Layouts, machine: Machine, rows: int) -> list[str]:
+    """Return what layouts a job has, the best of them in a row each, and the one to take.
+
+    Args:
+        job_config: of the job.
+        layouts: of it.
+        machine: that they are for.
+        rows: to show at most.
+    """
+    shown = layouts.fitting[:rows]
+    lines = [*_head(job_config, layouts, machine), *_counts(layouts, machine)]
+    if not shown:
+        return lines
+    columns = _columns(job_config, layouts, shown, machine)
+    cells = [[title for title, _ in columns]]
+    cells += [[cell(candidate) for _, cell in columns] for candidate in shown]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    for row in cells:
+        first, *others = zip(row, widths, strict=True)
+        text = "".join(f"{cell:>{width + 2}}" for cell, width in others)
+        lines.append(f"  {first[0]:{first[1]}}{text}")
+    return [*lines, *_notes(job_config, shown), *_choice(layouts, machine)]
+
+
+def _head(job_config: JobConfig, layouts: Layouts, machine: Machine) -> list[str]:
+    training, gpu = job_config.training, machine.gpu
+    checkpointing = job_config.activation_checkpoint
+    mode = checkpointing.mode
+    if mode == "selective":
+        mode += f" ({checkpointing.selective_ac_option})"
+    return [
+        f"{job_config.model.name} {job_config.model.flavor} on {machine.ranks} {gpu.name}, "
+        f"{machine.node} a node; a step is {layouts.sequences:,} sequences of {training.seq_len:,} "
+        f"latents; activation checkpointing: {mode}",
+        f"Time: computation at {100 * machine.mfu:.0f} % MFU; each GPU receives "
+        f"{gpu.nvlink / _GB:.0f} GB/s over NVLink and {gpu.network / _GB:.0f} GB/s over the "
+        "network",
+    ]
+
+
+def _counts(layouts: Layouts, machine: Machine) -> list[str]:
+    fitting, large = len(layouts.fitting), layouts.too_large
+    text = (
+        f"Layouts: TorchTitan accepts {fitting + large}; {fitting} fit {machine.usable / _GB:.0f} "
+        f"GB, {machine.gpu.memory / _GB:.0f} GB less 10 %"
+    )
+    if (nearest := layouts.nearest) is not None:
+        text += (
+            f"; {large} do not, the nearest of them {name_of(nearest.layout)}: "
+            f"{nearest.memory.peak / _GB:.1f} GB with a micro-batch of {nearest.batch.local}"
+        )
+    return [text]
+
+
+def _columns(
+    job_config: JobConfig, layouts: Layouts, shown: list[Candidate], machine: Machine
+) -> list[tuple[str, _Cells]]:
+    local = job_config.training.local_batch_size
+
+    def batch(one: Candidate) -> str:
+        mark = "" if one.batch.local == local else "*"
+        return f"{one.batch.local}{mark} x {one.batch.accumulation}"
+
+    def gigabytes(size: Callable[[Candidate], float]) -> _Cells:
+        return lambda one: f"{size(one) / _GB:.1f}"
+
+    def bytes_of(kind: str) -> _Cells:
+        return gigabytes(lambda one: one.traffic[kind].total)
+
+    columns: list[tuple[str, _Cells]] = [
+        ("layout", lambda one: name_of(one.layout)),
+        ("batch", batch),
+        ("GB: param", gigabytes(lambda one: one.memory.parameters)),
+        ("grad", gigabytes(lambda one: one.memory.gradients)),
+        ("optim", gigabytes(lambda one: one.memory.optimizer)),
+        ("activ", gigabytes(lambda one: one.memory.rest)),
+        ("total", gigabytes(lambda one: one.memory.peak)),
+        ("share", lambda one: f"{100 * one.memory.peak / machine.gpu.memory:.0f} %"),
+    ]
+    if layouts.shape.experts:
+        columns.append(("worst", gigabytes(lambda one: one.worst.peak)))
+    kinds = [kind for kind in KINDS if any(one.traffic[kind].total for one in shown)]
+    for number, kind in enumerate(kinds):
+        columns.append((kind if number else f"GB a step: {kind}", bytes_of(kind)))
+    columns += [
+        ("NVLink", gigabytes(lambda one: sum(kind.local for kind in one.traffic.values()))),
+        ("network", gigabytes(lambda one: sum(kind.across for kind in one.traffic.values()))),
+        ("s: comm", lambda one: f"{one.communication:.3f}"),
+        ("step", lambda one: f"{one.step:.3f}"),
+    ]
+    return columns
+
+
+def _notes(job_config: JobConfig, shown: list[Candidate]) -> list[str]:
+    local = job_config.training.local_batch_size
+    if all(one.batch.local == local for one in shown):
+        return []
+    return [f"  * training.local_batch_size lowered from {local}"]
+
+
+def _choice(layouts: Layouts, machine: Machine) -> list[str]:
+    if (best := layouts.choice) is None:
+        return []
+    share = 100 * best.memory.peak / machine.gpu.memory
+    reason = (
+        "all communication fits beside the computation"
+        if best.step <= best.compute
+        else f"the least time that computation waits, {best.step - best.compute:.3f} s"
+    )
+    changes = [
+        f"--parallelism.{key}={getattr(best.layout, name)}"
+        for name, key in KEYS.items()
+        if name == "shard" or getattr(best.layout, name) > 1
+    ]
+    changes += [
+        f"--training.local_batch_size={best.batch.local}",
+        f"--training.global_batch_size={layouts.sequences}",
+    ]
+    return [
+        f"Take {name_of(best.layout)}: {best.step:.3f} s a step, {reason}; {share:.0f} % of the "
+        "memory",
+        f"  {' '.join(changes)}",
+    ]
+
+
+def name_of(layout: Layout) -> str:
+    """Return a layout by the sizes of its meshes that are not 1."""
+    sizes = {mesh: getattr(layout, name) for mesh, name in _MESHES.items()}
+    named = [f"{mesh} {size}" for mesh, size in sizes.items() if size > 1]
+    return ", ".join(named) or "1 GPU"

@@ -1,0 +1,104 @@
+"""The parts of a model that the ranks of a pipeline have, and how many micro-batches they keep."""
+
+import dataclasses
+import math
+
+from torch.distributed.pipelining.schedules import (
+    PipelineScheduleSingle,
+    ScheduleDualPipeV,
+    ScheduleGPipe,
+    ScheduleZBVZeroBubble,
+    get_schedule_class,
+)
+from torchtitan.config import JobConfig
+from torchtitan.distributed.pipeline_parallel import generate_llm_fqn_per_model_part
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineRank:
+    """One rank of a pipeline.
+
+    Attributes:
+        layers: of all its stages.
+        stages: their number.
+        embedding: whether it has the first stage.
+        head: whether it has the last one.
+        in_flight: micro-batches of one stage whose activations it keeps at once, a mean over its
+            stages.
+    """
+
+    layers: int
+    stages: int
+    embedding: bool
+    head: bool
+    in_flight: float
+
+
+def pipeline_ranks(job_config: JobConfig, degree: int, layers: int) -> list[PipelineRank]:
+    """Return the ranks of a pipeline that the checks accept, in their order.
+
+    Args:
+        job_config: whose schedule, micro-batch and stages are taken; not its degree.
+        degree: ranks of the pipeline; 1 for none.
+        layers: of the model.
+    """
+    if degree == 1:
+        return [PipelineRank(layers, 1, True, True, 1)]
+    layout = job_config.parallelism
+    schedule = get_schedule_class(layout.pipeline_parallel_schedule)
+    parts = layout.module_fqns_per_model_part or generate_llm_fqn_per_model_part(
+        _stages(job_config, degree, layers, schedule),
+        layers,
+        layout.pipeline_parallel_first_stage_less_layers,
+        layout.pipeline_parallel_last_stage_less_layers,
+    )
+    microbatches = microbatches_of(job_config)
+    return [
+        _rank(rank, degree, parts, schedule, microbatches)  # each part is a list of module names
+        for rank in range(degree)
+    ]
+
+
+def microbatches_of(job_config: JobConfig) -> int:
+    """Return the micro-batches that a pipeline cuts the local batch into."""
+    size = job_config.parallelism.pipeline_parallel_microbatch_size
+    return job_config.training.local_batch_size // size
+
+
+def bubble(ranks: list[PipelineRank], microbatches: int) -> float:
+    """Return the idle time of a pipeline as a share of the time that it computes.
+
+    That of 1F1B and its interleaved form; zero-bubble schedules idle less.
+    """
+    return (len(ranks) - 1) / (microbatches * ranks[0].stages)
+
+
+def _stages(job_config: JobConfig, degree: int, layers: int, schedule: type) -> int:
+    layout = job_config.parallelism
+    if (per_stage := layout.pipeline_parallel_layers_per_stage) is None:
+        return degree * (1 if issubclass(schedule, PipelineScheduleSingle) else 2)
+    first = layout.pipeline_parallel_first_stage_less_layers
+    last = layout.pipeline_parallel_last_stage_less_layers
+    return math.ceil((layers + first + last) / per_stage)
+
+
+def _rank(
+    rank: int, degree: int, parts: list[list[str]], schedule: type, microbatches: int
+) -> PipelineRank:
+    own = list(range(rank, len(parts), degree))
+    if schedule in (ScheduleZBVZeroBubble, ScheduleDualPipeV):
+        own = [rank, len(parts) - 1 - rank]
+    names = [name for stage in own for name in parts[stage]]
+    in_flight: float = microbatches
+    if schedule is not ScheduleGPipe:
+        # 1F1B warms up with one micro-batch for each later rank, interleaved with two and one for
+        # each of its other stages and ranks
+        first, each = (1, 1) if len(own) == 1 else ((len(own) - 1) * degree + 1, 2)
+        in_flight = min(microbatches, (first + each * (degree - 1 - rank)) / len(own))
+    return PipelineRank(
+        layers=sum(name.startswith("layers.") for name in names),
+        stages=len(own),
+        embedding="tok_embeddings" in names,
+        head="output" in names,
+        in_flight=in_flight,
+    )
