@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from benchmark.sparse_shards import write_sparse_shards
+from benchmark.many_shards import write_sparse_shards
 from jobs import saving, superposition
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager

@@ -22,7 +22,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from corpora import DCLM, FINEWEB_EDU, documents, prepare_here, tokenize, write_jsonl
 from jobs import ROOT
-from torchtitan.experiments.tst.data.shards import tokenization_input
+from torchtitan.experiments.tst.data.shards import executors, tokenization_input
 from torchtitan.experiments.tst.data.shards.token_shards import ShardError, TokenShards
 from torchtitan.experiments.tst.data.shards.tokenization import Options, TokenizationError
 from torchtitan.experiments.tst.testing import ranks
@@ -359,3 +359,17 @@ def test_slurm_job_arrays(texts, corpus, tmp_path):
     script = (tmp_path / "out" / "logs" / "tokenize" / "launch_script.slurm").read_text()
     for line in ("partition=cpu", "time=01:00:00", "account=me", "array=0-1"):
         assert f"#SBATCH --{line}" in script
+
+
+def test_progress_of_many_shards_takes_little_of_the_time(tmp_path, monkeypatch):
+    looks = []
+
+    def slow_look(folder, pattern):
+        looks.append(pattern)
+        time.sleep(0.3)
+        return []
+
+    monkeypatch.setattr(Path, "rglob", slow_look)
+    with executors._progress("Tokenizing", 1, tmp_path, tmp_path):
+        time.sleep(3)
+    assert len(looks) == 2  # after a second, and at the end

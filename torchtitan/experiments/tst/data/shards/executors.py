@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,15 @@ def _progress(description: str, tasks: int, logs: Path, folder: Path) -> Iterato
 
     def watch() -> None:
         with tqdm(total=tasks, unit=" tasks", desc=description, file=sys.__stderr__) as bar:
-            finished = False
+            finished, pause = False, 1.0
             while not finished:
-                finished = done.wait(1)
+                finished, began = done.wait(pause), time.monotonic()
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                     written = sum(path.stat().st_size for path in folder.rglob("*.ds"))
                     bar.set_postfix_str(f"{written / 1e6:,.0f} MB of tokens")
                 bar.update(len(list((logs / "completions").glob("*"))) - bar.n)
+                # 5% of the time, as there may be 100,000 shards to look at
+                pause = max(1.0, 20 * (time.monotonic() - began))
 
     thread = threading.Thread(target=watch)
     thread.start()
