@@ -49,6 +49,8 @@ IN_CI = {
     ("qwen3 MoE", "DDP 2, auxiliary loss"),
     ("qwen3 MoE", "TP 2 + EP 2, auxiliary loss"),
     ("qwen3 MoE", "FSDP 2 + EP 2, bias"),
+    ("llama4", "PP 2, GPipe, auxiliary loss"),
+    ("llama4", "PP 2, 1F1B, bias"),
 }
 
 

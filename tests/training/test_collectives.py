@@ -55,3 +55,17 @@ def test_a_step_has_one_small_reduction_more_than_torchtitans(collectives):
         assert sum(ours[step].values()) == sum(of_upstream.values()) + more
         extra = {op: n - of_upstream.get(op, 0) for op, n in ours[step].items()}
         assert sum(extra[op] for op in reductions) == more
+
+
+def test_the_auxiliary_loss_has_one_small_reduction_more(collectives):
+    """Counting the experts' tokens has none, where no metrics are logged."""
+    job = ("--model.name=qwen3", "--model.flavor=debugmodel_moe_tiny", *ON)
+    counted = {
+        method: collectives(SuperpositionTrainer, *job, f"--load_balance.method={method}")
+        for method in ("none", "auxiliary_loss")
+    }
+    of_upstream = collectives(Trainer, *(arg for arg in job if arg not in ON))[1]
+    for step, more in ((1, 2), (4, 1)):
+        none, auxiliary = (sum(steps[step].values()) for steps in counted.values())
+        assert none == sum(of_upstream.values()) + more
+        assert auxiliary == none + 1

@@ -1,14 +1,11 @@
 """Experts: the methods that balance them, and the metrics that show it."""
 
 import copy
-import dataclasses
 from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torchtitan.models.llama4 import llama4_args
-from torchtitan.models.moe import MoEArgs
 from torchtitan.models.qwen3 import Qwen3Model
 
 from jobs import ON, STEPS, B, L, column, validation
@@ -97,29 +94,15 @@ def test_recomputation_counts_once(train, tmp_path):
 STRONG_BIAS = (*BIAS, "--load_balance.coefficient=0.05")
 
 
-@pytest.fixture
-def llama4(monkeypatch):
-    """Arguments of a small Llama 4, which has experts in every second layer."""
-    flavor = dataclasses.replace(
-        llama4_args["debugmodel"],
-        dim=64,
-        n_layers=4,
-        n_heads=4,
-        vocab_size=1024,
-        attn_type="sdpa",
-        attn_mask_type="causal",
-        moe_args=MoEArgs(num_experts=EXPERTS, use_grouped_mm=False),
-    )
-    monkeypatch.setitem(llama4_args, "tiny", flavor)
-    return ("--model.name=llama4", "--model.flavor=tiny")
+LLAMA4 = ("--model.name=llama4", "--model.flavor=tiny")  # with experts in every second layer
 
 
-def test_bias_is_upstreams_own_of_llama4(train, llama4, tmp_path):
+def test_bias_is_upstreams_own_of_llama4(train, tmp_path):
     """The same hook for every model: with Llama 4 it is its own, and without it there is none."""
     runs = {}
     for method in ("upstream", "bias", "none"):
         folder = f"--job.dump_folder={tmp_path / method}"
-        runs[method] = train(*llama4, *ON, f"--load_balance.method={method}", folder)
+        runs[method] = train(*LLAMA4, *ON, f"--load_balance.method={method}", folder)
     for key in (TRAINING_LOSS, "grad_norm", LARGEST):
         assert column(runs["bias"], key) == column(runs["upstream"], key)
     assert column(runs["none"]) != column(runs["bias"])

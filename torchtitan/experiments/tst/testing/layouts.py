@@ -25,8 +25,10 @@ MODELS = {
     "llama3": ("--model.name=llama3", "--model.flavor=demo"),
     "qwen3": ("--model.name=qwen3", "--model.flavor=tiny"),
     "qwen3 MoE": ("--model.name=qwen3", "--model.flavor=moe_tiny"),
+    "llama4": ("--model.name=llama4", "--model.flavor=tiny"),
 }
 LLAMA, DENSE, MOE = ("llama3",), ("llama3", "qwen3"), ("qwen3 MoE",)
+PIPELINED_MOE = ("llama4",)  # only where experts are balanced
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Layout:
     degrees: dict[str, int]
     options: tuple[str, ...] = ()
     job: tuple[str, ...] = ()
-    models: tuple[str, ...] = tuple(MODELS)
+    models: tuple[str, ...] = (*DENSE, *MOE)
     note: str = ""
     gpu: str = ""
 
@@ -96,7 +98,7 @@ def _layout(
 ) -> Layout:
     """By default of all models that TorchTitan has it for."""
     if not models:
-        models = LLAMA if "PP" in degrees else MOE if "EP" in degrees else tuple(MODELS)
+        models = LLAMA if "PP" in degrees else MOE if "EP" in degrees else (*DENSE, *MOE)
     return Layout(degrees, options, job, models, note, gpu)
 
 
@@ -262,6 +264,15 @@ def _balanced_experts() -> Iterator[Layout]:
     )
     for degrees in _degrees("shard", "TP", "shard EP", "TP EP", "shard CP"):
         yield _layout(job=bias, models=MOE, note="bias", **degrees)
+    # GPipe goes forward through all micro-batches first, and so the loss is of all of them
+    for schedule, job, note in (
+        ("GPipe", auxiliary_loss, "auxiliary loss"),
+        ("GPipe", bias, "bias"),
+        ("1F1B", bias, "bias"),
+    ):
+        option = f"--parallelism.pipeline_parallel_schedule={schedule}"
+        yield _layout(option, job=job, models=PIPELINED_MOE, note=f"{schedule}, {note}", PP=2)
+    yield _layout(job=auxiliary_loss, models=PIPELINED_MOE, note="auxiliary loss", shard=2, TP=2)
     for mode in ("full", "selective"):
         checkpointing = f"--activation_checkpoint.mode={mode}"
         for job, note in ((auxiliary_loss, "auxiliary loss"), (bias, "bias")):

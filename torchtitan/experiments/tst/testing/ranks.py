@@ -25,6 +25,8 @@ import torch.distributed as dist
 import torchtitan.train as upstream
 from torch.distributed.tensor import DTensor
 from torchtitan.models.llama3 import llama3_args
+from torchtitan.models.llama4 import llama4_args
+from torchtitan.models.moe import MoEArgs
 from torchtitan.models.qwen3 import qwen3_args
 from typing_extensions import override
 
@@ -50,6 +52,17 @@ for attention in ("flex", "varlen"):
     llama3_args[f"demo_{attention}"] = dataclasses.replace(
         llama3_args["demo"], attn_type=attention, attn_mask_type="block_causal"
     )
+# a mixture of experts with pipelines, which Qwen 3 has not; with experts in every second layer
+llama4_args["tiny"] = dataclasses.replace(
+    llama4_args["debugmodel"],
+    dim=64,
+    n_layers=4,
+    n_heads=4,
+    vocab_size=VOCAB_SIZE,
+    attn_type="sdpa",
+    attn_mask_type="causal",
+    moe_args=MoEArgs(num_experts=4, use_grouped_mm=False),
+)
 
 # in the run folder, of one process
 LOG = "log-{rank}.txt"

@@ -1,7 +1,8 @@
 """Experts of TorchTitan's models: which method balances them, and what they get in each step."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Experts:
         self.coefficient = section.coefficient
         self._layout: ParallelDims | None = None
         self._moes: list[MoE] = []
+        self._counting = True
         self.load = ExpertLoad(
             layers=model_args.n_layers,
             experts=model_args.moe_args.num_experts,
@@ -106,8 +108,8 @@ class Experts:
 
         def count(module: nn.Module, args: tuple, output: tuple) -> tuple | None:
             logits = gate.__dict__.pop("logits", None)
-            if not torch.is_grad_enabled():
-                return None  # in validation
+            if not (self._counting and torch.is_grad_enabled()):
+                return None  # it is off in validation
             scores, experts, chosen = output
             if not in_backward():  # where activation checkpointing goes through the router again
                 load.count(layer, chosen)
@@ -120,6 +122,20 @@ class Experts:
             gate.register_forward_hook(keep_logits)
         router.register_forward_hook(count)
 
+    @contextmanager
+    def not_counting(self) -> Iterator[None]:
+        """A context for forward and backward that are not those of a step."""
+        self._counting = False
+        try:
+            yield
+        finally:
+            self._counting = True
+            self._forget_upstreams_counts()
+
+    def _forget_upstreams_counts(self) -> None:
+        for moe in self._moes:
+            moe.tokens_per_expert.zero_()
+
     def begin_step(self, tokens: int) -> None:
         """Start counting anew.
 
@@ -128,8 +144,7 @@ class Experts:
         """
         self.load.begin_step(tokens)
         if self.method == "bias":
-            for moe in self._moes:
-                moe.tokens_per_expert.zero_()  # TorchTitan's also counts validation
+            self._forget_upstreams_counts()  # which are also of a validation
 
     def _add_up(self, tensor: torch.Tensor, *more: str) -> None:
         assert self._layout is not None

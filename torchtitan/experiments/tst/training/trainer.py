@@ -33,7 +33,7 @@ from ..data.shards.loader import ShardsDataloader, announce_data
 from ..data.tokenizer import announce_tokenizer
 from ..errors import ConfigError
 from ..resilience.trainer import ResilientTrainer
-from ..upstream.parallelize import add_up_partial_gradients, forget_shapes
+from ..upstream.parallelize import add_up_partial_gradients, around_shape_inference, forget_shapes
 from .experts import Experts
 from .phase_loss import PhaseLoss, Targets, loss_heads
 from .reinit import reinitialize
@@ -77,6 +77,8 @@ class SuperpositionTrainer(ResilientTrainer):
             raise ConfigError(
                 "lm_head.chunks", chunks, "a model converter has replaced the LM head"
             )
+        if self.experts and self.parallel_dims.pp_enabled:
+            around_shape_inference(self.pp_schedule, self.experts.not_counting)
         self._coefficients: torch.Tensor | None = None  # of a superposition step's loss
         self._divisor: torch.Tensor | None = None  # of a pipeline's loss
         self._flops_length = job_config.training.seq_len  # that FLOPs are counted at

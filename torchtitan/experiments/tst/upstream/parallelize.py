@@ -5,7 +5,9 @@ version, each with its number in upstream's issue tracker. They have nothing to 
 without superposition need it as much.
 """
 
+import functools
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torchtitan.models.attention import FlexAttentionWrapper, ScaledDotProductAt
 from torchtitan.models.moe.moe import MoE
 
 from ..config.layout import compiles
+from .replaced import replace
 
 Parallelize = Callable[[nn.Module, ParallelDims, JobConfig], nn.Module]
 
@@ -56,12 +59,41 @@ def averages_gradients(model: nn.Module) -> bool:
 
 def forget_shapes(schedule: Any) -> None:
     """Have a pipeline schedule infer the shapes at its stages anew, at its next step."""
-    stages = [schedule._stage] if hasattr(schedule, "_stage") else schedule._stages
-    for stage in stages:
+    for stage in _stages(schedule):
         stage.inputs_meta = stage._outputs_meta = None  # of torch before 2.13, which infers once
     for name in vars(schedule):
         if name.endswith("_initialized"):
             setattr(schedule, name, False)
+
+
+def around_shape_inference(
+    schedule: Any, context: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Have a pipeline schedule enter a context where it goes through the model for shapes alone.
+
+    Torch from 2.13 does so with a micro-batch, forward and backward; before, without gradients.
+
+    Args:
+        schedule: of this rank's stages.
+        context: returns the context, anew each time.
+    """
+
+    def in_context(infer: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(infer)
+        def infer_in_context(*args: Any, **kwargs: Any) -> Any:
+            with context():
+                return infer(*args, **kwargs)
+
+        return infer_in_context
+
+    for stage in _stages(schedule):
+        for name in ("_forward_metadata_inference", "_backward_metadata_inference"):
+            if hasattr(stage, name):
+                replace(stage, name, in_context(getattr(stage, name)))
+
+
+def _stages(schedule: Any) -> list[Any]:
+    return [schedule._stage] if hasattr(schedule, "_stage") else schedule._stages
 
 
 def add_up_partial_gradients(parameters: Iterable[nn.Parameter]) -> None:
