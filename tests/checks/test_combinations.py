@@ -153,6 +153,7 @@ def check(*args, ranks=1):
             "deepep",
             "standard",
         ),
+        (["--load_balance.method=bias"], 1, "load_balance.method", "bias", "has no experts"),
         ([SCHEDULE + "2F2B"], 1, "parallelism.pipeline_parallel_schedule", "2F2B", "1F1B"),
         (
             [PP2, "--parallelism.pipeline_parallel_schedule_csv=/none"],
