@@ -15,22 +15,30 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.distributed.tensor.experimental._attention import _disable_context_parallel_dispatcher
 from torchtitan.config import JobConfig
 from torchtitan.distributed import activation_checkpoint
+from torchtitan.distributed import utils as dist_utils
 
 from .replaced import replaced, replaced_items
 
 
 @contextlib.contextmanager
-def own_state(job_config: JobConfig, ranks: int) -> Iterator[None]:
-    """Give a job the environment of rank 0 of ``ranks``, and undo what its trainer does.
+def own_state(job_config: JobConfig, ranks: int, rank: int) -> Iterator[None]:
+    """Give a job the environment of one of its ranks, and undo what its trainer does.
 
     Args:
         job_config: of the job.
         ranks: processes that it runs on.
+        rank: the one to be.
     """
-    environment = {"NGPU": str(ranks), "WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
+    environment = {"NGPU": f"{ranks}", "WORLD_SIZE": f"{ranks}", "RANK": f"{rank}"}
+    environment["LOCAL_RANK"] = "0"
     disabled, collects = logging.root.manager.disable, gc.isenabled()
+
+    def join(ranks: int, *args: object) -> None:
+        dist.init_process_group("fake", rank=rank, world_size=ranks)
+
     with (
         replaced_items(os.environ, environment),
+        replaced(dist_utils, "init_fake_mode", join),  # which is always rank 0
         replaced(dtensor_random, "_rng_tracker", None),
         # "selective" chooses layers by a counter that goes on from job to job
         replaced(activation_checkpoint, "_layer_sac_count", 0),
