@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from benchmark.many_shards import write_sparse_shards
-from jobs import saving, superposition
+from jobs import ROOT, TST, saving, superposition
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.data.errors import DataError
@@ -115,6 +116,16 @@ def test_a_damaged_shard_is_the_same_error_on_all_ranks(tmp_path, base_args):
     assert len(errors) == 1
     assert "000049_merged.ds is truncated: it has 99,999 tokens" in errors.pop()
     assert [bool(rank["opened"]) for rank in found] == [True, False, False, False]
+
+
+def test_a_launch_with_a_damaged_shard_says_so_once(tmp_path, launch):
+    folder = write_sparse_shards(tmp_path / "shards", 3, 100_000)
+    (folder / "000001_merged.ds.index").unlink()
+    found = launch(TST, *shards_job(folder), processes=2, check=False)
+    assert found.failed
+    said = f"config error: training.dataset_path = '{folder}': {folder}/000001_merged.ds.index is "
+    assert found.output.count(said) == 1
+    assert "Traceback" not in found.output
 
 
 LARGE = 3 * 2**23  # bytes, which the store takes in parts
@@ -264,3 +275,13 @@ def test_a_run_counts_tokens_beyond_2_to_the_40(train, tmp_path):
     assert [line["n_tokens_seen"] for line in lines] == read
     saved = json.loads((tmp_path / "run" / "checkpoint" / "step-4" / MANIFEST).read_text())
     assert saved["data_tokens"] == read[-1]
+
+
+def test_the_benchmark_runs():
+    script = ROOT / "scripts" / "benchmark" / "many_shards.py"
+    few = ["--shards=40", "--ranks=2", "--rounds=1", "--seconds=0.1"]
+    result = subprocess.run([sys.executable, script, *few], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "rank 0: 80 files opened" in result.stdout
+    assert "the others: 0 files opened" in result.stdout
+    assert result.stdout.count("data tokens/s (median of 1)") == 2
