@@ -76,6 +76,42 @@ def test_plan_of_another_machine(tst, tokens):
     )
 
 
+def test_layouts(tst):
+    """The table, the layout to take, and arguments with which the job passes the checks."""
+    job = f"{PAPER}/10B-A1B-50k-tst.toml"
+    result = tst("plan", job, "--layouts", "--ranks", 16, "--rows", 3, "--gpu", "H200")
+    assert result.code == 0, result.stderr
+    about, times, _, count, header, *rows = result.stdout.splitlines()
+    assert "on 16 H200, 8 a node; a step is 2,048 sequences of 4,096 latents" in about
+    assert "selective (2)" in about
+    assert "40 % MFU; each GPU receives 450 GB/s over NVLink and 50 GB/s over the network" in times
+    assert re.match(
+        r"Layouts: \d+ accepted by TorchTitan; \d+ fit 127 GB \(141 GB less 10 %\)", count
+    )
+    assert header.split()[:2] == ["layout", "batch"] and "worst" in header
+    table, (take, arguments) = rows[:3], rows[-2:]
+    assert all(" dp_" in row and " %" in row for row in table)
+    assert take.startswith(f"Take {table[0].split('  ')[1]}: ")
+    checked = tst("check", job, "--ranks", 16, *arguments.split())
+    assert "parallelism" not in checked.stderr and "training.global_batch_size" not in (
+        checked.stderr
+    )
+
+
+def test_layouts_of_small_nodes(tst):
+    """Four GPUs a node: more of FSDP's ring crosses the network."""
+    args = ["plan", DEMO, "--layouts", "--ranks", 8, "--rows", 1000]
+    crossing = []
+    for node in (8, 4):
+        result = tst(*args, "--gpus-per-node", node, "--superposition.bag_size=1")
+        assert result.code == 0, result.stderr
+        header, *rows = result.stdout.splitlines()[4:]
+        (row,) = (row for row in rows if row.startswith("  dp_shard 8 "))
+        assert header.split()[-4:] == ["NVLink", "network", "comm", "step"]
+        crossing.append(float(row.split()[-3]))
+    assert crossing[0] == 0 < crossing[1]
+
+
 def test_a_plan_without_an_estimate(tst, monkeypatch):
     def faulty(config, *args):
         raise RuntimeError("a fault\nof two lines")
@@ -91,6 +127,7 @@ def test_a_plan_without_an_estimate(tst, monkeypatch):
     [
         (["--mfu", "0"], "--mfu 0.0: must be in (0, 1]"),
         (["--ranks", "-8"], "--ranks -8: must be at least 1"),
+        (["--gpus-per-node", "0"], "--gpus-per-node 0: must be at least 1"),
         (["--parallelism.data_parallel_replicate_degree=0"], "must be an integer of at least 1"),
         (["--job.config_file=none.toml"], "none.toml"),
         (["--ranks", "7"], "parallelism.data_parallel_shard_degree = 8"),

@@ -104,7 +104,9 @@ class LayerMemory:
         gradient = forward.of_sequence_parallel * shape.dim * self.compute
         if shape.experts:
             routed = forward.latents * shape.top_k * shape.dim
-            return held + routed * (_FLOAT32 + self.compute) + 5 * gradient
+            combining = routed * (_FLOAT32 + self.compute)
+            computing = (routed + 2 * self.rows(forward) * shape.dim) * self.compute
+            return held + max(combining, computing) + 5 * gradient
         hidden = forward.latents * shape.hidden // layout.tensor * self.compute
         return held + 3 * hidden + 2 * gradient
 

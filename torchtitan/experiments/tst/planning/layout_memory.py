@@ -145,6 +145,8 @@ class LayoutMemory:
             of_loss = _LOSS_PARALLEL
         hidden = latents * self.shape.dim * precision.compute
         norm = self.layer.norm(forward) + hidden
+        if forward.layout.pipeline > 1:  # which keeps the output of its last stage
+            of_loss += precision.compute
         if self.chunks == 1:
             return norm + (of_loss + _LOSS) * latents * vocabulary
         # the gradients of the hidden states and of the weight are computed along with the loss

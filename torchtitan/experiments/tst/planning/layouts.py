@@ -102,10 +102,13 @@ class Candidate:
 
     @property
     def order(self) -> tuple[float, ...]:
-        """Smaller is better: time, and with equal times communication and fewer parallelisms."""
+        """Smaller is better: time, communication, fewer parallelisms, memory at worst.
+
+        Times that agree in two digits are the same.
+        """
+        times = (float(f"{seconds:.2g}") for seconds in (self.step, self.communication))
         degrees = dataclasses.astuple(self.layout)
-        rounded = round(self.step, 3), round(self.communication, 3)
-        return *rounded, sum(degree > 1 for degree in degrees), self.memory.peak
+        return *times, sum(degree > 1 for degree in degrees), self.worst.peak
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,19 +59,21 @@ def _head(job_config: JobConfig, layouts: Layouts, machine: Machine) -> list[str
         f"Time: computation at {100 * machine.mfu:.0f} % MFU; each GPU receives "
         f"{gpu.nvlink / _GB:.0f} GB/s over NVLink and {gpu.network / _GB:.0f} GB/s over the "
         "network",
+        "Columns: param to worst, GB at the fullest moment of a step of recovery; FSDP to network, "
+        "GB that a GPU receives in a step; comm and step, seconds",
     ]
 
 
 def _counts(layouts: Layouts, machine: Machine) -> list[str]:
     fitting, large = len(layouts.fitting), layouts.too_large
     text = (
-        f"Layouts: TorchTitan accepts {fitting + large}; {fitting} fit {machine.usable / _GB:.0f} "
-        f"GB, {machine.gpu.memory / _GB:.0f} GB less 10 %"
+        f"Layouts: {fitting + large} accepted by TorchTitan; {fitting} fit "
+        f"{machine.usable / _GB:.0f} GB ({machine.gpu.memory / _GB:.0f} GB less 10 %)"
     )
     if (nearest := layouts.nearest) is not None:
         text += (
-            f"; {large} do not, the nearest of them {name_of(nearest.layout)}: "
-            f"{nearest.memory.peak / _GB:.1f} GB with a micro-batch of {nearest.batch.local}"
+            f"; {large} too large, the nearest {name_of(nearest.layout)}: "
+            f"{_short(nearest.memory.peak / _GB)} GB with a micro-batch of {nearest.batch.local}"
         )
     return [text]
 
@@ -86,7 +88,7 @@ def _columns(
         return f"{one.batch.local}{mark} x {one.batch.accumulation}"
 
     def gigabytes(size: Callable[[Candidate], float]) -> _Cells:
-        return lambda one: f"{size(one) / _GB:.1f}"
+        return lambda one: _short(size(one) / _GB)
 
     def bytes_of(kind: str) -> _Cells:
         return gigabytes(lambda one: one.traffic[kind].total)
@@ -94,7 +96,7 @@ def _columns(
     columns: list[tuple[str, _Cells]] = [
         ("layout", lambda one: name_of(one.layout)),
         ("batch", batch),
-        ("GB: param", gigabytes(lambda one: one.memory.parameters)),
+        ("param", gigabytes(lambda one: one.memory.parameters)),
         ("grad", gigabytes(lambda one: one.memory.gradients)),
         ("optim", gigabytes(lambda one: one.memory.optimizer)),
         ("activ", gigabytes(lambda one: one.memory.rest)),
@@ -104,13 +106,12 @@ def _columns(
     if layouts.shape.experts:
         columns.append(("worst", gigabytes(lambda one: one.worst.peak)))
     kinds = [kind for kind in KINDS if any(one.traffic[kind].total for one in shown)]
-    for number, kind in enumerate(kinds):
-        columns.append((kind if number else f"GB a step: {kind}", bytes_of(kind)))
     columns += [
+        *((kind, bytes_of(kind)) for kind in kinds),
         ("NVLink", gigabytes(lambda one: sum(kind.local for kind in one.traffic.values()))),
         ("network", gigabytes(lambda one: sum(kind.across for kind in one.traffic.values()))),
-        ("s: comm", lambda one: f"{one.communication:.3f}"),
-        ("step", lambda one: f"{one.step:.3f}"),
+        ("comm", lambda one: _short(one.communication)),
+        ("step", lambda one: _short(one.step)),
     ]
     return columns
 
@@ -126,11 +127,9 @@ def _choice(layouts: Layouts, machine: Machine) -> list[str]:
     if (best := layouts.choice) is None:
         return []
     share = 100 * best.memory.peak / machine.gpu.memory
-    reason = (
-        "all communication fits beside the computation"
-        if best.step <= best.compute
-        else f"the least time that computation waits, {best.step - best.compute:.3f} s"
-    )
+    reason = "all communication fits beside the computation"
+    if (waiting := best.step - best.compute) > 0:
+        reason = f"computation waits {_short(waiting)} s for communication, the least of all"
     changes = [
         f"--parallelism.{key}={getattr(best.layout, name)}"
         for name, key in KEYS.items()
@@ -141,10 +140,15 @@ def _choice(layouts: Layouts, machine: Machine) -> list[str]:
         f"--training.global_batch_size={layouts.sequences}",
     ]
     return [
-        f"Take {name_of(best.layout)}: {best.step:.3f} s a step, {reason}; {share:.0f} % of the "
-        "memory",
+        f"Take {name_of(best.layout)}: {_short(best.step)} s a step, {reason}; {share:.0f} % of "
+        "the memory",
         f"  {' '.join(changes)}",
     ]
+
+
+def _short(number: float) -> str:
+    """Return a number with three digits, or without decimal places if it has more."""
+    return f"{number:.0f}" if number >= 100 or not number else f"{number:.3g}"
 
 
 def name_of(layout: Layout) -> str:
