@@ -148,15 +148,8 @@ def test_more_sequences_take_more_memory_and_more_ranks_less_state():
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (["--parallelism.expert_parallel_degree=2"], "expert_parallel_degree"),
-        (["--parallelism.context_parallel_degree=2"], "context_parallel_degree"),
-        (
-            [
-                "--parallelism.data_parallel_replicate_degree=4",
-                "--parallelism.data_parallel_shard_degree=1",
-            ],
-            "DDP",
-        ),
+        (["--training.enable_cpu_offload"], "enable_cpu_offload"),
+        (["--activation_checkpoint.mode=memory_budget"], "memory_budget"),
     ],
 )
 def test_what_cannot_be_played_says_so(args, reason):

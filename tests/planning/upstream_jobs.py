@@ -22,10 +22,7 @@ class Job(NamedTuple):
     reason: str = ""
 
 
-PIPELINE, CONTEXT, EXPERT = (
-    f"{kind}_parallel_degree" for kind in ("pipeline", "context", "expert")
-)
-DDP = "under DDP"
+OFFLOAD = "enable_cpu_offload"
 # Embedding and LM head: torch 2.13 refuses to shard them as upstream's Qwen 3 asks it to.
 TIED = "is shared with" if torch.__version__ >= "2.13" else ""
 SCHEDULE = "SCHEDULE"  # for the path of a schedule of two stages on each of two ranks
@@ -120,21 +117,19 @@ INTEGRATION = {  # tests/integration_tests: features.py, models.py and h100.py
     "last_save_model_only_bf16": _job(
         4, f"{_LLAMA} checkpoint checkpoint.last_save_model_only checkpoint.export_dtype=bfloat16"
     ),
-    "pp_looped_zero_bubble": _job(4, f"{_LLAMA} pp=4 schedule=InterleavedZeroBubble", PIPELINE),
-    "pp_zbv": _job(2, f"{_LLAMA} pp=2 schedule=ZBVZeroBubble", PIPELINE),
-    "pp_1f1b": _job(2, f"{_LLAMA} pp=2 schedule=1F1B shard=1", PIPELINE),
-    "pp_gpipe": _job(2, f"{_LLAMA} pp=2 schedule=GPipe shard=1", PIPELINE),
-    "pp_dp_1f1b": _job(4, f"{_LLAMA} pp=2 schedule=1F1B shard=2 layers=4", PIPELINE),
-    "pp_dp_gpipe": _job(4, f"{_LLAMA} pp=2 schedule=GPipe shard=2", PIPELINE),
-    "pp_tp": _job(4, f"{_LLAMA} pp=2 tp=2", PIPELINE),
-    "pp_dp_tp": _job(8, f"{_LLAMA} pp=2 shard=2 tp=2 checkpoint", PIPELINE),
-    "3d_compile": _job(8, f"{_LLAMA} pp=2 shard=2 tp=2 compile", PIPELINE),
-    "pp_looped_1f1b": _job(4, f"{_LLAMA} pp=4 schedule=Interleaved1F1B layers=1", PIPELINE),
-    "pp_custom_csv": _job(
-        2, f"{_LLAMA} pp=2 schedule=PipelineScheduleMulti csv={SCHEDULE}", PIPELINE
-    ),
+    "pp_looped_zero_bubble": _job(4, f"{_LLAMA} pp=4 schedule=InterleavedZeroBubble"),
+    "pp_zbv": _job(2, f"{_LLAMA} pp=2 schedule=ZBVZeroBubble"),
+    "pp_1f1b": _job(2, f"{_LLAMA} pp=2 schedule=1F1B shard=1"),
+    "pp_gpipe": _job(2, f"{_LLAMA} pp=2 schedule=GPipe shard=1"),
+    "pp_dp_1f1b": _job(4, f"{_LLAMA} pp=2 schedule=1F1B shard=2 layers=4"),
+    "pp_dp_gpipe": _job(4, f"{_LLAMA} pp=2 schedule=GPipe shard=2"),
+    "pp_tp": _job(4, f"{_LLAMA} pp=2 tp=2"),
+    "pp_dp_tp": _job(8, f"{_LLAMA} pp=2 shard=2 tp=2 checkpoint"),
+    "3d_compile": _job(8, f"{_LLAMA} pp=2 shard=2 tp=2 compile"),
+    "pp_looped_1f1b": _job(4, f"{_LLAMA} pp=4 schedule=Interleaved1F1B layers=1"),
+    "pp_custom_csv": _job(2, f"{_LLAMA} pp=2 schedule=PipelineScheduleMulti csv={SCHEDULE}"),
     "optimizer_foreach": _job(2, f"{_LLAMA} optimizer.implementation=foreach"),
-    "ddp": _job(4, f"{_LLAMA} shard=1 replicate=4", DDP),
+    "ddp": _job(4, f"{_LLAMA} shard=1 replicate=4"),
     "hsdp": _job(4, f"{_LLAMA} shard=2 replicate=2"),
     "fsdp+flex_attn": _job(4, f"{_LLAMA} flavor=debugmodel_flex_attn shard=4 ac=full"),
     "fsdp+flex_attn+per_op_sac": _job(
@@ -143,15 +138,15 @@ INTEGRATION = {  # tests/integration_tests: features.py, models.py and h100.py
     "fsdp+varlen_attn+per_op_sac": _job(
         4, f"{_LLAMA} flavor=debugmodel_varlen_attn shard=4 ac_option=op"
     ),
-    "cp_allgather": _job(4, f"{_LLAMA} cp=4 rotate=allgather", CONTEXT),
-    "cp_alltoall": _job(4, f"{_LLAMA} cp=4 rotate=alltoall", CONTEXT),
+    "cp_allgather": _job(4, f"{_LLAMA} cp=4 rotate=allgather"),
+    "cp_alltoall": _job(4, f"{_LLAMA} cp=4 rotate=alltoall"),
     "hsdp+tp": _job(8, f"{_LLAMA} shard=2 replicate=2 tp=2"),
-    "fsdp+cp": _job(4, f"{_LLAMA} shard=2 cp=2", CONTEXT),
-    "hsdp+cp_without_dp_shard": _job(4, f"{_LLAMA} shard=1 replicate=2 cp=2", CONTEXT),
-    "hsdp+cp_with_dp_shard": _job(8, f"{_LLAMA} shard=2 replicate=2 cp=2", CONTEXT),
-    "fsdp+tp+cp": _job(8, f"{_LLAMA} shard=2 tp=2 cp=2", CONTEXT),
+    "fsdp+cp": _job(4, f"{_LLAMA} shard=2 cp=2"),
+    "hsdp+cp_without_dp_shard": _job(4, f"{_LLAMA} shard=1 replicate=2 cp=2"),
+    "hsdp+cp_with_dp_shard": _job(8, f"{_LLAMA} shard=2 replicate=2 cp=2"),
+    "fsdp+tp+cp": _job(8, f"{_LLAMA} shard=2 tp=2 cp=2"),
     "cpu_offload+opt_in_bwd+TP+DP+CP": _job(
-        8, f"{_LLAMA} tp=2 cp=2 replicate=2 offload in_backward", CONTEXT
+        8, f"{_LLAMA} tp=2 cp=2 replicate=2 offload in_backward", OFFLOAD
     ),
     "fsdp_reshard_always": _job(2, f"{_LLAMA} reshard=always"),
     "optional_checkpoint": _job(
@@ -164,7 +159,6 @@ INTEGRATION = {  # tests/integration_tests: features.py, models.py and h100.py
         8,
         f"{_LLAMA} validation.enable validation.dataset=c4_test validation.seq_len=2048 tp=2 cp=2 "
         "pp=2 schedule=Interleaved1F1B",
-        PIPELINE,
     ),
     "dataloader_kwargs": _job(
         2,
@@ -173,29 +167,25 @@ INTEGRATION = {  # tests/integration_tests: features.py, models.py and h100.py
     ),
     "float8_emulation": _job(4, f"{_LLAMA} converters=quantize.linear.float8 emulate"),
     "qwen3_fsdp+tp": _job(4, f"{_QWEN} shard=2 tp=2"),
-    "qwen3_fsdp+tp+ep+etp": _job(4, f"{_MOE} shard=2 tp=2 ep=2 etp=2", EXPERT),
+    "qwen3_fsdp+tp+ep+etp": _job(4, f"{_MOE} shard=2 tp=2 ep=2 etp=2"),
     "float8": _job(4, f"{_LLAMA} {_FLOAT8}"),
-    "fsdp+tp+pp+compile+float8": _job(
-        8, f"{_LLAMA} {_FLOAT8} compile shard=2 tp=2 pp=2 async_tp", PIPELINE
-    ),
-    "hsdp+cp+compile+float8": _job(
-        8, f"{_LLAMA} {_FLOAT8} compile shard=2 replicate=2 cp=2", CONTEXT
-    ),
+    "fsdp+tp+pp+compile+float8": _job(8, f"{_LLAMA} {_FLOAT8} compile shard=2 tp=2 pp=2 async_tp"),
+    "hsdp+cp+compile+float8": _job(8, f"{_LLAMA} {_FLOAT8} compile shard=2 replicate=2 cp=2"),
 }
 
 OTHERS = {  # the same of other models, and their other attention
     "deepseek_v3": _job(4, f"{_DEEPSEEK} shard=4"),
     "deepseek_v3_flex": _job(4, f"{_DEEPSEEK} flavor=debugmodel_flex_attn ac_option=op"),
-    "deepseek_v3_fsdp+ep+compile": _job(4, f"{_DEEPSEEK} shard=4 ep=2 compile", EXPERT),
-    "deepseek_v3_pp+fsdp+tp+ep": _job(8, f"{_DEEPSEEK} {_LOOPED} ep=4 etp=1", EXPERT),
-    "deepseek_v3_pp+fsdp+tp+ep+etp": _job(8, f"{_DEEPSEEK} {_LOOPED} ep=2 etp=2", EXPERT),
-    "pp_dualpipev": _job(4, f"{_DEEPSEEK} pp=2 ep=2 schedule=DualPipeV ac=none", EXPERT),
+    "deepseek_v3_fsdp+ep+compile": _job(4, f"{_DEEPSEEK} shard=4 ep=2 compile"),
+    "deepseek_v3_pp+fsdp+tp+ep": _job(8, f"{_DEEPSEEK} {_LOOPED} ep=4 etp=1"),
+    "deepseek_v3_pp+fsdp+tp+ep+etp": _job(8, f"{_DEEPSEEK} {_LOOPED} ep=2 etp=2"),
+    "pp_dualpipev": _job(4, f"{_DEEPSEEK} pp=2 ep=2 schedule=DualPipeV ac=none"),
     "llama4_irope": _job(4, f"model=llama4 flavor=debugmodel_irope {_DEBUG}"),
     "llama4_pp+fsdp+tp+ep+compile": _job(
-        8, f"model=llama4 flavor=debugmodel {_DEBUG} {_LOOPED} ep=4 etp=1 compile", EXPERT
+        8, f"model=llama4 flavor=debugmodel {_DEBUG} {_LOOPED} ep=4 etp=1 compile"
     ),
     "gpt_oss": _job(4, f"model=gpt_oss flavor=debugmodel {_DEBUG}", "DynamicOutputShapeException"),
     "gpt_oss_fsdp+tp+ep+compile": _job(
-        8, f"model=gpt_oss flavor=debugmodel {_DEBUG} shard=4 tp=2 ep=4 compile", EXPERT
+        8, f"model=gpt_oss flavor=debugmodel {_DEBUG} shard=4 tp=2 ep=4 compile"
     ),
 }

@@ -4,8 +4,13 @@
     tst dry-run JOB.toml --ranks 16 --parallelism.data_parallel_shard_degree=16
 
 The real trainer is built as rank 0 of all ranks and plays a step of each stage and of recovery on
-tensors without content. Exits with 1 if a job cannot run, does not fit or could not be tried. For
-one job's tokens and hours: tst plan. Further arguments are the jobs', over their TOMLs.
+tensors without content. With pipeline parallelism, it is each rank of the pipeline in turn, and the
+line names the one that needs the most memory. With expert parallelism, memory is estimated for
+routers that give all experts the same number of tokens, and "at worst" for routers that send as
+many as they can to one GPU's experts. Whether a job fits does not depend on the latter.
+
+Exits with 1 if a job cannot run, does not fit or could not be tried. For one job's tokens and
+hours: tst plan. Further arguments are the jobs', over their TOMLs.
 """
 
 import sys

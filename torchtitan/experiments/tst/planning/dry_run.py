@@ -61,11 +61,11 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
         ConfigError: for a config that cannot run.
     """
     check_config(job_config, ranks)
-    run = _play_rank(job_config, ranks, 0, play)
+    run = play_rank(job_config, ranks, 0, play)
     stages = job_config.parallelism.pipeline_parallel_degree
     if not run.memory or stages == 1:
         return run
-    others = [_play_rank(job_config, ranks, rank) for rank in range(1, stages)]
+    others = [play_rank(job_config, ranks, rank) for rank in range(1, stages)]
     if failed := next((other for other in others if other.untraced), None):
         return dataclasses.replace(run, memory={}, worst_case={}, untraced=failed.untraced)
     return dataclasses.replace(
@@ -75,7 +75,7 @@ def dry_run(job_config: JobConfig, ranks: int, play: bool = True) -> DryRun:
     )
 
 
-def _play_rank(
+def play_rank(
     job_config: JobConfig, ranks: int, pipeline_rank: int, play: bool = True, repeats: bool = True
 ) -> DryRun:
     """Build and play one rank of a pipeline; 0 without one.
@@ -112,7 +112,7 @@ def _play_rank(
                 untraced = f"memory could not be estimated: {in_one_line(error)}"
         trainer.close()
     if trainer.repeats and not repeats:
-        return _play_rank(job_config, ranks, pipeline_rank, play, repeats)
+        return play_rank(job_config, ranks, pipeline_rank, play, repeats)
     return DryRun(
         mesh={name: size for name in names if (size := getattr(layout, name)) > 1},
         accumulation=accumulation,

@@ -53,13 +53,21 @@ def memory_lines(config: JobConfig, ranks: int, gpu: Gpu) -> list[str]:
     if run.untraced:
         return [run.untraced.removeprefix("memory is ")]
     left_out = [f"{key} is not taken into account" for key in run.left_out]
-    return [
-        f"{of_stage.peak / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB on each GPU at the fullest "
-        f"moment of a step of {stage}: {of_stage.parameters / 1e9:.1f} parameters, "
-        f"{of_stage.gradients / 1e9:.1f} gradients, {of_stage.optimizer / 1e9:.1f} optimizer, "
-        f"{of_stage.rest / 1e9:.1f} activations and other"
-        for stage, of_stage in run.memory.items()
-    ] + left_out
+    lines = []
+    for stage, of_stage in run.memory.items():
+        rank = f" of rank {of_stage.pipeline_rank} of the pipeline" if "pp" in run.mesh else ""
+        lines.append(
+            f"{of_stage.peak / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB on each GPU{rank} at the "
+            f"fullest moment of a step of {stage}: {of_stage.parameters / 1e9:.1f} parameters, "
+            f"{of_stage.gradients / 1e9:.1f} gradients, {of_stage.optimizer / 1e9:.1f} optimizer, "
+            f"{of_stage.rest / 1e9:.1f} activations and other"
+        )
+    if run.worst_case:
+        worst = max(of_stage.peak for of_stage in run.worst_case.values())
+        lines.append(
+            f"{worst / 1e9:.1f} GB at worst: if routers send all tokens to one GPU's experts"
+        )
+    return lines + left_out
 
 
 def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[str]:

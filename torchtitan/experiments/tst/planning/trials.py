@@ -60,10 +60,13 @@ def _describe(arguments: list[str], ranks: int | None, gpu: Gpu, play: bool) -> 
         return f"{text}; {run.untraced}", True
     if run.left_out and play:
         text += f" (without {', '.join(run.left_out)})"
-    peaks = {stage: memory.peak for stage, memory in run.memory.items()}
-    fits = all(peak <= (1 - RESERVE) * gpu.memory for peak in peaks.values())
-    for stage, peak in peaks.items():
-        text += f"; {stage} {peak / 1e9:.1f} GB"
+    fits = all(memory.peak <= (1 - RESERVE) * gpu.memory for memory in run.memory.values())
+    for stage, memory in run.memory.items():
+        text += f"; {stage} {memory.peak / 1e9:.1f} GB"
+        if "pp" in run.mesh:
+            text += f" on pipeline rank {memory.pipeline_rank}"
+        if stage in run.worst_case:
+            text += f", at worst {run.worst_case[stage].peak / 1e9:.1f} GB"
     if not fits:
         text += f": TOO MUCH for {gpu.memory / 1e9:.0f} GB less {100 * RESERVE:.0f} %"
     return text, fits
