@@ -85,31 +85,35 @@ def count(file, args):
     dist.destroy_process_group()
 
 
-CASES = [
-    ("llama3", {"shard": 2}, "none"),
+QUICK = [
     ("llama3", {"shard": 2}, "full"),
-    ("llama3", {"replicate": 2, "shard": 2}, "none"),
-    ("llama3", {"tensor": 2}, "none"),
     ("llama3", {"tensor": 2}, "full"),
-    ("qwen3", {"tensor": 2}, "selective"),
-    ("llama3", {"context": 2}, "none"),
     ("qwen3", {"context": 2}, "full"),
     ("llama3", {"pipeline": 2}, "none"),
+    ("qwen3 MoE", {"shard": 2, "expert": 2}, "full"),
+]
+SLOW = [
+    ("llama3", {"shard": 2}, "none"),
+    ("llama3", {"replicate": 2, "shard": 2}, "none"),
+    ("llama3", {"tensor": 2}, "none"),
+    ("qwen3", {"tensor": 2}, "selective"),
+    ("llama3", {"context": 2}, "none"),
     ("llama3", {"shard": 2, "pipeline": 2}, "none"),
     ("qwen3 MoE", {"shard": 2, "expert": 2}, "none"),
-    ("qwen3 MoE", {"shard": 2, "expert": 2}, "full"),
     ("qwen3 MoE", {"tensor": 2}, "none"),
     ("qwen3 MoE", {"tensor": 2, "expert": 2}, "full"),
     ("qwen3 MoE", {"shard": 2, "tensor": 2, "expert": 2, "expert_tensor": 2}, "none"),
 ]
 
 
-def named(case):
-    model, degrees, mode = case
-    return f"{model}: {', '.join(f'{name} {n}' for name, n in degrees.items())}, {mode}"
+def cases():
+    for case in (*QUICK, *SLOW):
+        model, degrees, mode = case
+        name = f"{model}: {', '.join(f'{name} {n}' for name, n in degrees.items())}, {mode}"
+        yield pytest.param(*case, id=name, marks=() if case in QUICK else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("model", "degrees", "mode"), CASES, ids=map(named, CASES))
+@pytest.mark.parametrize(("model", "degrees", "mode"), cases())
 def test_bytes_of_a_step(base_args, tmp_path, model, degrees, mode):
     layout = Layout(**degrees)
     job = [

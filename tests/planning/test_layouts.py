@@ -53,6 +53,7 @@ def test_degrees_are_all_factorizations():
 
 @pytest.mark.parametrize("path", [MOE, DENSE])
 def test_every_layout_is_one_that_torchtitan_takes(path, moe, dense):
+    length = load(path).training.seq_len
     for candidate in (moe if path == MOE else dense).fitting:
         layout = candidate.layout
         dims = ParallelDims(
@@ -65,8 +66,6 @@ def test_every_layout_is_one_that_torchtitan_takes(path, moe, dense):
             etp=layout.expert_tensor,
             world_size=layout.ranks,
         )
-        config = load(path)
-        length = config.training.seq_len
         assert length % dims.seq_len_divisor == 0
         assert 16 % layout.tensor == 0 and 4 % layout.tensor == 0  # heads, key-value heads
 
