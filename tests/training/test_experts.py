@@ -1,15 +1,19 @@
 """Experts: the methods that balance them, and the metrics that show it."""
 
 import copy
+import dataclasses
+import shutil
 from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torchtitan.models.deepseek_v3 import deepseekv3_args
 from torchtitan.models.qwen3 import Qwen3Model
 
-from jobs import ON, STEPS, B, L, column, validation
+from jobs import ON, SAVE, STEPS, B, L, column, validation
 from torchtitan.experiments.tst.core import BagEmbedding
+from torchtitan.experiments.tst.resilience.checkpoint.manifests import ContradictionError
 from torchtitan.experiments.tst.training.experts import AUXILIARY_LOSS, expert_metrics
 from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
@@ -18,6 +22,7 @@ QWEN3 = ("--model.name=qwen3", "--model.flavor=debugmodel_moe_tiny")
 COEFFICIENT = 0.5  # at which the auxiliary loss has a part in every gradient
 AUXILIARY = ("--load_balance.method=auxiliary_loss", f"--load_balance.coefficient={COEFFICIENT}")
 BIAS = ("--load_balance.method=bias",)
+STRONG_BIAS = (*BIAS, "--load_balance.coefficient=0.05")  # which soon changes choices
 LARGEST = "experts/largest_share(%)"
 EXPERTS, LAYERS, TOP_K = 4, 2, 2
 
@@ -49,6 +54,12 @@ class ComparedWithPlain(SuperpositionTrainer):
         self.batch = batch[:2]
         return batch
 
+    def train_step(self, data_iterator):
+        super().train_step(data_iterator)
+        counts, sums = self.load_balancer.load.totals()
+        assert counts.sum(1).tolist() == [TOP_K * B * L] * LAYERS
+        assert sums.sum(1).tolist() == pytest.approx([B * L] * LAYERS)
+
     def forward_backward_step(self, **kwargs):
         loss = super().forward_backward_step(**kwargs)
         model = self.model_parts[0]
@@ -77,21 +88,31 @@ def test_auxiliary_loss_is_that_of_plain_pytorch(train, scale):
     assert len(Trainer.auxiliary) == STEPS
 
 
+class WithTotals(SuperpositionTrainer):
+    """Keeps the counts and the sums of probabilities of each step."""
+
+    def train_step(self, data_iterator):
+        super().train_step(data_iterator)
+        self.totals.append(torch.stack(self.load_balancer.load.totals()))
+
+
 def test_recomputation_counts_once(train, tmp_path):
     """Counts, losses and gradients are those without activation checkpointing."""
     job = (*QWEN3, *ON, *AUXILIARY)
-    plain = train(*job)
-    assert len(plain) == STEPS
-    for mode in ("full", "selective"):
-        lines = train(
-            *job, f"--activation_checkpoint.mode={mode}", f"--job.dump_folder={tmp_path / mode}"
-        )
+    for mode in ("none", "full", "selective"):
+
+        class Trainer(WithTotals):
+            totals: ClassVar = []
+
+        checkpointing = f"--activation_checkpoint.mode={mode}"
+        folder = f"--job.dump_folder={tmp_path / mode}"
+        lines = train(*job, checkpointing, folder, trainer_class=Trainer)
+        if mode == "none":
+            plain, totals = lines, Trainer.totals
         for key in (TRAINING_LOSS, "grad_norm", AUXILIARY_LOSS, LARGEST):
             assert column(lines, key) == column(plain, key), (mode, key)
-
-
-# A coefficient at which the bias changes choices in a few steps
-STRONG_BIAS = (*BIAS, "--load_balance.coefficient=0.05")
+        assert torch.equal(torch.stack(Trainer.totals), torch.stack(totals)), mode
+    assert len(totals) == STEPS
 
 
 LLAMA4 = ("--model.name=llama4", "--model.flavor=tiny")  # with experts in every second layer
@@ -164,3 +185,55 @@ def test_metrics_of_uneven_experts():
     assert values["experts/entropy"] == values["experts/entropy/layer_3"] == 0
     assert values["experts/dead"] == values["experts/dead/layer_3"] == 3
     assert values["experts/dead/layer_1"] == 0
+
+
+def test_metrics_of_one_expert():
+    assert expert_metrics([0], torch.ones(1, 1))["experts/largest_share(%)"] == 100
+
+
+def test_sigmoid_scores_and_shared_experts(train, monkeypatch):
+    """DeepSeek V3, whose first layer is dense."""
+    moe_args = dataclasses.replace(deepseekv3_args["debugmodel"].moe_args, use_grouped_mm=False)
+    flavor = dataclasses.replace(
+        deepseekv3_args["debugmodel"], vocab_size=1024, n_layers=2, moe_args=moe_args
+    )
+    monkeypatch.setitem(deepseekv3_args, "tiny", flavor)
+    lines = train(
+        "--model.name=deepseek_v3", "--model.flavor=tiny", *ON, *AUXILIARY, "--training.steps=4"
+    )
+    assert all(1 <= line[AUXILIARY_LOSS] < 1.5 for line in lines)
+    assert f"{LARGEST}/layer_0" not in lines[0]
+    assert f"{LARGEST}/layer_1" in lines[0]
+
+
+def test_gradients_of_both_losses_are_added_up_in_float32(train):
+    """In bfloat16 the auxiliary loss's, which is smaller, would be rounded away."""
+    dtypes = set()
+
+    class Trainer(SuperpositionTrainer):
+        def build(self, job_config):
+            super().build(job_config)
+            for layer in self.model_parts[0].layers.values():
+                for first in (True, False):  # before the package's own hook, and after it
+                    layer.moe.router.gate.register_forward_hook(
+                        lambda module, args, logits, first=first: dtypes.add((first, logits.dtype)),
+                        prepend=first,
+                    )
+
+    half = "--training.mixed_precision_param=bfloat16"
+    train(*QWEN3, *ON, *AUXILIARY, half, "--training.steps=4", trainer_class=Trainer)
+    assert dtypes == {(True, torch.bfloat16), (False, torch.float32)}
+
+
+def test_a_router_bias_does_not_go_unnoticed_at_a_resume(train, tmp_path):
+    """It would route tokens for ever, and no model with it can be exported."""
+    folder = f"--job.dump_folder={tmp_path / 'run'}"
+    job = (*QWEN3, *ON, *SAVE, folder)
+    train(*job, *BIAS, "--training.steps=4")
+    with pytest.raises(ContradictionError, match=r"load_balance.method = 'without a bias'.*'bias'"):
+        train(*job, *AUXILIARY)
+    shutil.rmtree(tmp_path / "run")
+    train(*job, "--load_balance.method=none", "--training.steps=4")
+    lines = train(*job, *AUXILIARY)  # which has no state
+    assert lines[-1]["step"] == STEPS
+    assert AUXILIARY_LOSS in lines[-1]

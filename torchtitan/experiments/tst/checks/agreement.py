@@ -14,6 +14,7 @@ from ..data.text.files import data_files
 from ..data.tokenizer_identity import checksum
 from ..resilience.checkpoint.manifests import differences
 from ..resilience.run_folder import job_facts
+from .model import has_experts, has_router_bias, model_args_of
 
 # what the position in the data counts by
 _OF_POSITION = {
@@ -50,7 +51,15 @@ def run_facts(
         **job_facts(job_config, dp_degree),
         "model.hf_assets_path": tokenizer and f"a tokenizer with checksum {checksum(tokenizer)}",
         **_data_facts(job_config, mixture),
+        **_expert_facts(job_config),
     }
+
+
+def _expert_facts(job_config: JobConfig) -> dict[str, Any]:
+    """A bias in the router is part of the model, whatever the method is later."""
+    if not has_experts(model_args_of(job_config)):
+        return {}
+    return {"load_balance.method": "bias" if has_router_bias(job_config) else "without a bias"}
 
 
 def _one_or_each(values: list[int], none: int) -> int | list[int]:

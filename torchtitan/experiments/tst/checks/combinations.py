@@ -244,7 +244,7 @@ def _check_load_balance(job_config: JobConfig, model_args: Any) -> None:
         build_optimizers,
         build_optimizers_with_moe_load_balancing,
     ):
-        why = f"{name} builds its optimizers in a way of its own"
+        why = f"{name} has a build_optimizers_fn of its own"
     if why:
         raise ConfigError("load_balance.method", method, f'must be "upstream": {why}')
 
@@ -271,8 +271,17 @@ def _check_pipeline(job_config: JobConfig, model_args: Any) -> None:
     if layout.pipeline_parallel_degree == 1 or spec.pipelining_fn is not pipeline_llm:
         return
     overlaps = layout.pipeline_parallel_expert_parallel_overlap and schedule is ScheduleDualPipeV
+    overlaps = overlaps and layout.expert_parallel_degree > 1
+    method = load_balance_section(job_config).method
+    if overlaps and method == "auxiliary_loss":
+        raise ConfigError(
+            "load_balance.method",
+            method,
+            "must be another with the schedule DualPipeV, which runs forward and backward at once, "
+            "or parallelism.pipeline_parallel_expert_parallel_overlap must be false",
+        )
     checkpointing = job_config.activation_checkpoint.mode
-    if overlaps and layout.expert_parallel_degree > 1 and checkpointing != "none":
+    if overlaps and checkpointing != "none":
         raise ConfigError(
             "activation_checkpoint.mode",
             checkpointing,

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 import torchtitan.protocols.train_spec as train_spec_module
 from torch import nn
+from torchtitan.components.optimizer import build_optimizers_with_moe_load_balancing
 from torchtitan.config import JobConfig
 
+from ..config.sections import load_balance_section
 from ..errors import ConfigError
 from ..upstream.refusals import refusals_as_config_errors
 
@@ -36,6 +38,14 @@ def has_experts(model_args: Any) -> bool:
     """Return whether layers of a flavor are mixtures of experts."""
     moe_args = getattr(model_args, "moe_args", None)
     return moe_args is not None and getattr(model_args, "moe_enabled", True)
+
+
+def has_router_bias(job_config: JobConfig) -> bool:
+    """Return whether a bias in the router balances the experts of a job."""
+    method = load_balance_section(job_config).method
+    build = train_spec_module.get_train_spec(job_config.model.name).build_optimizers_fn
+    of_upstream = build is build_optimizers_with_moe_load_balancing
+    return method == "bias" or (method == "upstream" and of_upstream)
 
 
 def model_on_meta(job_config: JobConfig) -> tuple[Any, nn.Module]:

@@ -55,11 +55,11 @@ def main(
     curves = read_runs(folders)
     comparison = compare(curves, loss)
     command = shlex.join(["tst", *sys.argv[1:]])
-    report, plot = write_comparison(curves, comparison, output or folders[0], command)
+    report, *plots = write_comparison(curves, comparison, output or folders[0], command)
     print("\n".join(aligned(rows_of_runs(comparison))))
     if of_experts := rows_of_experts(curves):
-        print("\nShares of experts, in % of a layer's tokens:", *aligned(of_experts), sep="\n")
+        print("\nShares of experts, in % of a router's choices:", *aligned(of_experts), sep="\n")
     if comparison.pairs:
         for view in VIEWS:
             print(f"\nAt {view}:", *aligned(rows_of_view(comparison, view)), sep="\n")
-    print(f"\n{NOTES[comparison.kind]}\nreport: {report}\nloss curve: {plot}")
+    print(f"\n{NOTES[comparison.kind]}\nreport: {report}\nplots: {', '.join(map(str, plots))}")

@@ -130,20 +130,20 @@ class LMHead:
 
 @dataclass
 class LoadBalance:
-    """How the experts of a mixture of experts come to get as many tokens each."""
+    """How to balance the load of the experts of an MoE model."""
 
     method: Literal["upstream", "none", "bias", "auxiliary_loss"] = "upstream"
     """
-    'upstream': TorchTitan's of the model: 'bias' for Llama 4, DeepSeek V3 and gpt-oss, 'none' for
-    Qwen 3. 'bias': after each step a bias of each expert's routing score moves towards balance.
-    'auxiliary_loss': a loss over the global batch, as Qwen 3 was trained with; the model needs no
-    bias and can be exported.
+    'upstream': the model's method in TorchTitan, which is 'bias' for Llama 4, DeepSeek V3 and
+    gpt-oss, and 'none' for Qwen 3. 'bias': after each step, a bias in the router moves towards
+    balance. 'auxiliary_loss': a loss over the global batch, as Qwen 3 was trained with; the model
+    needs no bias and can be exported.
     """
 
     coefficient: Annotated[float, ABOVE_0] = 1e-3
     """
-    Of 'bias': how far it moves in a step. Of 'auxiliary_loss': its weight in the loss, for each
-    layer.
+    For 'bias': the update per step. For 'auxiliary_loss': the weight of each layer's loss. The
+    other methods do not use it.
     """
 
 

@@ -29,7 +29,7 @@ class ExpertLoad:
         layers: number of layers of the whole model, with or without experts.
         experts: number of experts E of a layer.
         coefficient: weight of each layer's auxiliary loss; 0 for none.
-        add_up: replaces a tensor by its sum over the ranks that have other tokens of the batch.
+        all_reduce: replaces a tensor by its sum over the ranks that have other tokens of the batch.
 
     Attributes:
         scale: factor of the gradient, for data parallelism that divides gradients.
@@ -40,13 +40,13 @@ class ExpertLoad:
         layers: int,
         experts: int,
         coefficient: float = 0.0,
-        add_up: Callable[[torch.Tensor], object] = lambda tensor: None,
+        all_reduce: Callable[[torch.Tensor], object] = lambda tensor: None,
     ):
-        self.coefficient, self.add_up = coefficient, add_up
+        self.coefficient, self.all_reduce = coefficient, all_reduce
         self.shape = (layers, experts)
         self.scale = 1.0
         self._tokens = 0
-        self._chosen: torch.Tensor | None = None
+        self._counts: torch.Tensor | None = None
         self._probabilities: torch.Tensor | None = None
         self._shares: torch.Tensor | None = None
 
@@ -57,22 +57,22 @@ class ExpertLoad:
             tokens: of the global batch, in all micro-batches, that a layer sees.
         """
         self._tokens = tokens
-        self._chosen = self._probabilities = self._shares = None
+        self._counts = self._probabilities = self._shares = None
 
-    def count(self, layer: int, chosen: torch.Tensor) -> None:
+    def count(self, layer: int, tokens_per_expert: torch.Tensor) -> None:
         """Count the choices of a micro-batch.
 
         Args:
             layer: number of the layer in the model.
-            chosen: how often each expert was chosen, (E,).
+            tokens_per_expert: how often each expert was chosen, (E,).
         """
-        if self._chosen is None:
-            self._chosen = chosen.new_zeros(self.shape, dtype=torch.int64)
-        self._chosen[layer] += chosen
+        if self._counts is None:
+            self._counts = tokens_per_expert.new_zeros(self.shape, dtype=torch.int64)
+        self._counts[layer] += tokens_per_expert
         self._shares = None
 
     def with_auxiliary_loss(
-        self, layer: int, scores: torch.Tensor, logits: torch.Tensor, function: ScoreFunction
+        self, layer: int, scores: torch.Tensor, logits: torch.Tensor, score_func: ScoreFunction
     ) -> torch.Tensor:
         """Return the scores; in backward the logits get the auxiliary loss's gradient, too.
 
@@ -80,9 +80,9 @@ class ExpertLoad:
             layer: number of the layer in the model.
             scores: of the chosen experts, (tokens, K).
             logits: of the router, (tokens, E).
-            function: that makes scores of the logits.
+            score_func: of the router, which makes scores of the logits.
         """
-        return _AuxiliaryLoss.apply(scores, logits, self, layer, function)
+        return _AuxiliaryLoss.apply(scores, logits, self, layer, score_func)
 
     def gradient(self, layer: int, probabilities: torch.Tensor) -> torch.Tensor:
         """Return the auxiliary loss's gradient for a micro-batch's sums of probabilities, (E,).
@@ -91,10 +91,10 @@ class ExpertLoad:
             layer: number of the layer in the model.
             probabilities: of each expert, summed over the tokens of the micro-batch, float32 (E,).
         """
-        assert self._chosen is not None, "count() comes before backward"
+        assert self._counts is not None, "count() comes before backward"
         if self._shares is None:
-            counts = self._chosen.clone()
-            self.add_up(counts)
+            counts = self._counts.clone()
+            self.all_reduce(counts)
             self._shares = counts / counts.sum(1, keepdim=True)
         if self._probabilities is None:
             self._probabilities = probabilities.new_zeros(self.shape)
@@ -107,9 +107,9 @@ class ExpertLoad:
 
         None if none of its layers has counted.
         """
-        if self._chosen is None:
+        if self._counts is None:
             return None
-        counts = self._chosen.double()
+        counts = self._counts.double()
         sums = self._probabilities
         return counts, torch.zeros_like(counts) if sums is None else sums.double()
 
@@ -122,10 +122,10 @@ class _AuxiliaryLoss(torch.autograd.Function):
         logits: torch.Tensor,
         load: ExpertLoad,
         layer: int,
-        function: ScoreFunction,
+        score_func: ScoreFunction,
     ) -> torch.Tensor:
         ctx.save_for_backward(logits)
-        ctx.load, ctx.layer, ctx.function = load, layer, function
+        ctx.load, ctx.layer, ctx.score_func = load, layer, score_func
         return scores.view_as(scores)
 
     @staticmethod
@@ -133,23 +133,23 @@ class _AuxiliaryLoss(torch.autograd.Function):
         (logits,) = ctx.saved_tensors
         with torch.enable_grad():
             logits = logits.detach().requires_grad_()
-            sums = router_probabilities(logits, ctx.function).sum(0)
+            sums = router_probabilities(logits, ctx.score_func).sum(0)
         of_sums = ctx.load.gradient(ctx.layer, sums.detach())
         (of_logits,) = torch.autograd.grad(sums, logits, of_sums)
         return grads[0], of_logits, None, None, None
 
 
-def router_probabilities(logits: torch.Tensor, function: ScoreFunction) -> torch.Tensor:
+def router_probabilities(logits: torch.Tensor, score_func: ScoreFunction) -> torch.Tensor:
     """Return the router's probabilities of all experts, float32 (tokens, E).
 
     Scores of 'sigmoid' are divided by their sum (DeepSeek-V3, arXiv 2412.19437, equation 19).
 
     Args:
         logits: of the router, (tokens, E).
-        function: that makes scores of them.
+        score_func: of the router.
     """
     logits = logits.float()
-    if function == "softmax":
+    if score_func == "softmax":
         return F.softmax(logits, -1)
     scores = torch.sigmoid(logits)
     return scores / scores.sum(-1, keepdim=True)

@@ -75,7 +75,7 @@ class ExpertShares:
 
     Attributes:
         at: the place of the step.
-        largest: share of the busiest expert of each layer, in % of the layer's tokens, by the
+        largest: share of the busiest expert of each layer, in % of the router's choices, by the
             layer's number.
         smallest: of the least busy one.
         entropy: of the shares of the least even layer; 1 where they are equal.
@@ -101,7 +101,7 @@ class Curves:
         validation: next-token loss in both phases; empty if the run had no validation.
         steps: that the run is to have, by its config; None if there is none to read.
         loss: ``superposition.loss``; in "mce" the training loss is in nats per token.
-        experts: of every logged step; empty of a dense model.
+        experts: of every logged step; empty for a dense model.
     """
 
     name: str

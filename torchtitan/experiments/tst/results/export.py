@@ -237,7 +237,7 @@ def _check_same_model(
             raise ExportError(f"{checkpoint}: {key} has no place in the exported model")
 
 
-_BIAS = ': train with load_balance.method = "auxiliary_loss", which needs no bias'
+_BIAS = ': train with load_balance.method = "auxiliary_loss" from the start, which needs no bias'
 
 
 def _convert(

@@ -64,7 +64,7 @@ def draw_curves(runs: Sequence[Curves], comparison: Comparison, output: Path) ->
 
 
 def draw_experts(runs: Sequence[Curves], output: Path) -> None:
-    """Largest and smallest share of a layer's tokens over steps; pale, those of each layer.
+    """Largest and smallest share of a router's choices over steps; pale, those of each layer.
 
     Args:
         runs: any number; those of dense models have no share.
@@ -83,7 +83,7 @@ def draw_experts(runs: Sequence[Curves], output: Path) -> None:
             for stage in run.stages:
                 panel.axvline(stage.last, color="gray", linestyle="--", linewidth=0.8)
             panel.set(title=f"{name.capitalize()} share of an expert", xlabel="steps")
-            panel.set_ylabel("% of the tokens of its layer")
+            panel.set_ylabel("% of the router's choices")
             panel.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(output, dpi=120)

@@ -50,8 +50,8 @@ the baseline at equal FLOPs.</dd>
 <dt>Spike, recovery</dt><dd>By how much the highest training loss after the boundary is above the
 last over bags, and the steps from the boundary until it is back there. Not for losses that are not
 in nats per token (superposition.loss other than "mce").</dd>
-<dt>Shares of experts</dt><dd>Of a layer's tokens (latents in superposition) in one logged step:
-largest and smallest of all layers. A dead expert got none.</dd>
+<dt>Shares of experts</dt><dd>Of the choices of a layer's router in one logged step: largest and
+smallest of all layers. A dead expert got no token (in superposition, no latent).</dd>
 </dl>
 """
 
@@ -68,7 +68,7 @@ def write_comparison(
         command: that asked for it, to be named in the report.
 
     Returns:
-        The files for people: the report and the plot.
+        The files for people: the report and the plots.
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers, plot, report = (folder / f for f in ("comparison.json", "loss.png", "report.html"))
@@ -79,7 +79,7 @@ def write_comparison(
     numbers.write_text(json.dumps(_numbers(comparison), indent=2) + "\n")
     draw_curves(runs, comparison, plot)
     report.write_text(_html(runs, comparison, plots, command))
-    return [report, plot]
+    return [report, *plots.values()]
 
 
 def _numbers(comparison: Comparison) -> dict[str, Any]:

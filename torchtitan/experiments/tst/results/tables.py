@@ -66,8 +66,8 @@ def rows_of_runs(comparison: Comparison) -> list[list[str]]:
 
 def rows_of_experts(runs: Sequence[Curves]) -> list[list[str]]:
     """How even the experts of each run were; the first row is the head. Empty without experts."""
-    head = ["run", "largest share, at the boundary", "one step on", "at the end"]
-    head += ["smallest share", "dead experts"]
+    head = ["run", "largest share, at the boundary", "after the boundary", "at the end"]
+    head += ["smallest share at the end", "dead experts at the end"]
     rows = [head]
     for run in runs:
         if run.experts:

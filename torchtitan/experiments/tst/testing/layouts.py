@@ -269,6 +269,7 @@ def _balanced_experts() -> Iterator[Layout]:
         ("GPipe", auxiliary_loss, "auxiliary loss"),
         ("GPipe", bias, "bias"),
         ("1F1B", bias, "bias"),
+        ("InterleavedZeroBubble", bias, "bias"),
     ):
         option = f"--parallelism.pipeline_parallel_schedule={schedule}"
         yield _layout(option, job=job, models=PIPELINED_MOE, note=f"{schedule}, {note}", PP=2)

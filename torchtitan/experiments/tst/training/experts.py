@@ -1,6 +1,7 @@
 """Experts of TorchTitan's models: which method balances them, and what they get in each step."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,7 @@ OptimizersBuilder = Callable[..., Any]
 Parallelize = Callable[[nn.Module, ParallelDims, JobConfig], nn.Module]
 
 
-class Experts:
+class LoadBalancer:
     """Counts the tokens of the experts and balances them by the method of the job.
 
     Args:
@@ -51,11 +52,11 @@ class Experts:
             layers=model_args.n_layers,
             experts=model_args.moe_args.num_experts,
             coefficient=self.coefficient if self.has_auxiliary_loss else 0.0,
-            add_up=self._add_up,
+            all_reduce=self._all_reduce,
         )
 
     def announce(self, model: str) -> None:
-        """Log the method, and what it stands in the way of.
+        """Log the method, and warn if the model cannot be exported.
 
         Args:
             model: its name.
@@ -63,8 +64,8 @@ class Experts:
         logger.info(f"Experts: {self.load.shape[1]} a layer, load_balance.method = {self.method}")
         if self.method == "bias" and model == "qwen3":
             logger.warning(
-                "Qwen 3 in transformers has no place for the bias of load_balance.method = "
-                '"bias": the model cannot be exported; "auxiliary_loss" has no bias'
+                'load_balance.method = "bias": Qwen 3 in transformers has no router bias, so you '
+                'cannot export this model. Set it to "auxiliary_loss"'
             )
 
     def model_args(self, args: Any) -> Any:
@@ -103,13 +104,15 @@ class Experts:
     def _watch(self, router: Any, layer: int) -> None:
         gate, load = router.gate, self.load
 
-        def keep_logits(module: nn.Module, args: tuple, logits: torch.Tensor) -> None:
-            module.logits = logits  # type: ignore[assignment]
+        def keep_logits(module: nn.Module, args: tuple, logits: torch.Tensor) -> torch.Tensor:
+            # in float32, in which the gradients of both losses are added up
+            module.logits = logits = logits.float()  # type: ignore[assignment]
+            return logits
 
         def count(module: nn.Module, args: tuple, output: tuple) -> tuple | None:
             logits = gate.__dict__.pop("logits", None)
             if not (self._counting and torch.is_grad_enabled()):
-                return None  # it is off in validation
+                return None  # in validation, or where a pipeline infers shapes
             scores, experts, chosen = output
             if not in_backward():  # where activation checkpointing goes through the router again
                 load.count(layer, chosen)
@@ -146,7 +149,7 @@ class Experts:
         if self.method == "bias":
             self._forget_upstreams_counts()  # which are also of a validation
 
-    def _add_up(self, tensor: torch.Tensor, *more: str) -> None:
+    def _all_reduce(self, tensor: torch.Tensor, *more: str) -> None:
         assert self._layout is not None
         for name in ("loss", *more):
             if mesh := self._layout.get_optional_mesh(name):
@@ -162,7 +165,7 @@ class Experts:
         totals = torch.zeros(2, *self.load.shape, dtype=torch.float64, device=device)
         if own is not None:
             totals += torch.stack(own)
-        self._add_up(totals, "pp")
+        self._all_reduce(totals, "pp")
         counts, probabilities = totals.cpu()
         layers = counts.sum(1).nonzero()[:, 0]  # those with experts
         values = expert_metrics(layers.tolist(), counts[layers])
@@ -175,8 +178,8 @@ class Experts:
 def expert_metrics(layers: list[int], counts: torch.Tensor) -> dict[str, float]:
     """Return how even the shares of the experts are, by layer and of all layers.
 
-    Shares are in % of the layer's choices; entropy is 1 where all shares are equal; ``dead`` counts
-    experts that got nothing.
+    Shares are in % of the router's choices; entropy is 1 where all shares are equal; ``dead``
+    counts experts that got nothing.
 
     Args:
         layers: their numbers.
@@ -185,7 +188,7 @@ def expert_metrics(layers: list[int], counts: torch.Tensor) -> dict[str, float]:
     if not layers:
         return {}
     shares = counts / counts.sum(1, keepdim=True)
-    entropy = torch.special.entr(shares).sum(1) / torch.tensor(counts.shape[1]).log()
+    entropy = torch.special.entr(shares).sum(1) / math.log(max(2, counts.shape[1]))
     of_layers: dict[str, tuple[torch.Tensor, Callable[[list[float]], float]]] = {
         LARGEST: (100 * shares.amax(1), max),
         SMALLEST: (100 * shares.amin(1), min),

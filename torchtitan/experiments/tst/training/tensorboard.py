@@ -17,7 +17,7 @@ LAYOUT = {
         ],
         "the same over data tokens": ["Multiline", ["by_data_tokens/.*"]],
         "phase: bag size, and 1 in superposition": ["Multiline", ["^bag_size", "^superposition$"]],
-        "experts: largest and smallest share of a layer's tokens (%)": [
+        "experts: largest and smallest share of a router's choices (%)": [
             "Multiline",
             [r"^experts/(largest|smallest)_share\(%\)$"],
         ],

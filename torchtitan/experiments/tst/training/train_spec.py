@@ -15,14 +15,17 @@ from ..core import BagEmbedding, LossHead
 from ..data.build import build_dataloader
 from ..data.tokenizer import tokenizer_builder
 from ..upstream.parallelize import parallelize
-from .experts import Experts
+from .experts import LoadBalancer
 from .metrics import MetricsRun, build_metrics_processor
 from .phase_loss import PhaseLoss
 from .validate import build_validator
 
 
 def superposition_train_spec(
-    spec: TrainSpec, job_config: JobConfig, run: MetricsRun, experts: Experts | None = None
+    spec: TrainSpec,
+    job_config: JobConfig,
+    run: MetricsRun,
+    load_balancer: LoadBalancer | None = None,
 ) -> TrainSpec:
     """``spec`` made ready for both phases; parameters and state dict stay as they are.
 
@@ -30,10 +33,10 @@ def superposition_train_spec(
         spec: of the model.
         job_config: of the job.
         run: of which the metrics tell.
-        experts: of the model; None if it has none.
+        load_balancer: of its experts; None if it has none.
     """
-    if experts:
-        spec = _with_experts(spec, experts)
+    if load_balancer:
+        spec = _with_experts(spec, load_balancer)
     chunks = lm_head_section(job_config).chunks
     return dataclasses.replace(
         spec,
@@ -57,15 +60,15 @@ def superposition_train_spec(
     )
 
 
-def _with_experts(spec: TrainSpec, experts: Experts) -> TrainSpec:
+def _with_experts(spec: TrainSpec, load_balancer: LoadBalancer) -> TrainSpec:
     def build_model(model_args: Any) -> nn.Module:
-        return spec.model_cls(experts.model_args(model_args))  # type: ignore[return-value]
+        return spec.model_cls(load_balancer.model_args(model_args))  # type: ignore[return-value]
 
     return dataclasses.replace(
         spec,
         model_cls=build_model,
-        parallelize_fn=functools.partial(experts.parallelize, spec.parallelize_fn),
-        build_optimizers_fn=experts.optimizers_builder(spec.build_optimizers_fn),
+        parallelize_fn=functools.partial(load_balancer.parallelize, spec.parallelize_fn),
+        build_optimizers_fn=load_balancer.optimizers_builder(spec.build_optimizers_fn),
     )
 
 

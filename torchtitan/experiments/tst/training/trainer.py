@@ -34,7 +34,7 @@ from ..data.tokenizer import announce_tokenizer
 from ..errors import ConfigError
 from ..resilience.trainer import ResilientTrainer
 from ..upstream.parallelize import add_up_partial_gradients, around_shape_inference, forget_shapes
-from .experts import Experts
+from .experts import LoadBalancer
 from .phase_loss import PhaseLoss, Targets, loss_heads
 from .reinit import reinitialize
 from .train_spec import superposition_train_spec
@@ -66,8 +66,10 @@ class SuperpositionTrainer(ResilientTrainer):
     @override
     def change_spec(self, spec: TrainSpec) -> TrainSpec:
         model_args = spec.model_args[self.job_config.model.flavor]
-        self.experts = Experts(self.job_config, model_args) if has_experts(model_args) else None
-        return superposition_train_spec(spec, self.job_config, self, self.experts)
+        self.load_balancer = (
+            LoadBalancer(self.job_config, model_args) if has_experts(model_args) else None
+        )
+        return superposition_train_spec(spec, self.job_config, self, self.load_balancer)
 
     @override
     def build(self, job_config: JobConfig) -> None:
@@ -77,8 +79,8 @@ class SuperpositionTrainer(ResilientTrainer):
             raise ConfigError(
                 "lm_head.chunks", chunks, "a model converter has replaced the LM head"
             )
-        if self.experts and self.parallel_dims.pp_enabled:
-            around_shape_inference(self.pp_schedule, self.experts.not_counting)
+        if self.load_balancer and self.parallel_dims.pp_enabled:
+            around_shape_inference(self.pp_schedule, self.load_balancer.not_counting)
         self._coefficients: torch.Tensor | None = None  # of a superposition step's loss
         self._divisor: torch.Tensor | None = None  # of a pipeline's loss
         self._flops_length = job_config.training.seq_len  # that FLOPs are counted at
@@ -114,9 +116,9 @@ class SuperpositionTrainer(ResilientTrainer):
         if changes:
             self._change_bag_size()
         self._coefficients = None
-        if self.experts:
+        if self.load_balancer:
             sequences = global_batch_size(self.job_config, self.dp_degree)
-            self.experts.begin_step(sequences * self.job_config.training.seq_len)
+            self.load_balancer.begin_step(sequences * self.job_config.training.seq_len)
         if self.schedule.phase(self.step) is Phase.SUPERPOSITION:
             data_iterator = self._folded(data_iterator)
         super().train_step(data_iterator)
@@ -274,7 +276,7 @@ class SuperpositionTrainer(ResilientTrainer):
 
     def expert_metrics(self) -> dict[str, float]:
         """Metrics of the step's mixture of experts; none of a dense model."""
-        return self.experts.metrics(self.device) if self.experts else {}
+        return self.load_balancer.metrics(self.device) if self.load_balancer else {}
 
     def _set_flops_per_latent(self, shape: BatchShape) -> None:
         """Upstream counts FLOPs per token at training.seq_len; attention is cheaper below it.
@@ -298,8 +300,8 @@ class SuperpositionTrainer(ResilientTrainer):
             announce_data(self.job_config, self.dataloader.mixture, self.dp_degree)
         if self.schedule.enabled and not self.job_config.checkpoint.enable:
             logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
-        if self.experts:
-            self.experts.announce(self.job_config.model.name)
+        if self.load_balancer:
+            self.load_balancer.announce(self.job_config.model.name)
         for stage in self.schedule.stages:
             logger.info(f"Superposition: {self._stage_in_words(stage)}")
         for number, bag_size in stages_without_steps(self.job_config):

@@ -22,6 +22,12 @@ from torchtitan.models.moe.moe import MoE
 from ..config.layout import compiles
 from .replaced import replace
 
+# of a stage: of torch before 2.13, and since
+_SHAPE_INFERENCE = (
+    "_shape_inference",
+    "_forward_metadata_inference",
+    "_backward_metadata_inference",
+)
 Parallelize = Callable[[nn.Module, ParallelDims, JobConfig], nn.Module]
 
 
@@ -71,8 +77,6 @@ def around_shape_inference(
 ) -> None:
     """Have a pipeline schedule enter a context where it goes through the model for shapes alone.
 
-    Torch from 2.13 does so with a micro-batch, forward and backward; before, without gradients.
-
     Args:
         schedule: of this rank's stages.
         context: returns the context, anew each time.
@@ -87,7 +91,7 @@ def around_shape_inference(
         return infer_in_context
 
     for stage in _stages(schedule):
-        for name in ("_forward_metadata_inference", "_backward_metadata_inference"):
+        for name in _SHAPE_INFERENCE:
             if hasattr(stage, name):
                 replace(stage, name, in_context(getattr(stage, name)))
 
