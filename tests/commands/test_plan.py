@@ -127,6 +127,10 @@ def test_a_plan_without_an_estimate(tst, monkeypatch):
     [
         (["--mfu", "0"], "--mfu 0.0: must be in (0, 1]"),
         (["--ranks", "-8"], "--ranks -8: must be at least 1"),
+        (
+            ["--layouts", "--parallelism.pipeline_parallel_schedule=none"],
+            "parallelism.pipeline_parallel_schedule = 'none'",
+        ),
         (["--gpus-per-node", "0"], "--gpus-per-node 0: must be at least 1"),
         (["--parallelism.data_parallel_replicate_degree=0"], "must be an integer of at least 1"),
         (["--job.config_file=none.toml"], "none.toml"),

@@ -148,7 +148,7 @@ def layouts_of(job_config: JobConfig, machine: Machine) -> Layouts:
         machine: to run on.
 
     Raises:
-        ConfigError: for a job that cannot run whatever its layout, or of an unknown architecture.
+        ConfigError: for a job that cannot run in any layout, or of another architecture.
     """
     check_values(job_config)
     register_extensions(job_config)
@@ -198,14 +198,17 @@ class _Search:
     def run(self) -> Layouts:
         fitting: list[Candidate] = []
         too_large: list[Candidate] = []
-        refused = Counter[str]()
+        refused, refusal = Counter[str](), None
         for layout in degrees_of(self.machine.ranks, self.shape):
             try:
                 candidate = self._largest_that_fits(layout)
             except ConfigError as error:
                 refused[str(error).partition(" = ")[0]] += 1
+                refusal = refusal or error  # the first, of FSDP alone
                 continue
             (fitting if self._fits(candidate) else too_large).append(candidate)
+        if refusal and not fitting + too_large:
+            raise refusal
         fitting.sort(key=lambda one: (one.worst.peak > self.limit, *one.order))
         nearest = min(too_large, key=lambda one: one.memory.peak, default=None)
         return Layouts(self.shape, self.sequences, fitting, nearest, len(too_large), refused)
@@ -233,7 +236,7 @@ class _Search:
             try:
                 smallest = self._candidate(layout, size, of_rank // size)
             except ConfigError as error:
-                refusal = error
+                refusal = refusal or error  # the first, of FSDP alone
                 if layout.pipeline == 1:
                     break  # only a pipeline asks something of the local batch
                 continue
