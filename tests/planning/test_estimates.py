@@ -149,7 +149,7 @@ def test_more_sequences_take_more_memory_and_more_ranks_less_state():
     ("args", "reason"),
     [
         (["--training.enable_cpu_offload"], "enable_cpu_offload"),
-        (["--activation_checkpoint.mode=memory_budget"], "memory_budget"),
+        (["--activation_checkpoint.mode=memory_budget", "--compile.enable"], "memory_budget"),
     ],
 )
 def test_what_cannot_be_played_says_so(args, reason):

@@ -33,7 +33,8 @@ class DryRun:
         memory: of a step of each stage and of recovery; empty where steps are not played. Routers
             give each expert the same number of tokens.
         worst_case: the same if routers send as many tokens as they can to one rank's experts; empty
-            where that changes nothing, because ranks do not share experts.
+            where that changes nothing, because ranks do not share experts or
+            debug.moe_force_load_balance chooses them.
         untraced: why steps are not played; "" if they can be.
         left_out: keys of the job that the memory does not take into account.
     """
@@ -102,7 +103,7 @@ def play_rank(
             try:
                 trainer.prepare()
                 memory = trainer.play()
-                if layout.ep_enabled:
+                if layout.ep_enabled and not job_config.debug.moe_force_load_balance:
                     routing.worst = True
                     worst_case = trainer.play()
             except NotRepeatableError:
