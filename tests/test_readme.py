@@ -29,6 +29,7 @@ from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import (
     JobConfig,
     LMHead,
+    LoadBalance,
     Resilience,
     Superposition,
     TextDataset,
@@ -388,8 +389,8 @@ def test_reading_order_names_files_that_exist():
 
 
 def test_the_table_has_the_configs_keys():
-    checkpoints, data, speed = (
-        (ROOT / f"docs/{name}.md").read_text() for name in ("checkpoints", "data", "speed")
+    checkpoints, data, speed, experts = (
+        (ROOT / f"docs/{name}.md").read_text() for name in ("checkpoints", "data", "speed", "experts")
     )
     documents = {
         "superposition": (README, Superposition),
@@ -397,6 +398,7 @@ def test_the_table_has_the_configs_keys():
         "token_shards": (data, TokenShards),
         "text_dataset": (data, TextDataset),
         "lm_head": (speed, LMHead),
+        "load_balance": (experts, LoadBalance),
     }
     for name, (text, section) in documents.items():
         table = text.partition(f"| key of `[{name}]`")[2].partition("\n\n")[0]
