@@ -389,9 +389,8 @@ def test_reading_order_names_files_that_exist():
 
 
 def test_the_table_has_the_configs_keys():
-    checkpoints, data, speed, experts = (
-        (ROOT / f"docs/{name}.md").read_text() for name in ("checkpoints", "data", "speed", "experts")
-    )
+    pages = ("checkpoints", "data", "speed", "experts")
+    checkpoints, data, speed, experts = ((ROOT / f"docs/{name}.md").read_text() for name in pages)
     documents = {
         "superposition": (README, Superposition),
         "resilience": (checkpoints, Resilience),

@@ -285,3 +285,22 @@ def test_the_benchmark_runs():
     assert "rank 0: 80 files opened" in result.stdout
     assert "the others: 0 files opened" in result.stdout
     assert result.stdout.count("data tokens/s (median of 1)") == 2
+
+
+@pytest.mark.parametrize(
+    "other", [{"LOCAL_RANK": None}, {"TORCHELASTIC_MAX_RESTARTS": "2"}, {"WORLD_SIZE": "1"}]
+)
+def test_a_process_that_shares_no_new_store_does_the_work_itself(monkeypatch, other):
+    """On one of a cluster's nodes, and where torchrun restarts ranks with the same store."""
+    rank = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for name, value in (rank | {"MASTER_PORT": "1"} | other).items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(
+            name, value
+        )
+    assert once_in_launch("alone", lambda: 7) == 7
+
+
+def test_an_error_that_cannot_be_pickled_is_still_said():
+    error = ConfigError("training.steps", 0, "must be at least 1")
+    assert "training.steps" in str(once._picklable(error))
+    assert isinstance(once._picklable(error), DataError)

@@ -259,7 +259,7 @@ class _Search:
         batch = Batch(local, accumulation, config.training.seq_len)
         ranks = pipeline_ranks(config, layout.pipeline, self.shape.layers)
         memory = worst = self.memory.of(layout, batch, ranks)
-        if layout.expert > 1:
+        if layout.expert > 1 and not config.debug.moe_force_load_balance:
             worst = self.memory.of(layout, batch, ranks, worst=True)
         traffic = self.traffic.of(layout, batch, ranks)
         gpu = self.machine.gpu

@@ -7,6 +7,8 @@ from torch.distributed.pipelining.schedules import (
     PipelineScheduleSingle,
     ScheduleDualPipeV,
     ScheduleGPipe,
+    ScheduleInterleavedZeroBubble,
+    ScheduleLoopedBFS,
     ScheduleZBVZeroBubble,
     get_schedule_class,
 )
@@ -89,16 +91,24 @@ def _rank(
     if schedule in (ScheduleZBVZeroBubble, ScheduleDualPipeV):
         own = [rank, len(parts) - 1 - rank]
     names = [name for stage in own for name in parts[stage]]
-    in_flight: float = microbatches
-    if schedule is not ScheduleGPipe:
-        # 1F1B warms up with one micro-batch for each later rank, interleaved with two and one for
-        # each of its other stages and ranks
-        first, each = (1, 1) if len(own) == 1 else ((len(own) - 1) * degree + 1, 2)
-        in_flight = min(microbatches, (first + each * (degree - 1 - rank)) / len(own))
     return PipelineRank(
         layers=sum(name.startswith("layers.") for name in names),
         stages=len(own),
         embedding="tok_embeddings" in names,
         head="output" in names,
-        in_flight=in_flight,
+        in_flight=min(microbatches, _in_flight(rank, degree, len(own), schedule)),
     )
+
+
+def _in_flight(rank: int, degree: int, stages: int, schedule: type) -> float:
+    """Micro-batches that a rank keeps for a stage, where there are enough of them."""
+    if schedule in (ScheduleGPipe, ScheduleLoopedBFS):
+        return math.inf
+    if schedule in (ScheduleInterleavedZeroBubble, ScheduleZBVZeroBubble):
+        return degree  # an activation is kept until the backward of the weights
+    if schedule is ScheduleDualPipeV:
+        return degree + 1 / stages
+    # 1F1B warms up with one micro-batch for each later rank, interleaved with two and one for each
+    # of its other stages and ranks
+    first, each = (1, 1) if stages == 1 else ((stages - 1) * degree + 1, 2)
+    return (first + each * (degree - 1 - rank)) / stages

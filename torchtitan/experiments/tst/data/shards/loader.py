@@ -58,7 +58,7 @@ def open_shards(
     if job_config.comm.mode != "default":  # a rank alone, of many that are not there
         return check()
     of_tokenizer = "the run's tokenizer" if tokenizer else "any tokenizer"
-    return once_in_launch(f"token shards in {path.absolute()} of {of_tokenizer}", check)
+    return once_in_launch(f"token shards in {path} of {of_tokenizer}", check)
 
 
 def open_mixture(job_config: JobConfig, tokenizer: BaseTokenizer | None) -> Mixture:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from ...errors import in_one_line
 from ..errors import DataError
 
 Result = TypeVar("Result")
@@ -23,7 +24,7 @@ def once_in_launch(key: str, function: Callable[[], Result]) -> Result:
     """Return what the function returns on rank 0, where it is called once in a launch.
 
     The ranks may call this in any order, and at any time. A process that is no rank of a launch,
-    or its only one, calls the function each time.
+    its only one, or of a launch that torchrun restarts calls the function each time.
 
     Args:
         key: of the result, the same on all ranks.
@@ -33,7 +34,7 @@ def once_in_launch(key: str, function: Callable[[], Result]) -> Result:
         Exception: on all ranks, what the function raises on rank 0.
         DataError: if rank 0 is gone, or needs more than an hour.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not {"RANK", "MASTER_ADDR"} <= {*os.environ}:
+    if not _can_share():
         return function()
     if key not in _results:
         rank_0 = os.environ["RANK"] == "0"
@@ -44,12 +45,21 @@ def once_in_launch(key: str, function: Callable[[], Result]) -> Result:
     return _results[key]
 
 
+def _can_share() -> bool:
+    """Whether this is one of several ranks, which meet in a new store."""
+    environment = os.environ
+    # a node of a cluster may have the others, too
+    of_a_rank = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= {*environment}
+    # the store of torchrun stays when it restarts, and nodes count restarts on their own
+    restarts = int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    return of_a_rank and restarts == 0 and int(environment.get("WORLD_SIZE", "1")) > 1
+
+
 @functools.cache
 def _store() -> dist.Store:
-    """That of the launch; kept, as without torchrun it is rank 0 that has it."""
+    """Return the store of the launch, and keep it: without torchrun it is rank 0 that has it."""
     store, _, _ = next(dist.rendezvous("env://", timeout=_PATIENCE))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"tst/once/{attempt}", store)
+    return dist.PrefixStore("tst/once", store)
 
 
 def _give(key: str, function: Callable[[], Result]) -> Result:
@@ -58,7 +68,7 @@ def _give(key: str, function: Callable[[], Result]) -> Result:
         result = function()
     except Exception as caught:  # the other ranks must not wait for ever
         error = caught
-    content = pickle.dumps((result, error))
+    content = pickle.dumps((result, error and _picklable(error)))
     pieces = range(0, len(content), _PIECE)
     for number, begin in enumerate(pieces):
         piece = content[begin : begin + _PIECE]
@@ -67,6 +77,14 @@ def _give(key: str, function: Callable[[], Result]) -> Result:
     if error:
         raise error
     return result  # type: ignore[return-value]
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # such as one whose constructor takes something else than its message
+        return DataError(in_one_line(error))
+    return error
 
 
 def _take(key: str) -> Any:
