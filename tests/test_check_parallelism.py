@@ -35,7 +35,7 @@ def test_what_does_not_agree_or_fails_is_told(run_script, tmp_path, monkeypatch)
         if "broken" in folder.name:
             return [], "superposition.bag_size = -1"
         far = 1 + 2e-5 * (processes > 1)
-        return [Step(far, far, {"weight": [far]})] * self.steps, ""
+        return [Step({"loss": far}, far, {"weight": [far]})] * self.steps, ""
 
     monkeypatch.setattr(Runs, "_run", run)
     arguments = ("--models", "llama3", "--output", tmp_path)
@@ -46,7 +46,7 @@ def test_what_does_not_agree_or_fails_is_told(run_script, tmp_path, monkeypatch)
     assert "0 of 2 agree" in result.stdout
     result = run_script("check_parallelism", "--only", "XP", "--output", tmp_path)
     assert result.code == 2
-    assert "no layout of llama3, qwen3, qwen3 MoE matches 'XP'" in result.stderr
+    assert "no layout of llama3, qwen3, qwen3 MoE, llama4 matches 'XP'" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_relative_deviation(value, reference, deviation):
 
 
 def test_the_worst_rank_and_parameter_counts():
-    of_one = [Step(2.0, 1.0, {"a": [1.0], "b": [4.0]})]
-    found = largest_deviation([Step(2.0, 1.1, {"a": [1.0, 1.0], "b": [4, 5]})], of_one)
+    of_one = [Step({"loss": 2.0}, 1.0, {"a": [1.0], "b": [4.0]})]
+    found = largest_deviation([Step({"loss": 2.0}, 1.1, {"a": [1.0, 1.0], "b": [4, 5]})], of_one)
     assert found == Deviation(0.0, pytest.approx(0.1), 0.25)
     assert found.within(0.25) and not found.within(0.2)
 

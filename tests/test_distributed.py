@@ -162,7 +162,7 @@ def test_goes_on_under_another_layout(runs, go_on, model, first, second, step):
     assert list(after) == list(range(step + 1, STEPS + 1))
     for number, line in (before | after).items():
         of_one = expected[number - 1]
-        assert line[TRAINING_LOSS] == pytest.approx(of_one.loss, rel=TOLERANCE)
+        assert line[TRAINING_LOSS] == pytest.approx(of_one.losses[TRAINING_LOSS], rel=TOLERANCE)
         assert line["grad_norm"] == pytest.approx(of_one.grad_norm, rel=TOLERANCE)
 
 

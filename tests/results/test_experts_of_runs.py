@@ -1,5 +1,6 @@
 """What compare says of the experts of runs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torchtitan.experiments.tst.results.curves import (
 from torchtitan.experiments.tst.results.report import write_comparison
 from torchtitan.experiments.tst.results.tables import rows_of_experts
 from torchtitan.experiments.tst.training.metrics import METRICS_FILE
+from torchtitan.experiments.tst.training.tensorboard import LAYOUT
 
 QWEN3 = ("--model.name=qwen3", "--model.flavor=debugmodel_moe_tiny")
 
@@ -57,6 +59,16 @@ def test_of_a_run(train, tmp_path, source):
             for layer in range(2)
         }
         assert max(of_step.largest.values()) == pytest.approx(line["experts/largest_share(%)"])
-    report, _ = write_comparison([curves], compare([curves]), tmp_path / "report", "tst compare")
-    assert (tmp_path / "report" / "experts.png").stat().st_size > 10_000
+    ((_, (chart,)),) = [
+        tags
+        for charts in LAYOUT.values()
+        for name, tags in charts.items()
+        if name.startswith("experts")
+    ]
+    assert sum(bool(re.search(chart, tag)) for tag in lines[0]) == 2
+    report, *plots = write_comparison(
+        [curves], compare([curves]), tmp_path / "report", "tst compare"
+    )
+    assert [plot.name for plot in plots] == ["loss.png", "experts.png"]
+    assert all(plot.stat().st_size > 10_000 for plot in plots)
     assert "<h2>Experts</h2>" in report.read_text()
