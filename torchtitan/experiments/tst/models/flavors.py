@@ -60,7 +60,7 @@ QWEN3 = {
         moe_inter_dim=1024,
         moe_args=_QWEN3_EXPERTS,
     ),
-    # The model of train_configs/demo/moe.toml: 0.48M parameters, of which a token uses 0.26M.
+    # The model of train_configs/demo/moe.toml: 0.48M parameters, 0.26M active.
     "demo_moe": dataclasses.replace(
         _QWEN3_TINY,
         vocab_size=1024,

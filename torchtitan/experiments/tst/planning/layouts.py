@@ -77,7 +77,7 @@ class Candidate:
             where ranks do not share experts.
         traffic: bytes by kind.
         compute: seconds of computation, the idle time of a pipeline included.
-        hidden: seconds of FSDP's and DDP's communication, which goes on beside computation.
+        hidden: seconds of FSDP's and DDP's communication, which overlaps with computation.
         exposed: seconds of the other kinds, which computation waits for.
     """
 
@@ -236,7 +236,7 @@ class _Search:
             try:
                 smallest = self._candidate(layout, size, of_rank // size)
             except ConfigError as error:
-                refusal = refusal or error  # the first, of FSDP alone
+                refusal = refusal or error  # that of the largest local batch
                 if layout.pipeline == 1:
                     break  # only a pipeline asks something of the local batch
                 continue

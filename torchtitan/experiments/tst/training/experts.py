@@ -21,7 +21,7 @@ from torchtitan.tools.logging import logger
 from ..config.sections import load_balance_section
 from ..core import ExpertLoad, load_balancing_loss
 from ..upstream.names import in_backward
-from ..upstream.parallelize import averages_gradients
+from ..upstream.parallelize import Parallelize, averages_gradients
 
 METRICS = "experts"  # first part of their names
 LARGEST, SMALLEST = f"{METRICS}/largest_share(%)", f"{METRICS}/smallest_share(%)"
@@ -29,7 +29,6 @@ ENTROPY, DEAD = f"{METRICS}/entropy", f"{METRICS}/dead"
 AUXILIARY_LOSS = "loss_metrics/load_balance"
 
 OptimizersBuilder = Callable[..., Any]
-Parallelize = Callable[[nn.Module, ParallelDims, JobConfig], nn.Module]
 
 
 class LoadBalancer:

@@ -1,7 +1,7 @@
 """Stages of a pipeline on tensors without content.
 
-A stage is told its shapes, which it would ask other ranks for, and plays few micro-batches: those
-in between change the memory as the second does.
+A stage gets its shapes as examples, because no other rank can send them. It plays few
+micro-batches: those in between change the memory as the second does.
 """
 
 from collections.abc import Callable
