@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -54,13 +54,13 @@ def cut(source: str) -> Iterator[str]:
         yield "".join(piece)
 
 
-def train_tokenizer(pieces: list[str]) -> Tokenizer:
-    """Train a byte-level BPE of VOCAB_SIZE entries."""
+def train_tokenizer(pieces: list[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE of ``vocab_size`` entries."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -70,9 +70,16 @@ def train_tokenizer(pieces: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def make_corpus(folder: Path, sources: list[str]) -> None:
-    """Write train.jsonl, validation.jsonl and tokenizer/ into ``folder``, all of it or nothing."""
+def make_corpus(folder: Path, sources: Iterable[str], vocab_size: int = VOCAB_SIZE) -> None:
+    """Write train.jsonl, validation.jsonl and tokenizer/ into ``folder``, all of it or nothing.
+
+    Args:
+        folder: of the corpus; must not exist.
+        sources: text of each file; 5 % of the files are held out for validation.
+        vocab_size: entries of the tokenizer, which is trained on the training files.
+    """
     shuffle = random.Random(0).shuffle
+    sources = list(sources)
     shuffle(sources)
     n_validation = max(1, round(VALIDATION_SHARE * len(sources)))
     split = {
@@ -90,7 +97,7 @@ def make_corpus(folder: Path, sources: list[str]) -> None:
         print(f"{name}: {len(pieces):,} pieces, {sum(map(len, pieces)) / 1e6:.1f} M characters")
     tokenizer_folder = unfinished / "tokenizer"
     tokenizer_folder.mkdir()
-    train_tokenizer(split["train"]).save(str(tokenizer_folder / "tokenizer.json"))
+    train_tokenizer(split["train"], vocab_size).save(str(tokenizer_folder / "tokenizer.json"))
     (tokenizer_folder / "tokenizer_config.json").write_text(json.dumps(SPECIAL_TOKENS))
     unfinished.rename(folder)
 
@@ -117,12 +124,18 @@ def make_if_read(job_config: JobConfig) -> None:
     with FileLock(FOLDER.with_name(f".{FOLDER.name}.lock")):  # where several jobs start
         if not FOLDER.exists():
             print("Making the demo corpus from the standard library's sources", flush=True)
-            make_corpus(FOLDER, list(read_sources()))
-        if tokens in read and not _is_complete(tokens):
-            from .shards.executors import tokenize
+            make_corpus(FOLDER, read_sources())
+        if tokens in read:
+            tokenize_corpus(FOLDER)
 
-            options = Options(tokenizer=str(FOLDER / "tokenizer"))
-            tokenize(str(FOLDER / "train.jsonl"), tokens, options, Machine())
+
+def tokenize_corpus(folder: Path) -> None:
+    """Write train.jsonl of ``folder`` as token shards, ``folder``/tokens, unless they are there."""
+    if not _is_complete(folder / TOKENS):
+        from .shards.executors import tokenize
+
+        options = Options(tokenizer=str(folder / "tokenizer"))
+        tokenize(str(folder / "train.jsonl"), folder / TOKENS, options, Machine())
 
 
 def _is_complete(tokens: Path) -> bool:
