@@ -15,7 +15,7 @@ from jobs import ROOT
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.planning import surface_plots
 from torchtitan.experiments.tst.planning import sweep as planning
-from torchtitan.experiments.tst.results.sweep import results, write_table
+from torchtitan.experiments.tst.results.sweep import results, run_unfinished, write_table
 
 PAPER = "train_configs/paper"
 BAG_SIZE, STEP_RATIO = "superposition.bag_size", "superposition.step_ratio"
@@ -224,6 +224,10 @@ def test_runs_of_a_sweep_that_are_not_finished(tmp_path, job, tst, monkeypatch, 
     assert "[4/4] lr=0.004: 0:00:0" in result.stdout
     if jobs > 1:
         assert (folder / "3.log").read_text() == "run 3\n"
+
+    launched.unlink()
+    run_unfinished(folder, jobs, 1, print, skip={points[0].name, points[3].name})
+    assert launched.read_text() == "run 2\n"
 
     monkeypatch.setenv("FAILS", "0")
     monkeypatch.setenv("SLEEP", "2")  # of the other one at work, while the first fails

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -158,7 +158,11 @@ def _surface(folder: Path, losses: list[tuple[Result, Any]]) -> paper.Surface:
 
 
 def run_unfinished(
-    folder: Path, jobs: int, processes: int | None, say: Callable[[str], None]
+    folder: Path,
+    jobs: int,
+    processes: int | None,
+    say: Callable[[str], None],
+    skip: Container[str] = (),
 ) -> None:
     """Run here what is not finished.
 
@@ -167,12 +171,17 @@ def run_unfinished(
         jobs: runs at a time; with more than one, their output goes to FOLDER/N.log.
         processes: of each run, as ``--nproc`` of ``tst train``.
         say: what to do with a line of progress.
+        skip: names of runs that count as finished.
 
     Raises:
         SweepError: after the first that fails, once those that are going on have ended.
     """
     found = results(folder)
-    waiting = [(n, result) for n, result in enumerate(found) if not result.finished]
+    waiting = [
+        (n, result)
+        for n, result in enumerate(found)
+        if not result.finished and result.name not in skip
+    ]
     say(f"{len(found) - len(waiting)} of {len(found)} runs are finished")
     train = [sys.executable, "-m", __package__.rpartition(".")[0], "train"]
     options = [] if processes is None else [f"--nproc={processes}"]
