@@ -1,102 +1,92 @@
 """The runs of docs/results.md, its tables and its plots: TST against its baseline at small scale.
 
     python scripts/replicate.py
+    python scripts/replicate.py --only stages recipe
     python scripts/replicate.py --report
+    python scripts/replicate.py --only gpu
 
-Sweeps over train_configs/replication.toml, each run on one CPU thread; stopped and started again,
-it goes on. Their losses come into docs/results/*.csv, and from there into tables and plots.
---report does only the latter.
+Each run has one process, with one CPU thread. Runs that the CSV files in docs/results hold are not
+made again; with another --output, all are. Stopped and started again, it continues. The losses go
+into the CSV files, and from there into tables and plots. --report runs nothing. Arguments of a job,
+such as --training.steps=100, change all runs; give another --folder and --output with them.
 """
 
-import csv
 import functools
 import logging
 import os
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from command_line import documented_parser
-from replication_results import (
-    CURVES_CSV,
-    RUNS_CSV,
-    Record,
-    Results,
-    fill_in,
-    read_losses,
-    read_records,
-)
-from torchtitan.experiments.tst import models, paper
+from replication import pages
+from replication.records import CURVES_CSV, RUNS_CSV, Record, read_losses, read_records, write
+from replication.sweeps import BASE, CORPORA, SWEEPS, Sweep
+from torchtitan.experiments.tst import models
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import superposition_section
-from torchtitan.experiments.tst.errors import ArgumentError
 from torchtitan.experiments.tst.planning.plan import parameters_of
-from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, STEP_RATIO, make, read_sweep
+from torchtitan.experiments.tst.planning.sweep import make, read_sweep
 from torchtitan.experiments.tst.resilience.reporting import errors_in_one_line
 from torchtitan.experiments.tst.resilience.run_folder import CONFIG_FILE
 from torchtitan.experiments.tst.results.curves import Curves, read_curves
 from torchtitan.experiments.tst.results.sweep import results, run_unfinished
 
-BASE = "train_configs/replication.toml"
-SEEDS = {"debug.seed": ["0", "1", "2"]}
-# name of each sweep: what is varied, further arguments
-SWEEPS: dict[str, tuple[dict[str, list[str]], list[str]]] = {
-    "bag_size": ({BAG_SIZE: ["1", "2", "4", "8", "16"], **SEEDS}, []),
-    "mode": ({"superposition.mode": ["input", "output"], **SEEDS}, []),
-    "reinit": (SEEDS, ["--superposition.reinit_at_recovery=tok_embeddings,output"]),
-    "steps": ({"training.steps": ["1200", "4800"], BAG_SIZE: ["1", "4"]}, []),
-    "step_ratio": (
-        {BAG_SIZE: ["2", "4", "8", "16"], STEP_RATIO: ["0.1", "0.2", "0.4", "0.6"]},
-        [],
-    ),
-}
-DOCUMENT = Path(__file__).parent.parent / "docs" / "results.md"
+ON_CPU = [sweep.name for sweep in SWEEPS if sweep.base == BASE]
 
 
-def run(folder: Path, jobs: int) -> None:
-    """All runs that are not finished."""
+def run(
+    sweeps: list[Sweep], folder: Path, output: Path, jobs: int, job_arguments: Sequence[str] = ()
+) -> None:
+    """Make all runs that are not in the CSV files yet."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    for name, (vary, arguments) in SWEEPS.items():
-        print(f"Sweep {name}", flush=True)
-        make(folder / name, BASE, vary, arguments)
-        run_unfinished(folder / name, jobs, 1, functools.partial(print, flush=True))
+    recorded = {record.run for record in read_records(output / RUNS_CSV)}
+    say = functools.partial(print, flush=True)
+    for sweep in sweeps:
+        for corpus in sweep.corpora:
+            name = sweep.folder(corpus)
+            say(f"Sweep {name}")
+            arguments = [*sweep.arguments, *CORPORA[corpus].arguments(), *job_arguments]
+            make(folder / name, sweep.base, sweep.vary, arguments)
+            done = {run.removeprefix(f"{name}/") for run in recorded}
+            run_unfinished(folder / name, jobs, 1, say, skip=done)
+            gather([sweep], folder, output)
 
 
-def gather(folder: Path, output: Path) -> None:
-    """Write what the finished runs came to as CSV: a line for each run, and for each loss."""
-    records, curves = [], []
-    for name in SWEEPS:
+def gather(sweeps: list[Sweep], folder: Path, output: Path) -> None:
+    """Write the results of finished runs into the CSV files, which keep all other runs."""
+    records = {record.run: record for record in read_records(output / RUNS_CSV)}
+    losses = read_losses(output / CURVES_CSV)
+    names = [(sweep.folder(corpus), corpus) for sweep in sweeps for corpus in sweep.corpora]
+    for name, corpus in names:
+        if not (folder / name).exists():
+            continue
         for result, entry in zip(
             results(folder / name), read_sweep(folder / name)["runs"], strict=True
         ):
             if not result.finished:
                 continue
-            of_run = read_curves(entry["folder"], f"{name}/{result.name}")
-            if of_run.validation[-1].at.step == result.steps:
-                records.append(_record(of_run))
-                curves += [
-                    {"run": of_run.name, "step": round(point.at.step), "loss": point.loss}
-                    for point in of_run.validation
-                ]
-    output.mkdir(parents=True, exist_ok=True)
-    _write_csv(output / RUNS_CSV, map(asdict, records))
-    _write_csv(output / CURVES_CSV, curves)
+            curves = read_curves(entry["folder"], f"{name}/{result.name}")
+            if curves.validation[-1].at.step == result.steps:
+                records[curves.name] = _record(curves, corpus)
+                losses[curves.name] = {
+                    round(point.at.step): point.loss for point in curves.validation
+                }
+    write(output, records.values(), losses)
 
 
-def _record(curves: Curves) -> Record:
+def _record(curves: Curves, corpus: str) -> Record:
     job = f"--job.config_file={curves.folder / CONFIG_FILE}"
     config = SuperpositionConfigManager().parse_args([job])
-    section = superposition_section(config)
-    bag_size, *others = [stage.bag_size for stage in build_schedule(config).stages] or [1]
-    if others:
-        raise ArgumentError(f"{curves.name} has stages, which have no column in {RUNS_CSV}")
+    section, stages = superposition_section(config), build_schedule(config).stages
     return Record(
         run=curves.name,
-        bag_size=bag_size,
-        step_ratio=section.step_ratio or 0,
+        corpus=corpus,
+        model=config.model.flavor,
+        lr=config.optimizer.lr,
+        stages=" ".join(f"{stage.bag_size}x{stage.steps}" for stage in stages),
         mode=section.mode,
+        weighting=section.weighting,
         reinit=bool(section.reinit_at_recovery),
         steps=config.training.steps,
         seed=config.debug.seed or 0,
@@ -106,32 +96,6 @@ def _record(curves: Curves) -> Record:
         loss=curves.validation[-1].loss,
         hours=curves.end.hours,
     )
-
-
-def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    rows = list(rows)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def report(output: Path) -> None:
-    """Tables of the document and its plots, from the CSV files."""
-    from plot_replication import draw_losses, draw_variants
-    from torchtitan.experiments.tst.planning.surface_plots import draw_surfaces
-
-    results = Results(read_records(output / RUNS_CSV))
-    draw_losses(results, read_losses(output / CURVES_CSV), output / "losses.png")
-    draw_variants(results, output / "variants.png")
-    own = results.surface()
-    of_paper = paper.nearest_surface(own.parameters, own.steps, own.weighting)
-    draw_surfaces(
-        {f"validation loss: {own.title}": own, f"paper: {of_paper.title}": of_paper},
-        output / "surface.png",
-    )
-    DOCUMENT.write_text(fill_in(DOCUMENT.read_text(), results))
-    print(f"{len(results.records)} runs: {DOCUMENT}, {output}")
 
 
 def positive(text: str) -> int:
@@ -144,24 +108,34 @@ def positive(text: str) -> int:
 def main() -> None:
     parser = documented_parser(__doc__)
     parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[sweep.name for sweep in SWEEPS],
+        metavar="SWEEP",
+        help="sweeps to run; default: all but those for a GPU",
+    )
+    parser.add_argument(
         "--folder",
         type=Path,
         default="outputs/replication",
         help="of the sweeps; default: %(default)s",
     )
     parser.add_argument(
+        "--output", type=Path, default=pages.OUTPUT, help="of the CSV files and plots"
+    )
+    parser.add_argument(
         "--jobs", type=positive, default=2, help="runs at a time; default: %(default)s"
     )
     parser.add_argument("--report", action="store_true", help="run nothing")
-    args = parser.parse_args()
+    args, job_arguments = parser.parse_known_args()
     logging.getLogger().setLevel(logging.CRITICAL)  # torchtitan's: that there is no tokenizer
-    output = DOCUMENT.with_suffix("")
     models.register()
+    sweeps = [sweep for sweep in SWEEPS if sweep.name in (args.only or ON_CPU)]
     with errors_in_one_line():
         if not args.report:
-            run(args.folder, args.jobs)
-            gather(args.folder, output)
-        report(output)
+            run(sweeps, args.folder, args.output, args.jobs, job_arguments)
+        gather(sweeps, args.folder, args.output)
+        pages.write(args.output)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,20 @@ LLAMA3 = {
     # The model of train_configs/demo: 0.23M parameters, small enough to be over-trained in minutes
     # on a laptop, as the paper's runs are over-trained in hours on a cluster.
     "demo": TransformerModelArgs(dim=64, n_layers=2, n_heads=4, vocab_size=1024, multiple_of=64),
-    # The model of train_configs/replication.toml: 0.09M parameters, so that dozens of runs see 100
+    # A smaller one for scripts/replicate.py: 0.09M parameters, so that dozens of runs see 100
     # latents a parameter and more in some hours of 2 cores.
     "demo_small": TransformerModelArgs(
         dim=32, n_layers=2, n_heads=2, vocab_size=1024, multiple_of=32
+    ),
+    # The model of train_configs/replication_gpu.toml: 3.5M parameters, for minutes of one GPU.
+    "replication_gpu": TransformerModelArgs(
+        dim=192,
+        n_layers=6,
+        n_heads=3,
+        n_kv_heads=1,
+        vocab_size=4096,
+        multiple_of=64,
+        ffn_dim_multiplier=0.75,
     ),
     # The paper's dense models: the shapes of SmolLM2-135M, SmolLM2-360M and SmolLM3-3B in Llama 3's
     # code, with its vocabulary and untied embeddings. RoPE's theta is not printed: this is

@@ -1,0 +1,135 @@
+"""docs/results.md and docs/experiments.md: templates filled in from the CSV files, and plots."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from torchtitan.experiments.tst import paper
+from torchtitan.experiments.tst.config.schedule import steps_of_stages
+from torchtitan.experiments.tst.config.sections import Superposition
+from torchtitan.experiments.tst.core import Schedule
+from torchtitan.experiments.tst.planning.plan import count
+from torchtitan.experiments.tst.planning.surface_plots import draw_lines, draw_surfaces
+
+from . import tables
+from .analysis import Lead, Results, baseline_of
+from .records import CURVES_CSV, RUNS_CSV, Recipe, read_losses, read_records
+
+TEMPLATES = sorted(Path(__file__).with_name("pages").glob("*.md"))
+SEARCH_SEED, FRESH_SEEDS = 0, (1, 2, 3)
+DOCS = Path(__file__).parents[2] / "docs"
+OUTPUT = DOCS / "results"
+
+
+def recipe(
+    sizes: list[int] | int = 1,
+    ratio: list[float] | float = 0.3,
+    corpus: str = "program",
+    steps: int = 3000,
+    lr: float = 1.2e-2,
+    model: str = "demo",
+    **others: str | bool,
+) -> Recipe:
+    """Return the recipe of these bag sizes and shares, as ``[superposition]`` has them."""
+    stages = ""
+    if sizes != 1:
+        section = Superposition(bag_size=sizes, step_ratio=ratio)
+        bag_sizes = [sizes] if isinstance(sizes, int) else sizes
+        schedule = Schedule.of(bag_sizes, steps_of_stages(section, steps))
+        stages = " ".join(f"{stage.bag_size}x{stage.steps}" for stage in schedule.stages)
+    base = Recipe(corpus, model, lr, stages, "full", "uniform", False, steps)
+    return base.with_(**others)
+
+
+def small(sizes: list[int] | int = 1, ratio: float = 0.3, **others: str | bool | int) -> Recipe:
+    """Return a recipe of the first runs: 0.09M parameters."""
+    return recipe(sizes, ratio, **{"steps": 2400, "lr": 3e-3, "model": "demo_small", **others})
+
+
+def paper_lead(bag_size: int, ratio: float) -> float:
+    """Return the lead of the paper's 270M in 20,000 steps (Table 4), nats."""
+    surface = paper.nearest_surface(paper.PARAMETERS["270M"], 20_000, "uniform")
+    assert surface.baseline is not None
+    return surface.baseline - surface.losses[ratio, bag_size]
+
+
+def paper_gain(name: str) -> float:
+    """Return the lead of a run of Table 1 over its baseline, nats."""
+    runs = paper.runs()
+    return runs[f"{name}-baseline"].final_loss - runs[f"{name}-tst"].final_loss
+
+
+def paper_reinit() -> float:
+    """Return the lead of the paper's 3B whose embedding and LM head were initialised again."""
+    runs = paper.runs()
+    return runs["3B-20k-baseline"].final_loss - runs["3B-20k-tst-reinit"].final_loss
+
+
+def fill_in(template: str, results: Results) -> str:
+    """Return the page: every figure of our own is an expression in the template.
+
+    Raises:
+        jinja2.UndefinedError: for a name that the page does not know.
+    """
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    ours: dict[str, Callable[..., Any]] = {
+        name: functools.partial(getattr(tables, name), results)
+        for name in ("comparison", "by_share", "learning_rates", "lengths")
+    }
+
+    def lead(of: Recipe, over: Recipe | None = None, seeds: Sequence[int] | None = None) -> Lead:
+        return results.lead(of, over or baseline_of(of), seeds)
+
+    def loss(of: Recipe, seeds: Sequence[int] | None = None) -> float:
+        return tables.mean(results.runs(of, seeds))
+
+    def data(of: Recipe) -> str:
+        return count(results.runs(of)[0].data_tokens)
+
+    def latents_per_parameter(of: Recipe) -> float:
+        run = results.runs(of)[0]
+        return run.latents / run.parameters
+
+    ours |= {"lead": lead, "loss": loss, "data": data, "runs": results.runs}
+    ours |= {"latents_per_parameter": latents_per_parameter}
+    papers = {"paper_lead": paper_lead, "paper_gain": paper_gain, "paper_reinit": paper_reinit}
+    names = {"recipe": recipe, "small": small}
+    return environment.from_string(template).render(**names, **ours, **papers)
+
+
+def write(folder: Path) -> None:
+    """Write the plots and, where ``folder`` is that of docs, the pages.
+
+    Args:
+        folder: of the CSV files.
+    """
+    results, losses = Results(read_records(folder / RUNS_CSV)), read_losses(folder / CURVES_CSV)
+    draw(results, losses, folder)
+    if folder == OUTPUT:
+        for template in TEMPLATES:
+            (DOCS / template.name).write_text(fill_in(template.read_text(), results))
+    print(f"{len(results.records)} runs: {folder}")
+
+
+def draw(results: Results, losses: dict[str, dict[int, float]], folder: Path) -> None:
+    """Draw what the runs so far allow.
+
+    Args:
+        results: all runs.
+        losses: validation loss of each run by step.
+        folder: of the PNG files.
+    """
+    own = tables.surface(results, small(), 0)
+    of_paper = paper.nearest_surface(own.parameters, own.steps, own.weighting)
+    surfaces = {f"validation loss: {own.title}": own, f"paper: {of_paper.title}": of_paper}
+    draw_surfaces(surfaces, folder / "surface.png")
+    lines: dict[str, list[tuple[Any, float]]] = {}
+    for run in tables.schedules(results, recipe(), SEARCH_SEED):
+        sizes = ", ".join(map(str, run.bag_sizes))
+        lines.setdefault(f"s = {sizes}", []).append((run.step_ratio, run.loss))
+    draw_lines(
+        lines, "r, share of steps in superposition", "final validation loss", folder / "search.png"
+    )

@@ -1,0 +1,147 @@
+"""The runs of docs/results.md as CSV: one line for each run, one for each of its losses."""
+
+import csv
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run trained, except for its seed.
+
+    Attributes:
+        corpus: name of the corpus.
+        model: flavor of the model.
+        lr: peak learning rate.
+        stages: bag size and steps of each stage, such as "8x300 4x300"; empty for a baseline.
+        mode: ``superposition.mode``.
+        weighting: ``superposition.weighting``.
+        reinit: whether embedding and LM head were initialised again at the boundary.
+        steps: steps of both phases.
+    """
+
+    corpus: str
+    model: str
+    lr: float
+    stages: str
+    mode: str
+    weighting: str
+    reinit: bool
+    steps: int
+
+    @property
+    def bag_sizes(self) -> tuple[int, ...]:
+        """The bag size of each stage; none for a baseline."""
+        return tuple(size for size, _ in self._stages())
+
+    @property
+    def step_ratio(self) -> float:
+        """r, the share of the steps in superposition."""
+        return round(sum(steps for _, steps in self._stages()) / self.steps, 3)
+
+    @property
+    def equal_stages(self) -> bool:
+        """Whether all stages have the same number of steps, but for rounding."""
+        steps = [steps for _, steps in self._stages()]
+        return max(steps) <= min(steps) + 1
+
+    def _stages(self) -> list[tuple[int, int]]:
+        pairs = (stage.split("x") for stage in self.stages.split())
+        return [(int(size), int(steps)) for size, steps in pairs]
+
+    @property
+    def schedule(self) -> str:
+        """The recipe's name in tables and plots."""
+        if not self.stages:
+            return "baseline"
+        sizes = ", ".join(map(str, self.bag_sizes))
+        name = f"s = {sizes}, r = {self.step_ratio:g}"
+        if not self.equal_stages:
+            name += f" ({' + '.join(f'{steps / self.steps:g}' for _, steps in self._stages())})"
+        if self.mode != "full":
+            name += f", bags {'in' if self.mode == 'input' else 'out'} only"
+        if self.weighting != "uniform":
+            name += f", {self.weighting}"
+        return name + (", re-initialised" if self.reinit else "")
+
+    def with_(self, **changes: Any) -> "Recipe":
+        """Return a recipe that differs in some attributes."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Record(Recipe):
+    """A finished run.
+
+    Attributes:
+        run: sweep, corpus and name.
+        seed: seed of weights and data.
+        parameters: parameters of the model.
+        latents: positions that the transformer saw.
+        data_tokens: data tokens read.
+        loss: final next-token validation loss, nats per token.
+        hours: hours of training.
+    """
+
+    run: str
+    seed: int
+    parameters: int
+    latents: int
+    data_tokens: int
+    loss: float
+    hours: float
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it trained."""
+        return Recipe(**{f.name: getattr(self, f.name) for f in fields(Recipe)})
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read the runs of a CSV file; none if there is no file."""
+    kinds: dict[Any, Any] = {bool: lambda text: text == "True"}
+    types = {f.name: kinds.get(f.type, f.type) for f in fields(Record)}
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            Record(**{key: types[key](value) for key, value in row.items()})
+            for row in csv.DictReader(file)
+        ]
+
+
+def read_losses(path: Path) -> dict[str, dict[int, float]]:
+    """Read the validation loss of each run by step; none if there is no file."""
+    losses: dict[str, dict[int, float]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                losses.setdefault(row["run"], {})[int(row["step"])] = float(row["loss"])
+    return losses
+
+
+def write(folder: Path, records: Iterable[Record], losses: dict[str, dict[int, float]]) -> None:
+    """Write both CSV files, in the order of the runs' names.
+
+    Args:
+        folder: where to write; made if it is missing.
+        records: the runs.
+        losses: validation loss of each run by step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["run", *(f.name for f in fields(Record) if f.name != "run")]
+    records = sorted(records, key=lambda record: record.run)
+    with (folder / RUNS_CSV).open("w", newline="") as file:
+        table = csv.DictWriter(file, names, lineterminator="\n")
+        table.writeheader()
+        table.writerows(map(dataclasses.asdict, records))
+    with (folder / CURVES_CSV).open("w", newline="") as file:
+        curves = csv.writer(file, lineterminator="\n")
+        curves.writerow(["run", "step", "loss"])
+        for record in records:
+            curves.writerows([record.run, *point] for point in losses[record.run].items())

@@ -1,0 +1,142 @@
+"""The tables of docs/results.md, as Markdown."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from torchtitan.experiments.tst import paper
+from torchtitan.experiments.tst.planning.plan import count
+
+from .analysis import Results, baseline_of
+from .records import Recipe, Record
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a table; the first is its head."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "| " + " | ".join("---" for _ in rows[0]) + " |")
+    return "\n".join(lines)
+
+
+def comparison(
+    results: Results,
+    recipes: Iterable[Recipe],
+    seeds: Sequence[int],
+    against: dict[str, Recipe] | None = None,
+) -> str:
+    """Return recipes with their losses, and how far they end below their baseline.
+
+    Args:
+        results: all runs.
+        recipes: a row each; one that has not been run is skipped.
+        seeds: of the runs.
+        against: further recipes to compare with, by the head of their column.
+    """
+    others = against or {}
+    head = ["run", "n", "data tokens", "mean loss", "standard deviation", "below the baseline by"]
+    rows = [[*head, *(f"below {name} by" for name in others)]]
+    for recipe in recipes:
+        runs = results.runs(recipe, seeds)
+        if not runs:
+            continue
+        losses = [run.loss for run in runs]
+        compared = [baseline_of(recipe), *(o.with_(corpus=recipe.corpus) for o in others.values())]
+        rows.append(
+            [
+                recipe.schedule,
+                f"{len(runs)}",
+                count(runs[0].data_tokens),
+                f"{statistics.mean(losses):.3f}",
+                f"{statistics.stdev(losses):.3f}" if len(losses) > 1 else "",
+                *(
+                    "" if other == recipe else f"{results.lead(recipe, other, seeds)}"
+                    for other in compared
+                ),
+            ]
+        )
+    return markdown(rows)
+
+
+def by_share(results: Results, base: Recipe, seed: int) -> str:
+    """Return the loss of each schedule of one seed: bag sizes are rows, r are columns.
+
+    Args:
+        results: all runs.
+        base: the baseline; the schedules differ from it in bag sizes and steps alone.
+        seed: of the runs.
+    """
+    runs = schedules(results, base, seed)
+    ratios = sorted({run.step_ratio for run in runs})
+    rows = [["*s* \\ *r*", *(f"{ratio:g}" for ratio in ratios)]]
+    for sizes in sorted({run.bag_sizes for run in runs}, key=lambda sizes: (len(sizes), sizes)):
+        of = {run.step_ratio: run for run in runs if run.bag_sizes == sizes}
+        cells = (
+            f"{of[r].loss:.3f} ({count(of[r].data_tokens)})" if r in of else "" for r in ratios
+        )
+        rows.append([", ".join(map(str, sizes)), *cells])
+    return markdown(rows)
+
+
+def schedules(results: Results, base: Recipe, seed: int) -> list[Record]:
+    """Return the runs of one seed that differ from a baseline in stages of equal length alone."""
+    recipes = results.recipes(corpus=base.corpus, model=base.model, lr=base.lr, steps=base.steps)
+    alike = [r for r in recipes if r.stages and r.equal_stages and r.with_(stages="") == base]
+    return [run for recipe in alike for run in results.runs(recipe, [seed])]
+
+
+def learning_rates(results: Results, recipes: Sequence[Recipe], seeds: Sequence[int]) -> str:
+    """Return the mean loss of recipes, a column each, over the learning rate."""
+    rates = sorted(
+        {r.lr for r in results.recipes(model=recipes[0].model, corpus=recipes[0].corpus)}
+    )
+    rows = [["peak learning rate", *(recipe.schedule for recipe in recipes), "lead"]]
+    for rate in rates:
+        at_rate = [recipe.with_(lr=rate) for recipe in recipes]
+        runs = [results.runs(recipe, seeds) for recipe in at_rate]
+        if all(runs):
+            lead = results.lead(at_rate[1], at_rate[0], seeds)
+            rows.append([f"{rate:g}", *(f"{mean(of_recipe):.3f}" for of_recipe in runs), f"{lead}"])
+    return markdown(rows)
+
+
+def mean(runs: Iterable[Record]) -> float:
+    """Return the mean loss of runs."""
+    return statistics.mean(run.loss for run in runs)
+
+
+def lengths(results: Results, recipe: Recipe, seeds: Sequence[int]) -> str:
+    """Return baseline and recipe for each number of steps that both have, at the same shares."""
+    rows = [["steps", "latents a parameter", "baseline", recipe.schedule, "lead"]]
+    others = results.recipes(corpus=recipe.corpus, model=recipe.model, lr=recipe.lr)
+    for other in sorted(others, key=lambda other: other.steps):
+        baselines = results.runs(baseline_of(other), seeds)
+        if other.schedule == recipe.schedule and baselines:
+            (run, *_) = runs = results.runs(other, seeds)
+            rows.append(
+                [
+                    f"{other.steps:,}",
+                    f"{run.latents / run.parameters:.0f}",
+                    f"{mean(baselines):.3f}",
+                    f"{mean(runs):.3f}",
+                    f"{results.lead(other, baseline_of(other), seeds)}",
+                ]
+            )
+    return markdown(rows)
+
+
+def surface(results: Results, base: Recipe, seed: int) -> paper.Surface:
+    """Return the loss of the paper's recipes of one seed over r and s.
+
+    Args:
+        results: all runs.
+        base: a baseline; all runs that differ in bag size and steps of superposition alone.
+        seed: of the runs.
+    """
+    (baseline,) = results.runs(base, [seed])
+    losses = {
+        (run.step_ratio, run.bag_sizes[0]): run.loss
+        for run in schedules(results, base, seed)
+        if len(run.bag_sizes) == 1
+    }
+    return paper.Surface(
+        base.model, baseline.parameters, base.steps, "uniform", baseline.loss, losses
+    )
