@@ -16,10 +16,13 @@ from torchtitan.experiments.tst.planning.surface_plots import draw_lines, draw_s
 
 from . import tables
 from .analysis import Lead, Results, baseline_of
+from .plots import draw_leads, draw_losses
 from .records import CURVES_CSV, RUNS_CSV, Recipe, read_losses, read_records
 
 TEMPLATES = sorted(Path(__file__).with_name("pages").glob("*.md"))
 SEARCH_SEED, FRESH_SEEDS = 0, (1, 2, 3)
+TESTED: list[list[int] | int] = [1, 4, [8, 4, 2]]
+CPU_CORPORA = ("program", "prose")
 DOCS = Path(__file__).parents[2] / "docs"
 OUTPUT = DOCS / "results"
 
@@ -93,7 +96,10 @@ def fill_in(template: str, results: Results) -> str:
         run = results.runs(of)[0]
         return run.latents / run.parameters
 
-    ours |= {"lead": lead, "loss": loss, "data": data, "runs": results.runs}
+    def n(of: Recipe, seeds: Sequence[int]) -> int:
+        return len(results.runs(of, seeds))
+
+    ours |= {"n": n, "lead": lead, "loss": loss, "data": data, "runs": results.runs}
     ours |= {"latents_per_parameter": latents_per_parameter}
     papers = {"paper_lead": paper_lead, "paper_gain": paper_gain, "paper_reinit": paper_reinit}
     names = {"recipe": recipe, "small": small}
@@ -133,3 +139,8 @@ def draw(results: Results, losses: dict[str, dict[int, float]], folder: Path) ->
     draw_lines(
         lines, "r, share of steps in superposition", "final validation loss", folder / "search.png"
     )
+    tested = [recipe(sizes, corpus=corpus) for corpus in CPU_CORPORA for sizes in TESTED]
+    draw_leads(results, [of for of in tested if of.stages], FRESH_SEEDS, folder / "leads.png")
+    for corpus in CPU_CORPORA:
+        of_corpus = [of for of in tested if of.corpus == corpus]
+        draw_losses(results, losses, of_corpus, FRESH_SEEDS, folder / f"losses_{corpus}.png")

@@ -44,6 +44,7 @@ def draw_leads(
                 capsize=4,
             )
     axes.set_yticks(range(len(leads)), [f"{r.schedule} ({r.corpus})" for r in leads])
+    axes.margins(y=0.2)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=1)
     axes.set(xlabel="final validation loss below the baseline by (nats per token)")
@@ -61,6 +62,8 @@ def draw_losses(
 ) -> None:
     """Draw the mean validation loss of recipes over steps, and each seed's lead.
 
+    Nothing is drawn before each has a run of each seed.
+
     Args:
         results: all runs.
         losses: validation loss of each run by step.
@@ -68,6 +71,8 @@ def draw_losses(
         seeds: of the runs.
         output: the PNG.
     """
+    if any(len(results.runs(recipe, seeds)) < len(seeds) for recipe in recipes):
+        return
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     baselines = [losses[run.run] for run in results.runs(recipes[0], seeds)]
     for index, recipe in enumerate(recipes):

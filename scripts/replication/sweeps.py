@@ -72,6 +72,7 @@ class Sweep:
 
 _SIZES, _RATIOS = ["4", "2", "8"], ["0.45", "0.6", "0.3"]
 _LISTS = ["[8,4,2]", "[4,2]", "[16,8,4]", "[16,8,4,2]"]
+_FRESH_SEEDS = ["1", "2", "3"]  # the search has used seed 0
 _AT_03 = f"--{STEP_RATIO}=0.3"
 # docs/results.md's first 44 runs: 0.09M parameters, the demo's learning rate
 _SMALL = (
@@ -91,6 +92,13 @@ SWEEPS = [
     Sweep("recipe", {STEP_RATIO: _RATIOS, BAG_SIZE: _SIZES}),
     Sweep("stages", {STEP_RATIO: _RATIOS, BAG_SIZE: _LISTS}),
     Sweep("reverse", {STEP_RATIO: ["0.45"], BAG_SIZE: ["[2,4,8]"]}),
+    # the test: three other seeds, two corpora
+    Sweep(
+        "test",
+        {SEED: _FRESH_SEEDS, BAG_SIZE: ["1", "4", "[8,4,2]"]},
+        (f"--{STEP_RATIO}=0.3",),
+        ("program", "prose"),
+    ),
     # a larger model, on a GPU
     Sweep("gpu", {BAG_SIZE: ["1", "4", "8"], **_SEEDS}, (_AT_03,), ("packages",), GPU_BASE),
     # the first runs

@@ -46,6 +46,17 @@ def test_no_figure_of_a_run_is_typed(template):
     assert not re.findall(r"\d\.\d{3}", EXPRESSION.sub("", template.read_text()))
 
 
+def test_the_figures_of_the_readme(results):
+    leads = [
+        f"{results.lead(of, analysis.baseline_of(of), (1, 2, 3)).mean:.3f}"
+        for sizes in (4, [8, 4, 2])
+        for of in (pages.recipe(sizes), pages.recipe(sizes, corpus="prose"))
+    ]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    said = "leads by {} on program text and by {} on English prose; with stages, by {} and {} "
+    assert said.format(*leads) in text
+
+
 def test_the_last_loss_of_a_curve_is_the_runs():
     runs, curves = rows_of(records.RUNS_CSV), rows_of(records.CURVES_CSV)
     final = {row["run"]: row["loss"] for row in curves}  # the last line of each
