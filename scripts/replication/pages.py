@@ -128,17 +128,18 @@ def draw(results: Results, losses: dict[str, dict[int, float]], folder: Path) ->
         losses: validation loss of each run by step.
         folder: of the PNG files.
     """
-    own = tables.surface(results, small(), 0)
-    of_paper = paper.nearest_surface(own.parameters, own.steps, own.weighting)
-    surfaces = {f"validation loss: {own.title}": own, f"paper: {of_paper.title}": of_paper}
-    draw_surfaces(surfaces, folder / "surface.png")
+    if results.runs(small(), [0]):
+        own = tables.surface(results, small(), 0)
+        of_paper = paper.nearest_surface(own.parameters, own.steps, own.weighting)
+        surfaces = {f"validation loss: {own.title}": own, f"paper: {of_paper.title}": of_paper}
+        draw_surfaces(surfaces, folder / "surface.png")
     lines: dict[str, list[tuple[Any, float]]] = {}
     for run in tables.schedules(results, recipe(), SEARCH_SEED):
         sizes = ", ".join(map(str, run.bag_sizes))
         lines.setdefault(f"s = {sizes}", []).append((run.step_ratio, run.loss))
-    draw_lines(
-        lines, "r, share of steps in superposition", "final validation loss", folder / "search.png"
-    )
+    if lines:
+        x_label = "r, share of steps in superposition"
+        draw_lines(lines, x_label, "final validation loss", folder / "search.png")
     tested = [recipe(sizes, corpus=corpus) for corpus in CPU_CORPORA for sizes in TESTED]
     draw_leads(results, [of for of in tested if of.stages], FRESH_SEEDS, folder / "leads.png")
     for corpus in CPU_CORPORA:

@@ -27,6 +27,8 @@ def draw_leads(
     """
     leads = {recipe: results.lead(recipe, baseline_of(recipe), seeds) for recipe in recipes}
     leads = {recipe: lead for recipe, lead in leads.items() if lead.differences}
+    if not leads:
+        return
     corpora = list(dict.fromkeys(recipe.corpus for recipe in recipes))
     figure, axes = plt.subplots(figsize=(9, 0.6 + 0.4 * len(leads)), layout="constrained")
     for row, (recipe, lead) in enumerate(leads.items()):

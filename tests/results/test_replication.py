@@ -116,6 +116,15 @@ def test_intervals_are_scipys():
         assert interval == pytest.approx((low, high), abs=3e-4)
 
 
+def test_plots_of_few_runs(tmp_path, results):
+    """Another output has only what was run into it."""
+    pages.draw(analysis.Results([]), {}, tmp_path)
+    assert not list(tmp_path.iterdir())
+    of_small = analysis.Results([run for run in results.records if run.model == "demo_small"])
+    pages.draw(of_small, {}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["surface.png"]
+
+
 def test_names_of_recipes():
     assert pages.recipe().schedule == "baseline"
     assert pages.recipe(4, 0.45).schedule == "s = 4, r = 0.45"
