@@ -1,7 +1,7 @@
 """Make a corpus of text files on this machine, with a tokenizer of its own, for replicate.py.
 
     python scripts/make_corpus.py rfc outputs/replication/prose --source FOLDER
-    python scripts/make_corpus.py python outputs/replication_gpu/corpus --vocab-size 4096
+    python scripts/make_corpus.py python outputs/replication/packages --vocab-size 4096
 
 rfc: English prose, the paragraphs of the RFCs in FOLDER (rfc*.txt or rfc*.txt.gz). Lists, tables
 and diagrams are skipped, and so is a paragraph that another RFC has, too. Debian packages the RFCs

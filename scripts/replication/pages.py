@@ -114,7 +114,7 @@ def write(folder: Path) -> None:
     """
     results, losses = Results(read_records(folder / RUNS_CSV)), read_losses(folder / CURVES_CSV)
     draw(results, losses, folder)
-    if folder == OUTPUT:
+    if folder.resolve() == OUTPUT.resolve():
         for template in TEMPLATES:
             (DOCS / template.name).write_text(fill_in(template.read_text(), results))
     print(f"{len(results.records)} runs: {folder}")
