@@ -19,7 +19,15 @@ from pathlib import Path
 
 from command_line import documented_parser
 from replication import pages
-from replication.records import CURVES_CSV, RUNS_CSV, Record, read_losses, read_records, write
+from replication.records import (
+    CURVES_CSV,
+    RUNS_CSV,
+    Record,
+    read_losses,
+    read_records,
+    stages_of,
+    write,
+)
 from replication.sweeps import BASE, CORPORA, SWEEPS, Sweep
 from torchtitan.experiments.tst import models
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
@@ -78,13 +86,13 @@ def gather(sweeps: list[Sweep], folder: Path, output: Path) -> None:
 def _record(curves: Curves, corpus: str) -> Record:
     job = f"--job.config_file={curves.folder / CONFIG_FILE}"
     config = SuperpositionConfigManager().parse_args([job])
-    section, stages = superposition_section(config), build_schedule(config).stages
+    section = superposition_section(config)
     return Record(
         run=curves.name,
         corpus=corpus,
         model=config.model.flavor,
         lr=config.optimizer.lr,
-        stages=" ".join(f"{stage.bag_size}x{stage.steps}" for stage in stages),
+        stages=stages_of(build_schedule(config)),
         mode=section.mode,
         weighting=section.weighting,
         reinit=bool(section.reinit_at_recovery),
@@ -132,9 +140,10 @@ def main() -> None:
     models.register()
     sweeps = [sweep for sweep in SWEEPS if sweep.name in (args.only or ON_CPU)]
     with errors_in_one_line():
-        if not args.report:
+        if args.report:
+            gather(sweeps, args.folder, args.output)
+        else:  # gathers after each sweep
             run(sweeps, args.folder, args.output, args.jobs, job_arguments)
-        gather(sweeps, args.folder, args.output)
         pages.write(args.output)
 
 

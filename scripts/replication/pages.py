@@ -17,7 +17,7 @@ from torchtitan.experiments.tst.planning.surface_plots import draw_lines, draw_s
 from . import tables
 from .analysis import Lead, Results, baseline_of
 from .plots import draw_leads, draw_losses
-from .records import CURVES_CSV, RUNS_CSV, Recipe, read_losses, read_records
+from .records import CURVES_CSV, RUNS_CSV, Recipe, read_losses, read_records, stages_of
 
 TEMPLATES = sorted(Path(__file__).with_name("pages").glob("*.md"))
 SEARCH_SEED, FRESH_SEEDS = 0, (1, 2, 3)
@@ -42,7 +42,7 @@ def recipe(
         section = Superposition(bag_size=sizes, step_ratio=ratio)
         bag_sizes = [sizes] if isinstance(sizes, int) else sizes
         schedule = Schedule.of(bag_sizes, steps_of_stages(section, steps))
-        stages = " ".join(f"{stage.bag_size}x{stage.steps}" for stage in schedule.stages)
+        stages = stages_of(schedule)
     base = Recipe(corpus, model, lr, stages, "full", "uniform", False, steps)
     return base.with_(**others)
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torchtitan.experiments.tst.core import Schedule
+
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
+
+
+def stages_of(schedule: Schedule) -> str:
+    """Return the stages of a schedule as in the CSV file, such as "8x300 4x300"."""
+    return " ".join(f"{stage.bag_size}x{stage.steps}" for stage in schedule.stages)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Recipe:
 
     @property
     def equal_stages(self) -> bool:
-        """Whether all stages have the same number of steps, but for rounding."""
+        """Whether all stages have the same number of steps, except for rounding."""
         steps = [steps for _, steps in self._stages()]
         return max(steps) <= min(steps) + 1
 
