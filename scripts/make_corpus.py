@@ -9,11 +9,13 @@ as doc-rfc-* (non-free); the RFC editor offers them for download.
 python: the sources of all packages that this interpreter has installed, and of its library.
 
 The corpus is a folder of train.jsonl, validation.jsonl (5 % of the files), tokenizer/ (byte-level
-BPE) and tokens/ (token shards).
+BPE), tokens/ (token shards) and made_from.json. It needs the extra "data".
 """
 
 import argparse
 import gzip
+import importlib.util
+import json
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -21,8 +23,10 @@ from pathlib import Path
 
 from command_line import documented_parser
 from torchtitan.experiments.tst.data.demo_corpus import (
+    SPECIAL_TOKENS,
     VOCAB_SIZE,
     make_corpus,
+    read_texts,
     tokenize_corpus,
 )
 from torchtitan.experiments.tst.data.errors import DataError
@@ -32,6 +36,9 @@ from torchtitan.experiments.tst.resilience.reporting import errors_in_one_line
 # the last line of a page, the first of the next, and the first character after them
 _PAGE_BREAK = re.compile(r"\s*\n[^\n]*\[Page \w+\]\s*\n\s*RFC \d+[^\n]*\n\s*?\n( *\S)")
 _LETTERS = 0.93  # share of letters and spaces in a paragraph of prose
+_RFC = re.compile(r"(rfc\d+)\.txt(\.gz)?")
+_SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte
+MADE_FROM = "made_from.json"
 
 
 def read_rfcs(folder: Path) -> Iterator[str]:
@@ -40,7 +47,8 @@ def read_rfcs(folder: Path) -> Iterator[str]:
     Raises:
         DataError: if there is no RFC.
     """
-    files = {path.name.partition(".")[0]: path for path in sorted(folder.rglob("rfc[0-9]*.txt*"))}
+    found = [(path, _RFC.fullmatch(path.name)) for path in sorted(folder.rglob("rfc*.txt*"))]
+    files = {name[1]: path for path, name in found if name}
     if not files:
         raise DataError(f"{folder} has no file rfcNUMBER.txt or rfcNUMBER.txt.gz")
     seen: set[str] = set()
@@ -85,11 +93,7 @@ def python_folders() -> list[Path]:
 def read_python(folders: Iterable[Path]) -> Iterator[str]:
     """Yield the Python sources below the folders, in order of their paths; equal files once."""
     seen: set[str] = set()
-    for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
-        try:
-            source = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            continue
+    for source in read_texts(sorted({path for folder in folders for path in folder.rglob("*.py")})):
         if source and source not in seen:
             seen.add(source)
             yield source
@@ -98,10 +102,13 @@ def read_python(folders: Iterable[Path]) -> Iterator[str]:
 def main() -> None:
     parser = documented_parser(__doc__)
     parser.add_argument("kind", choices=["rfc", "python"])
-    parser.add_argument("folder", type=Path, help="of the corpus; what it has is not made again")
-    parser.add_argument("--source", type=Path, help="rfc: the folder of the RFCs")
+    parser.add_argument("folder", type=Path, help="where the corpus goes; it is not made twice")
+    parser.add_argument("--source", type=Path, help="the folder with the RFCs; for rfc only")
     parser.add_argument(
-        "--vocab-size", type=int, default=VOCAB_SIZE, help="of the tokenizer; default: %(default)s"
+        "--vocab-size",
+        type=int,
+        default=VOCAB_SIZE,
+        help="entries of the tokenizer; default: %(default)s",
     )
     args = parser.parse_args()
     with errors_in_one_line():
@@ -109,12 +116,32 @@ def main() -> None:
 
 
 def make(args: argparse.Namespace) -> None:
-    """Make what is missing of the corpus."""
-    if (args.kind == "rfc") != (args.source is not None):
-        raise ArgumentError(f"--source: {args.source}; give it for rfc, and only there")
+    """Make what is missing of the corpus.
+
+    Raises:
+        ArgumentError: for arguments that do not fit, or a folder with something else.
+        DataError: for a source without enough text.
+    """
+    if args.kind == "rfc" and not args.source:
+        raise ArgumentError("--source is missing: give the folder with the RFCs")
+    if args.kind == "python" and args.source:
+        raise ArgumentError(f"--source {args.source}: only rfc takes it; leave it out")
+    if args.vocab_size < _SMALLEST_VOCABULARY:
+        raise ArgumentError(
+            f"--vocab-size {args.vocab_size}: must be at least {_SMALLEST_VOCABULARY}, for every "
+            "byte and the special tokens"
+        )
+    if importlib.util.find_spec("datatrove") is None:
+        raise ArgumentError('datatrove is missing: pip install "torchtitan-tst[data]"')
+    made_from = {"kind": args.kind, "vocab_size": args.vocab_size}
+    path = args.folder / MADE_FROM
     if not args.folder.exists():
         sources = read_rfcs(args.source) if args.kind == "rfc" else read_python(python_folders())
         make_corpus(args.folder, sources, args.vocab_size)
+        path.write_text(json.dumps(made_from))
+    found = json.loads(path.read_text()) if path.exists() else "no corpus of this script"
+    if found != made_from:
+        raise ArgumentError(f"{args.folder} holds {found}, not {made_from}; give another folder")
     tokenize_corpus(args.folder)
 
 

@@ -55,7 +55,8 @@ def test_rfcs_are_read_once(tmp_path):
         gzip.compress(PAGE.replace("A bag", "The bag").encode())
     )
     (tmp_path / "sub" / "rfc9999.txt").symlink_to(tmp_path / "rfc9999.txt")
-    (tmp_path / "rfc-index.txt").write_text(PAGE.replace("A bag", "No bag"))
+    for name in ("rfc-index.txt", "rfc1.txt.orig", "rfc2-notes.txt", "rfcs.txt"):
+        (tmp_path / name).write_text(PAGE.replace("A bag", "No bag"))
     of_9998 = JOINED.replace("A bag", "The bag")
     assert list(make_corpus.read_rfcs(tmp_path)) == [f"{of_9998}\n{COMMON}\n", f"{JOINED}\n"]
 
@@ -98,10 +99,34 @@ def test_a_corpus(tmp_path, run_script):
     assert tokens["complete"]
     assert tokens["documents"] == len(train)
 
+    again = ("rfc", folder, "--source", tmp_path, "--vocab-size")
+    assert run_script("make_corpus", *again, 300).code == 0
+    other = run_script("make_corpus", *again, 301)
+    assert other.code == 2
+    assert "'vocab_size': 300}, not {'kind': 'rfc', 'vocab_size': 301}" in other.stderr
 
-@pytest.mark.parametrize("arguments", [["rfc", "corpus"], ["python", "corpus", "--source", "."]])
-def test_a_source_where_it_belongs(run_script, tmp_path, arguments):
-    kind, folder, *rest = arguments
-    made = run_script("make_corpus", kind, tmp_path / folder, *rest)
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["rfc"], "--source is missing: give the folder with the RFCs"),
+        (["python", "--source", "."], "--source .: only rfc takes it; leave it out"),
+        (["python", "--vocab-size", "257"], "--vocab-size 257: must be at least 258"),
+        (["rfc", "--source", "one"], "1 files to make it of; it needs 2 or more"),
+    ],
+)
+def test_no_corpus(run_script, tmp_path, monkeypatch, arguments, error):
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "rfc1.txt").write_text(PAGE)
+    kind, *rest = (one if argument == "one" else argument for argument in arguments)
+    made = run_script("make_corpus", kind, tmp_path / "corpus", *rest)
     assert made.code == 2
-    assert "--source" in made.stderr
+    assert error in made.stderr
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_folder_with_something_else(run_script, tmp_path):
+    made = run_script("make_corpus", "python", tmp_path)
+    assert made.code == 2
+    assert f"{tmp_path} holds no corpus of this script" in made.stderr

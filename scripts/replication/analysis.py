@@ -5,50 +5,68 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .records import Recipe, Record
+from scipy.stats import t as students_t
 
-# 97.5 % quantile of Student's t with 1, 2, ... degrees of freedom; a GPU machine may lack scipy
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201)
+from .records import Recipe, Record
 
 
 @dataclass(frozen=True)
 class Lead:
-    """By how much one recipe ends below another, seed by seed.
+    """How far one recipe ends below another: pairs of runs with the same seed.
 
     Attributes:
-        differences: loss of the other minus loss of this one, nats, a value for each pair.
+        differences: of each seed, loss of the other minus loss of this one, nats.
     """
 
-    differences: tuple[float, ...]
+    differences: dict[int, float]
+
+    @property
+    def n(self) -> int:
+        """The number of pairs."""
+        return len(self.differences)
 
     @property
     def mean(self) -> float:
         """The mean difference, nats; above 0 if this recipe is better."""
-        return statistics.mean(self.differences)
+        return statistics.mean(self.differences.values())
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the mean, nats; of 2 pairs or more."""
-        return statistics.stdev(self.differences) / len(self.differences) ** 0.5
+        """The standard error of the mean, nats; needs two pairs."""
+        return statistics.stdev(self.differences.values()) / self.n**0.5
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the mean by Student's t; of 2 to 12 pairs."""
-        half = _T[len(self.differences) - 2] * self.standard_error
-        return self.mean - half, self.mean + half
+        """The 95 % confidence interval of the mean by Student's t, nats; needs two pairs."""
+        low, high = students_t.interval(0.95, self.n - 1, self.mean, self.standard_error)
+        return float(low), float(high)
 
     @property
     def wins(self) -> int:
         """How many pairs are above 0."""
-        return sum(difference > 0 for difference in self.differences)
+        return sum(difference > 0 for difference in self.differences.values())
+
+    @property
+    def verdict(self) -> str:
+        """Whether this recipe is better: "yes" and "no" where the interval excludes 0."""
+        if self.n < 2:
+            return f"{self.n} pair" if self.n else "not run"
+        low, high = self.interval
+        return "yes" if low > 0 else "no" if high < 0 else "not shown"
 
     def __str__(self) -> str:
-        if len(self.differences) < 2:
-            return f"{self.mean:+.3f}"
+        if self.n < 2:
+            return f"{self.mean:+.3f}" if self.n else ""
         return "{:+.3f} ({:+.3f} to {:+.3f})".format(self.mean, *self.interval)
 
-    def __add__(self, other: "Lead") -> "Lead":
-        return Lead(self.differences + other.differences)
+
+def mean_lead(leads: Sequence[Lead]) -> Lead:
+    """Return the mean of leads on several corpora, seed by seed.
+
+    Seeds are the pairs: two corpora with one seed have the same initial weights.
+    """
+    seeds = set.intersection(*(set(lead.differences) for lead in leads))
+    return Lead({s: statistics.mean(lead.differences[s] for lead in leads) for s in sorted(seeds)})
 
 
 class Results:
@@ -78,15 +96,12 @@ class Results:
         wanted = sorted(by_seed) if seeds is None else seeds
         return [by_seed[seed] for seed in wanted if seed in by_seed]
 
-    def lead(self, recipe: Recipe, other: Recipe, seeds: Iterable[int] | None = None) -> Lead:
-        """Return by how much a recipe is below another, of the seeds that both have."""
+    def lead(self, recipe: Recipe, other: Recipe, seeds: Iterable[int]) -> Lead:
+        """Return how far a recipe ends below another, of the seeds that both have."""
         mine, others = self._by_recipe.get(recipe, {}), self._by_recipe.get(other, {})
-        wanted = sorted(mine) if seeds is None else seeds
-        return Lead(
-            tuple(others[s].loss - mine[s].loss for s in wanted if s in mine and s in others)
-        )
+        return Lead({s: others[s].loss - mine[s].loss for s in seeds if s in mine and s in others})
 
 
 def baseline_of(recipe: Recipe) -> Recipe:
     """The equal-FLOPs baseline of a recipe: without superposition, all else equal."""
-    return recipe.with_(stages="", mode="full", weighting="uniform", reinit=False)
+    return recipe.with_(stages="", mode="full", weighting="uniform", reinit=False, variant="")

@@ -15,16 +15,26 @@ from torchtitan.experiments.tst.planning.plan import count
 from torchtitan.experiments.tst.planning.surface_plots import draw_lines, draw_surfaces
 
 from . import tables
-from .analysis import Lead, Results, baseline_of
+from .analysis import Lead, Results, baseline_of, mean_lead
 from .plots import draw_leads, draw_losses
-from .records import CURVES_CSV, RUNS_CSV, Recipe, read_losses, read_records, stages_of
+from .records import (
+    CURVES_CSV,
+    DOCS,
+    OUTPUT,
+    RUNS_CSV,
+    Recipe,
+    read_losses,
+    read_records,
+    stages_of,
+)
 
 TEMPLATES = sorted(Path(__file__).with_name("pages").glob("*.md"))
 SEARCH_SEED, FRESH_SEEDS = 0, (1, 2, 3)
-TESTED: list[list[int] | int] = [1, 4, [8, 4, 2]]
+TESTED: list[tuple[list[int] | int, float]] = [
+    *((2, 0.3), (4, 0.3), (8, 0.3), (4, 0.45)),
+    *(([8, 4, 2], 0.3), ([8, 4, 2], 0.45)),
+]
 CPU_CORPORA = ("program", "prose")
-DOCS = Path(__file__).parents[2] / "docs"
-OUTPUT = DOCS / "results"
 
 
 def recipe(
@@ -83,10 +93,10 @@ def fill_in(template: str, results: Results) -> str:
         for name in ("comparison", "by_share", "learning_rates", "lengths")
     }
 
-    def lead(of: Recipe, over: Recipe | None = None, seeds: Sequence[int] | None = None) -> Lead:
+    def lead(of: Recipe, seeds: Sequence[int], over: Recipe | None = None) -> Lead:
         return results.lead(of, over or baseline_of(of), seeds)
 
-    def loss(of: Recipe, seeds: Sequence[int] | None = None) -> float:
+    def loss(of: Recipe, seeds: Sequence[int]) -> float:
         return tables.mean(results.runs(of, seeds))
 
     def data(of: Recipe) -> str:
@@ -96,11 +106,11 @@ def fill_in(template: str, results: Results) -> str:
         run = results.runs(of)[0]
         return run.latents / run.parameters
 
-    def n(of: Recipe, seeds: Sequence[int]) -> int:
-        return len(results.runs(of, seeds))
+    def tested(corpus: str) -> list[Recipe]:
+        return [recipe(sizes, ratio, corpus) for sizes, ratio in TESTED]
 
-    ours |= {"n": n, "lead": lead, "loss": loss, "data": data, "runs": results.runs}
-    ours |= {"latents_per_parameter": latents_per_parameter}
+    ours |= {"lead": lead, "loss": loss, "data": data, "runs": results.runs, "tested": tested}
+    ours |= {"mean_lead": mean_lead, "latents_per_parameter": latents_per_parameter}
     papers = {"paper_lead": paper_lead, "paper_gain": paper_gain, "paper_reinit": paper_reinit}
     names = {"recipe": recipe, "small": small}
     return environment.from_string(template).render(**names, **ours, **papers)
@@ -128,8 +138,8 @@ def draw(results: Results, losses: dict[str, dict[int, float]], folder: Path) ->
         losses: validation loss of each run by step.
         folder: of the PNG files.
     """
-    if results.runs(small(), [0]):
-        own = tables.surface(results, small(), 0)
+    own = tables.surface(results, small(), 0) if results.runs(small(), [0]) else None
+    if own and own.losses:
         of_paper = paper.nearest_surface(own.parameters, own.steps, own.weighting)
         surfaces = {f"validation loss: {own.title}": own, f"paper: {of_paper.title}": of_paper}
         draw_surfaces(surfaces, folder / "surface.png")
@@ -140,8 +150,8 @@ def draw(results: Results, losses: dict[str, dict[int, float]], folder: Path) ->
     if lines:
         x_label = "r, share of steps in superposition"
         draw_lines(lines, x_label, "final validation loss", folder / "search.png")
-    tested = [recipe(sizes, corpus=corpus) for corpus in CPU_CORPORA for sizes in TESTED]
-    draw_leads(results, [of for of in tested if of.stages], FRESH_SEEDS, folder / "leads.png")
+    tested = [recipe(*how, corpus) for corpus in CPU_CORPORA for how in TESTED]
+    draw_leads(results, tested, FRESH_SEEDS, folder / "leads.png")
     for corpus in CPU_CORPORA:
-        of_corpus = [of for of in tested if of.corpus == corpus]
+        of_corpus = [recipe(sizes, 0.3, corpus) for sizes in (1, 4, [8, 4, 2])]
         draw_losses(results, losses, of_corpus, FRESH_SEEDS, folder / f"losses_{corpus}.png")

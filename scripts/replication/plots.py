@@ -21,20 +21,20 @@ def draw_leads(
 
     Args:
         results: all runs.
-        recipes: a row each, from above; one that has not been run is skipped.
-        seeds: of the runs.
+        recipes: a row each, from the top; one that has not been run is skipped.
+        seeds: those of the runs to show.
         output: the PNG.
     """
     leads = {recipe: results.lead(recipe, baseline_of(recipe), seeds) for recipe in recipes}
-    leads = {recipe: lead for recipe, lead in leads.items() if lead.differences}
+    leads = {recipe: lead for recipe, lead in leads.items() if lead.n}
     if not leads:
         return
     corpora = list(dict.fromkeys(recipe.corpus for recipe in recipes))
     figure, axes = plt.subplots(figsize=(9, 0.6 + 0.4 * len(leads)), layout="constrained")
     for row, (recipe, lead) in enumerate(leads.items()):
         color = f"C{corpora.index(recipe.corpus)}"
-        axes.plot(lead.differences, [row] * len(lead.differences), "o", color=color, alpha=0.5)
-        if len(lead.differences) > 1:
+        axes.plot([*lead.differences.values()], [row] * lead.n, "o", color=color, alpha=0.5)
+        if lead.n > 1:
             low, high = lead.interval
             axes.errorbar(
                 [lead.mean],
@@ -69,14 +69,15 @@ def draw_losses(
     Args:
         results: all runs.
         losses: validation loss of each run by step.
-        recipes: a line each, of one corpus and as many steps; the first is the baseline.
-        seeds: of the runs.
+        recipes: a line each, of one corpus and number of steps; the first is the baseline.
+        seeds: those of the runs to show.
         output: the PNG.
     """
     if any(len(results.runs(recipe, seeds)) < len(seeds) for recipe in recipes):
         return
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     baselines = [losses[run.run] for run in results.runs(recipes[0], seeds)]
+    in_recovery: list[float] = []  # leads
     for index, recipe in enumerate(recipes):
         runs = [losses[run.run] for run in results.runs(recipe, seeds)]
         steps = sorted(set.intersection(*(set(run) for run in runs)))
@@ -84,8 +85,9 @@ def draw_losses(
         left.plot(steps, means, "o-", color=f"C{index}", markersize=3, label=recipe.schedule)
         if index:
             for run, baseline in zip(runs, baselines, strict=True):
-                leads = [baseline[step] - run[step] for step in steps]
-                right.plot(steps, leads, color=f"C{index}", alpha=0.5, linewidth=1)
+                leads = {step: baseline[step] - run[step] for step in steps}
+                right.plot([*leads], [*leads.values()], color=f"C{index}", alpha=0.5, linewidth=1)
+                in_recovery += [leads[step] for step in steps if step > recipe.boundary]
     for panel in (left, right):
         panel.set(xlabel="step", xlim=(0, recipes[0].steps))
         panel.grid(alpha=0.3)
@@ -96,7 +98,8 @@ def draw_losses(
         title="Mean of the seeds",
         ylim=(last - 0.2, last + 2),
     )
-    right.set(ylabel="below the baseline by (nats per token)", title="Each seed", ylim=(-0.3, 0.15))
+    right.set(ylabel="below the baseline by (nats per token)", title="Each seed")
+    right.set_ylim(min(in_recovery) - 0.05, max(in_recovery) + 0.05)
     left.legend(fontsize="small")
     figure.savefig(output, dpi=120)
     plt.close(figure)

@@ -2,14 +2,18 @@
 
 import csv
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torchtitan.experiments.tst.core import Schedule
+from torchtitan.experiments.tst.errors import ArgumentError
 
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
+DOCS = Path(__file__).parents[2] / "docs"
+OUTPUT = DOCS / "results"
 
 
 def stages_of(schedule: Schedule) -> str:
@@ -19,7 +23,7 @@ def stages_of(schedule: Schedule) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run trained, except for its seed.
+    """A way to train: all that a run is made of, except for its seed.
 
     Attributes:
         corpus: name of the corpus.
@@ -30,6 +34,7 @@ class Recipe:
         weighting: ``superposition.weighting``.
         reinit: whether embedding and LM head were initialised again at the boundary.
         steps: steps of both phases.
+        variant: a change of the code that was tried and deleted, as docs/experiments.md has it.
     """
 
     corpus: str
@@ -40,6 +45,7 @@ class Recipe:
     weighting: str
     reinit: bool
     steps: int
+    variant: str = ""
 
     @property
     def bag_sizes(self) -> tuple[int, ...]:
@@ -49,7 +55,12 @@ class Recipe:
     @property
     def step_ratio(self) -> float:
         """r, the share of the steps in superposition."""
-        return round(sum(steps for _, steps in self._stages()) / self.steps, 3)
+        return round(self.boundary / self.steps, 3)
+
+    @property
+    def boundary(self) -> int:
+        """The last step in superposition; 0 for a baseline."""
+        return sum(steps for _, steps in self._stages())
 
     @property
     def equal_stages(self) -> bool:
@@ -74,14 +85,16 @@ class Recipe:
             name += f", bags {'in' if self.mode == 'input' else 'out'} only"
         if self.weighting != "uniform":
             name += f", {self.weighting}"
-        return name + (", re-initialised" if self.reinit else "")
+        if self.reinit:
+            name += ", re-initialised"
+        return f"{name}, {self.variant}" if self.variant else name
 
     def with_(self, **changes: Any) -> "Recipe":
         """Return a recipe that differs in some attributes."""
         return dataclasses.replace(self, **changes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record(Recipe):
     """A finished run.
 
@@ -93,6 +106,7 @@ class Record(Recipe):
         data_tokens: data tokens read.
         loss: final next-token validation loss, nats per token.
         hours: hours of training.
+        corpus_id: checksum of the corpus's tokenizer, and its number of tokens; empty if unknown.
     """
 
     run: str
@@ -102,10 +116,11 @@ class Record(Recipe):
     data_tokens: int
     loss: float
     hours: float
+    corpus_id: str = ""
 
     @property
     def recipe(self) -> Recipe:
-        """What it trained."""
+        """The run without its seed and its results."""
         return Recipe(**{f.name: getattr(self, f.name) for f in fields(Recipe)})
 
 
@@ -132,6 +147,26 @@ def read_losses(path: Path) -> dict[str, dict[int, float]]:
     return losses
 
 
+def check_corpora(ids: Iterable[tuple[str, str]], output: Path) -> None:
+    """Check that each corpus is one and the same in all runs.
+
+    Args:
+        ids: name and ``corpus_id`` of each run's corpus; one that is unknown passes.
+        output: folder of the CSV files.
+
+    Raises:
+        ArgumentError: if one differs.
+    """
+    known: dict[str, str] = {}
+    for corpus, corpus_id in ids:
+        if corpus_id and known.setdefault(corpus, corpus_id) != corpus_id:
+            raise ArgumentError(
+                f"the corpus {corpus!r} here is {corpus_id} (tokenizer, tokens), and that of the "
+                f"runs in {output / RUNS_CSV} is {known[corpus]}; their losses cannot be compared. "
+                "Give another --folder and --output"
+            )
+
+
 def write(folder: Path, records: Iterable[Record], losses: dict[str, dict[int, float]]) -> None:
     """Write both CSV files, in the order of the runs' names.
 
@@ -143,12 +178,21 @@ def write(folder: Path, records: Iterable[Record], losses: dict[str, dict[int, f
     folder.mkdir(parents=True, exist_ok=True)
     names = ["run", *(f.name for f in fields(Record) if f.name != "run")]
     records = sorted(records, key=lambda record: record.run)
-    with (folder / RUNS_CSV).open("w", newline="") as file:
-        table = csv.DictWriter(file, names, lineterminator="\n")
-        table.writeheader()
-        table.writerows(map(dataclasses.asdict, records))
-    with (folder / CURVES_CSV).open("w", newline="") as file:
+    with _replacing(folder / CURVES_CSV) as file:
         curves = csv.writer(file, lineterminator="\n")
         curves.writerow(["run", "step", "loss"])
         for record in records:
-            curves.writerows([record.run, *point] for point in losses[record.run].items())
+            curves.writerows([record.run, *point] for point in losses.get(record.run, {}).items())
+    with _replacing(folder / RUNS_CSV) as file:
+        table = csv.DictWriter(file, names, lineterminator="\n")
+        table.writeheader()
+        table.writerows(map(dataclasses.asdict, records))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """A file that takes the place of another once it is whole."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("w", newline="") as file:
+        yield file
+    unfinished.replace(path)

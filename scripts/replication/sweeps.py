@@ -1,9 +1,11 @@
 """What docs/results.md trains: sweeps over one job and, on a GPU, over a larger one."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchtitan.experiments.tst.errors import ArgumentError
+from torchtitan.experiments.tst.data.demo_corpus import TOKENS
+from torchtitan.experiments.tst.data.shards.token_shards import CORPUS_FILE
 from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, STEP_RATIO
 
 BASE, GPU_BASE = "train_configs/replication.toml", "train_configs/replication_gpu.toml"
@@ -23,19 +25,24 @@ class Corpus:
     folder: str
     made_by: str | None = None
 
+    @property
     def arguments(self) -> list[str]:
-        """Return the arguments of a job that reads it.
-
-        Raises:
-            ArgumentError: if it has to be made first.
-        """
-        if self.made_by and not Path(self.folder).exists():
-            raise ArgumentError(f"{self.folder} is missing; make it with `{self.made_by}`")
+        """The arguments of a job that reads it."""
         return [
             f"--model.hf_assets_path=./{self.folder}/tokenizer",
-            f"--training.dataset_path=./{self.folder}/tokens",
+            f"--training.dataset_path=./{self.folder}/{TOKENS}",
             f"--validation.dataset_path=./{self.folder}/validation.jsonl",
         ]
+
+    @property
+    def id(self) -> str:
+        """Checksum of its tokenizer, and its number of tokens; empty while there are none."""
+        path = Path(self.folder, TOKENS, CORPUS_FILE)
+        if not path.exists():
+            return ""
+        tokens = json.loads(path.read_text())
+        checksum = tokens["settings"]["tokenizer"].rpartition(" ")[2].rstrip(")")
+        return f"{checksum}-{tokens['tokens']}"
 
 
 _MAKE = "python scripts/make_corpus.py"
@@ -99,6 +106,25 @@ SWEEPS = [
         (f"--{STEP_RATIO}=0.3",),
         ("program", "prose"),
     ),
+    Sweep("sizes", {SEED: _FRESH_SEEDS, BAG_SIZE: ["2", "8"]}, (_AT_03,), ("program", "prose")),
+    Sweep(
+        "later",
+        {SEED: _FRESH_SEEDS, BAG_SIZE: ["4", "[8,4,2]"]},
+        (f"--{STEP_RATIO}=0.45",),
+        ("program", "prose"),
+    ),
+    Sweep("longer", {SEED: ["1"], BAG_SIZE: ["1", "4", "[8,4,2]"]}, (_AT_03, f"--{STEPS}=6000")),
+    Sweep(
+        "lr_prose",
+        {LR: ["6e-3", "2.4e-2"], BAG_SIZE: ["1", "4"]},
+        (_AT_03, f"--{SEED}=1"),
+        ("prose",),
+    ),
+    Sweep(
+        "unequal",
+        {STEP_RATIO: ["[0.125,0.125,0.05]", "[0.075,0.075,0.15]"], BAG_SIZE: ["[8,4,2]"]},
+    ),
+    Sweep("from_32", {STEP_RATIO: ["0.3"], BAG_SIZE: ["[32,16,8,4,2]"]}),
     # a larger model, on a GPU
     Sweep("gpu", {BAG_SIZE: ["1", "4", "8"], **_SEEDS}, (_AT_03,), ("packages",), GPU_BASE),
     # the first runs

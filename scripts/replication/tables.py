@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, as Markdown."""
+"""The tables of docs/results.md and docs/experiments.md, as Markdown."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -28,8 +28,8 @@ def comparison(
     Args:
         results: all runs.
         recipes: a row each; one that has not been run is skipped.
-        seeds: of the runs.
-        against: further recipes to compare with, by the head of their column.
+        seeds: those of the runs to show.
+        against: further recipes to compare with, by what their column calls them.
     """
     others = against or {}
     head = ["run", "n", "data tokens", "mean loss", "standard deviation", "below the baseline by"]
@@ -62,7 +62,7 @@ def by_share(results: Results, base: Recipe, seed: int) -> str:
     Args:
         results: all runs.
         base: the baseline; the schedules differ from it in bag sizes and steps alone.
-        seed: of the runs.
+        seed: that of the runs.
     """
     runs = schedules(results, base, seed)
     ratios = sorted({run.step_ratio for run in runs})
@@ -103,23 +103,30 @@ def mean(runs: Iterable[Record]) -> float:
     return statistics.mean(run.loss for run in runs)
 
 
-def lengths(results: Results, recipe: Recipe, seeds: Sequence[int]) -> str:
-    """Return baseline and recipe for each number of steps that both have, at the same shares."""
-    rows = [["steps", "latents a parameter", "baseline", recipe.schedule, "lead"]]
-    others = results.recipes(corpus=recipe.corpus, model=recipe.model, lr=recipe.lr)
-    for other in sorted(others, key=lambda other: other.steps):
-        baselines = results.runs(baseline_of(other), seeds)
-        if other.schedule == recipe.schedule and baselines:
-            (run, *_) = runs = results.runs(other, seeds)
-            rows.append(
-                [
-                    f"{other.steps:,}",
-                    f"{run.latents / run.parameters:.0f}",
-                    f"{mean(baselines):.3f}",
-                    f"{mean(runs):.3f}",
-                    f"{results.lead(other, baseline_of(other), seeds)}",
-                ]
-            )
+def lengths(results: Results, recipes: Sequence[Recipe], seeds: Sequence[int]) -> str:
+    """Return the mean loss of the baseline and the lead of recipes over the number of steps.
+
+    Args:
+        results: all runs.
+        recipes: a column each, of one model and corpus; their shares of the steps are kept.
+        seeds: those of the runs to show.
+    """
+    rows = [
+        ["steps", "latents a parameter", "baseline", *(f"lead of {r.schedule}" for r in recipes)]
+    ]
+    base = baseline_of(recipes[0])
+    like = {"corpus": base.corpus, "model": base.model, "lr": base.lr}
+    found = {(recipe.schedule, recipe.steps): recipe for recipe in results.recipes(**like)}
+    for steps in sorted({steps for _, steps in found}):
+        baselines = results.runs(base.with_(steps=steps), seeds)
+        of_length = [found.get((recipe.schedule, steps)) for recipe in recipes]
+        if baselines and any(of_length):
+            leads = [
+                f"{results.lead(recipe, baseline_of(recipe), seeds)}" if recipe else ""
+                for recipe in of_length
+            ]
+            per_parameter = baselines[0].latents / baselines[0].parameters
+            rows.append([f"{steps:,}", f"{per_parameter:.0f}", f"{mean(baselines):.3f}", *leads])
     return markdown(rows)
 
 
@@ -128,8 +135,8 @@ def surface(results: Results, base: Recipe, seed: int) -> paper.Surface:
 
     Args:
         results: all runs.
-        base: a baseline; all runs that differ in bag size and steps of superposition alone.
-        seed: of the runs.
+        base: a baseline; the others differ from it in bag size and superposition steps alone.
+        seed: that of the runs.
     """
     (baseline,) = results.runs(base, [seed])
     losses = {

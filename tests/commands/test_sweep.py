@@ -190,6 +190,20 @@ def test_a_run_is_finished_at_the_last_step_that_is_logged(tmp_path, job):
         assert result.finished == finished
 
 
+def test_a_run_is_finished_after_its_last_validation(tmp_path, job):
+    arguments = ["--validation.enable", "--validation.freq=5", "--metrics.log_freq=5"]
+    (point,) = planning.make(tmp_path / "sweep", job, {BAG_SIZE: ["4"]}, arguments)
+    assert point.last_validated == point.steps == 10
+    metrics = tmp_path / "sweep" / "runs" / point.name / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    loss, validation = "loss_metrics/global_avg_loss", "validation_metrics/loss"
+    lines = [{"step": 5, loss: 3.0}, {"step": 5, validation: 3.0}, {"step": 10, loss: 3.0}]
+    for more, finished in (([], False), ([{"step": 10, validation: 3.0}], True)):
+        metrics.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, *more]))
+        (result,) = results(tmp_path / "sweep")
+        assert result.finished == finished
+
+
 TST = """\
 #!/usr/bin/env python3
 # Stands for python -m torchtitan.experiments.tst train FOLDER/N.toml --nproc=1

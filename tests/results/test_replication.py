@@ -1,10 +1,7 @@
-"""docs/results.md says what its CSV files say, and those come from the metrics of runs."""
+"""scripts/replicate.py: what it runs, what it refuses, and what goes into the CSV files."""
 
-import csv
 import json
 import os
-import re
-import statistics
 from dataclasses import replace
 
 import pytest
@@ -13,128 +10,8 @@ import tomli_w
 
 import replicate
 from jobs import ROOT
-from replication import analysis, pages, records, sweeps, tables
+from replication import analysis, pages, records, sweeps
 from torchtitan.experiments.tst.planning.sweep import BAG_SIZE, STEP_RATIO, make
-
-RESULTS = ROOT / "docs" / "results"
-EXPRESSION = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
-
-
-def rows_of(name):
-    with (RESULTS / name).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def results():
-    return analysis.Results(records.read_records(RESULTS / records.RUNS_CSV))
-
-
-@pytest.mark.parametrize("template", pages.TEMPLATES, ids=lambda template: template.name)
-def test_the_pages_are_made_of_the_runs(results, template):
-    text = (pages.DOCS / template.name).read_text()
-    assert pages.fill_in(template.read_text(), results) == text
-    other = [replace(r, loss=r.loss + r.lr) for r in results.records]
-    assert pages.fill_in(template.read_text(), analysis.Results(other)) != text
-    for image in re.findall(r"\]\((results/\w+\.png)\)", text):
-        assert (pages.DOCS / image).stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("template", pages.TEMPLATES, ids=lambda template: template.name)
-def test_no_figure_of_a_run_is_typed(template):
-    """Losses and differences have three decimals; in templates, only expressions give any."""
-    assert not re.findall(r"\d\.\d{3}", EXPRESSION.sub("", template.read_text()))
-
-
-def test_the_figures_of_the_readme(results):
-    leads = [
-        f"{results.lead(of, analysis.baseline_of(of), (1, 2, 3)).mean:.3f}"
-        for sizes in (4, [8, 4, 2])
-        for of in (pages.recipe(sizes), pages.recipe(sizes, corpus="prose"))
-    ]
-    text = " ".join((ROOT / "README.md").read_text().split())
-    said = "leads by {} on program text and by {} on English prose; with stages, by {} and {} "
-    assert said.format(*leads) in text
-
-
-def test_the_last_loss_of_a_curve_is_the_runs():
-    runs, curves = rows_of(records.RUNS_CSV), rows_of(records.CURVES_CSV)
-    final = {row["run"]: row["loss"] for row in curves}  # the last line of each
-    assert {row["run"]: row["loss"] for row in runs} == final
-    assert len(final) == len(runs)
-
-
-def test_every_run_is_of_a_sweep(results):
-    known = {sweep.folder(corpus): corpus for sweep in sweeps.SWEEPS for corpus in sweep.corpora}
-    for record in results.records:
-        folder, _, _ = record.run.rpartition("/")
-        assert known[folder] == record.corpus
-
-
-def test_a_comparison_of_the_files(results):
-    """Once more from the files, for some cells."""
-    final = {row["run"]: float(row["loss"]) for row in rows_of(records.RUNS_CSV)}
-
-    def of(name):
-        return [final[f"small_bag_size/program/{name},seed={seed}"] for seed in (0, 1, 2)]
-
-    losses = of("bag_size=4")
-    leads = [b - loss for b, loss in zip(of("baseline"), losses, strict=True)]
-    table = tables.comparison(results, [pages.small(4)], (0, 1, 2))
-    half = 4.30265 * statistics.stdev(leads) / 3**0.5  # t of 2 degrees of freedom, 97.5 %
-    mean = statistics.mean(leads)
-    assert [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]] == [
-        "s = 4, r = 0.3",
-        "3",
-        "18.68M",
-        f"{statistics.mean(losses):.3f}",
-        f"{statistics.stdev(losses):.3f}",
-        f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})",
-    ]
-    surface = tables.surface(results, pages.small(), 0)
-    assert surface.losses[0.1, 2] == final["small_step_ratio/program/bag_size=2,step_ratio=0.1"]
-    assert surface.losses[0.3, 8] == final["small_bag_size/program/bag_size=8,seed=0"]
-    assert surface.baseline == final["small_bag_size/program/baseline,seed=0"]
-    assert len(surface.losses) == 20
-
-
-def test_leads():
-    lead = analysis.Lead((0.1, 0.2, 0.3))
-    assert lead.mean == pytest.approx(0.2)
-    assert lead.standard_error == pytest.approx(0.1 / 3**0.5)
-    assert lead.interval == pytest.approx((0.2 - 0.248414, 0.2 + 0.248414), abs=1e-4)
-    assert (lead + analysis.Lead((-0.1,))).wins == 3
-    assert str(analysis.Lead((-0.0124,))) == "-0.012"
-
-
-def test_intervals_are_scipys():
-    stats = pytest.importorskip("scipy.stats")
-    differences = [0.1, 0.4, 0.2, 0.3, 0.1, 0.5, 0.2, 0.6, 0.1, 0.3, 0.2, 0.4]
-    for n in range(2, 13):
-        low, high = stats.ttest_1samp(differences[:n], 0).confidence_interval(0.95)
-        interval = analysis.Lead(tuple(differences[:n])).interval
-        assert interval == pytest.approx((low, high), abs=3e-4)
-
-
-def test_plots_of_few_runs(tmp_path, results):
-    """Another output has only what was run into it."""
-    pages.draw(analysis.Results([]), {}, tmp_path)
-    assert not list(tmp_path.iterdir())
-    of_small = analysis.Results([run for run in results.records if run.model == "demo_small"])
-    pages.draw(of_small, {}, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["surface.png"]
-
-
-def test_names_of_recipes():
-    assert pages.recipe().schedule == "baseline"
-    assert pages.recipe(4, 0.45).schedule == "s = 4, r = 0.45"
-    assert pages.recipe([16, 8, 4, 2], 0.45, steps=3000).schedule == "s = 16, 8, 4, 2, r = 0.45"
-    unequal = pages.recipe([8, 4, 2], [0.1, 0.1, 0.25])
-    assert unequal.stages == "8x300 4x300 2x750"
-    assert unequal.schedule == "s = 8, 4, 2, r = 0.45 (0.1 + 0.1 + 0.25)"
-    assert pages.small(4, mode="output").schedule == "s = 4, r = 0.3, bags out only"
-    assert pages.small(4, reinit=True).schedule == "s = 4, r = 0.3, re-initialised"
-    assert analysis.baseline_of(pages.small(4, reinit=True)) == pages.small()
 
 
 def write_metrics(folder, toml, steps, loss, data_tokens):
@@ -174,7 +51,7 @@ def test_what_runs_leave_is_gathered(tmp_path, sweep):
     elsewhere = replace(page_record(), run="bag_size/program/of another machine")
     records.write(output, [elsewhere], {elsewhere.run: {1: 5.0}})
     for _ in range(2):  # a second time changes nothing
-        replicate.gather([sweep], folder, output)
+        replicate.gather("bag_size/program", "program", folder, output)
         found = sorted(records.read_records(output / records.RUNS_CSV), key=lambda run: run.loss)
         assert [record.loss for record in found] == [3.0, 4.0, 5.0, elsewhere.loss]
         assert [record.seed for record in found] == [0, 1, 0, elsewhere.seed]
@@ -182,7 +59,8 @@ def test_what_runs_leave_is_gathered(tmp_path, sweep):
         assert found[0].hours == pytest.approx(steps / 2 / 3600)
         assert found[2].stages == f"8x{round(0.15 * steps)} 4x{round(0.15 * steps)}"
         assert found[3] == elsewhere
-    assert analysis.Results(found).lead(found[2].recipe, found[0].recipe).differences == (-2,)
+    lead = analysis.Results(found).lead(found[2].recipe, found[0].recipe, [0, 1])
+    assert lead.differences == {0: -2}
     losses = records.read_losses(output / records.CURVES_CSV)
     assert losses["bag_size/program/baseline,seed=1"] == {steps: 4.0}
 
@@ -201,25 +79,131 @@ def page_record():
     )
 
 
-def test_recorded_runs_are_not_made_again(tmp_path, sweep, monkeypatch):
+def test_a_run_without_its_last_validation(tmp_path, sweep, capsys):
+    """It was killed between the last step and the validation after it."""
     folder, output = tmp_path / "sweeps", tmp_path / "out"
+    (point, *_) = make(folder / "bag_size" / "program", sweep.base, sweep.vary, sweep.arguments)
+    run = folder / "bag_size" / "program" / "runs" / point.name
+    write_metrics(run, point.toml, point.steps, 3.0, 100)
+    *lines, _ = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines))
+    replicate.gather("bag_size/program", "program", folder, output)
+    assert records.read_records(output / records.RUNS_CSV) == []
+    said = capsys.readouterr().out
+    assert f"{point.name} is left out: it stopped before its last validation. Delete {run}" in said
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names that each sweep is told to skip, in place of its runs."""
     skipped = []
     monkeypatch.setattr(replicate, "run_unfinished", lambda *_, skip: skipped.append(skip))
-    record = replace(page_record(), run="bag_size/program/baseline,seed=1")
-    records.write(output, [record], {record.run: {1: 5.0}})
+    return skipped
+
+
+def test_recorded_runs_are_not_made_again(tmp_path, sweep, ran):
+    """Under whatever name they were recorded; a run on another corpus is another run."""
+    folder, output = tmp_path / "sweeps", tmp_path / "out"
+    known = replace(page_record(), run="lr/program/some name", seed=1)
+    other = replace(page_record(), run="bag_size/program/baseline,seed=0", seed=0, corpus="prose")
+    records.write(output, [known, other], {})
     replicate.run([sweep], folder, output, 1)
-    assert skipped == [{"baseline,seed=1"}]
+    assert ran == [{"baseline,seed=1"}]
 
 
-def test_a_corpus_that_is_missing(tmp_path, monkeypatch, run_script):
-    monkeypatch.setitem(sweeps.CORPORA, "prose", sweeps.Corpus(str(tmp_path / "no"), "make it so"))
+@pytest.fixture
+def prose(tmp_path, monkeypatch):
+    """A sweep of one run, whose corpus is missing."""
+    missing = sweeps.Corpus(str(tmp_path / "no"), "make it so")
+    monkeypatch.setitem(sweeps.CORPORA, "prose", missing)
     prose = sweeps.Sweep("prose", {BAG_SIZE: ["1"]}, corpora=("prose",))
     monkeypatch.setattr(replicate, "SWEEPS", [prose])
     monkeypatch.setattr(replicate, "ON_CPU", ["prose"])
-    ended = run_script("replicate", "--output", tmp_path / "out", "--folder", tmp_path / "sweeps")
+    return prose
+
+
+def test_a_corpus_that_is_missing(tmp_path, sweep, prose, ran, run_script, monkeypatch):
+    """It is missed before the first run of all sweeps, and only by a run that is missing."""
+    monkeypatch.setattr(replicate, "SWEEPS", [sweep, prose])
+    monkeypatch.setattr(replicate, "ON_CPU", ["bag_size", "prose"])
+    options = ("--output", tmp_path / "out", "--folder", tmp_path / "sweeps")
+    ended = run_script("replicate", *options)
     assert ended.code == 2
     assert "is missing; make it with `make it so`" in ended.stderr
-    assert not (tmp_path / "sweeps").exists()
+    assert not ran
+    record = replace(page_record(), corpus="prose", run="prose/prose/baseline", seed=0)
+    records.write(tmp_path / "out", [record], {})
+    assert run_script("replicate", *options).code == 0
+    assert ran == [set(), {"baseline"}]
+
+
+@pytest.mark.parametrize("made", ["before", "by the first run"])
+def test_runs_on_another_corpus_are_refused(tmp_path, sweep, monkeypatch, made):
+    """Another Python has another standard library."""
+    folder, output, corpus = tmp_path / "sweeps", tmp_path / "out", tmp_path / "corpus"
+    monkeypatch.setitem(sweeps.CORPORA, "program", sweeps.Corpus(str(corpus)))
+    record = replace(page_record(), run="lr/program/baseline", corpus_id="0123-100")
+    records.write(output, [record], {})
+
+    def make_corpus():
+        (corpus / "tokens").mkdir(parents=True)
+        settings = {"tokenizer": "tokenizer (xxh3 4567)"}
+        content = json.dumps({"settings": settings, "tokens": 200})
+        (corpus / "tokens" / "corpus.json").write_text(content)
+
+    def run_first(sweep_folder, *_, skip):
+        assert made == "by the first run"
+        make_corpus()
+        toml = tomli.loads((sweep_folder / "0.toml").read_text())
+        steps = toml["training"]["steps"]
+        write_metrics(sweep_folder / "runs" / "baseline,seed=0", toml, steps, 3.0, 100)
+
+    monkeypatch.setattr(replicate, "run_unfinished", run_first)
+    if made == "before":
+        make_corpus()
+    with pytest.raises(ValueError, match=r"'program' here is 4567-200 .* is 0123-100; .*--output"):
+        replicate.run([sweep], folder, output, 1)
+    assert records.read_records(output / records.RUNS_CSV) == [record]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--report", "--training.steps=20"], "--training.steps=20: --report trains nothing"),
+        (["--training.steps=500"], "give a --folder and an --output of their own"),
+        (["--optimizer.lr", "1", "--folder", "F"], "give a --folder and an --output of their own"),
+        (["--folder=F", "--output=O", "--debug.seed=3"], "the sweep bag_size varies debug.seed"),
+        (
+            ["--folder=F", "--output=O", "--training.steps=120"],
+            "bag_size/program: the last validation is after step 1 of 120",
+        ),
+        (
+            ["--folder=F", "--output=O", "--validation.no-enable"],
+            "bag_size/program: the last validation is after step 0 of 3000",
+        ),
+    ],
+)
+def test_arguments_that_give_no_results(
+    tmp_path, sweep, ran, run_script, monkeypatch, arguments, error
+):
+    monkeypatch.setattr(replicate, "SWEEPS", [sweep])
+    monkeypatch.setattr(replicate, "ON_CPU", ["bag_size"])
+    arguments = [
+        a.replace("=F", f"={tmp_path}/F").replace("=O", f"={tmp_path}/O") for a in arguments
+    ]
+    ended = run_script("replicate", *arguments)
+    assert ended.code == 2
+    assert error in ended.stderr
+    assert not ran
+
+
+def test_the_csv_file_is_replaced_whole(tmp_path, monkeypatch):
+    record = replace(page_record(), run="lr/program/baseline")
+    records.write(tmp_path, [record], {record.run: {1: 5.0}})
+    monkeypatch.setattr(records.csv.DictWriter, "writerows", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        records.write(tmp_path, [record, record], {})
+    assert records.read_records(tmp_path / records.RUNS_CSV) == [record]
 
 
 @pytest.mark.slow

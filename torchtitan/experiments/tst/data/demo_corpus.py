@@ -30,14 +30,17 @@ SPECIAL_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|
 
 
 def read_sources() -> Iterator[str]:
-    """Yield the standard library's .py files that are valid UTF-8, in order of their paths."""
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        if "site-packages" in path.parts:
-            continue
+    """Return the text of the standard library's .py files, in order of their paths."""
+    paths = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
+    return read_texts(path for path in paths if "site-packages" not in path.parts)
+
+
+def read_texts(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield the text of each file that can be read and is valid UTF-8."""
+    for path in paths:
         try:
             yield path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:  # the library's own tests of encodings
+        except (UnicodeDecodeError, OSError):  # such as Python's own tests of encodings
             continue
 
 
@@ -77,9 +80,14 @@ def make_corpus(folder: Path, sources: Iterable[str], vocab_size: int = VOCAB_SI
         folder: of the corpus; must not exist.
         sources: text of each file; 5 % of the files are held out for validation.
         vocab_size: entries of the tokenizer, which is trained on the training files.
+
+    Raises:
+        DataError: for fewer than two files.
     """
     shuffle = random.Random(0).shuffle
     sources = list(sources)
+    if len(sources) < 2:
+        raise DataError(f"{folder}: {len(sources)} files to make it of; it needs 2 or more")
     shuffle(sources)
     n_validation = max(1, round(VALIDATION_SHARE * len(sources)))
     split = {

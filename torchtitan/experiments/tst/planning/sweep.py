@@ -38,6 +38,7 @@ class Point:
         values: of each varied key; None where it has no meaning without superposition.
         steps: of the whole run.
         last_logged: the last step that is logged.
+        last_validated: the last step with a validation; 0 without any.
         toml: its config.
     """
 
@@ -45,6 +46,7 @@ class Point:
     values: dict[str, Any]
     steps: int
     last_logged: int
+    last_validated: int
     toml: dict[str, Any]
 
 
@@ -72,6 +74,7 @@ def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[st
             "values": point.values,
             "steps": point.steps,
             "last_logged": point.last_logged,
+            "last_validated": point.last_validated,
             "folder": point.toml["job"]["dump_folder"],
         }
         for point in points.values()
@@ -132,7 +135,9 @@ def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]
     steps, log_freq = config.training.steps, config.metrics.log_freq
     boundary = build_schedule(config).boundary
     last_logged = max(1, steps // log_freq * log_freq, min(steps, boundary + 1) if boundary else 0)
-    return Point(name, typed, steps, last_logged, toml)
+    validation = config.validation
+    last_validated = max(1, steps // validation.freq * validation.freq) if validation.enable else 0
+    return Point(name, typed, steps, last_logged, last_validated, toml)
 
 
 def value_in_words(value: Any, between: str = ", ") -> str:

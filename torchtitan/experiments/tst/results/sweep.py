@@ -38,7 +38,7 @@ class Result:
         values: of each varied key; None where superposition is off.
         step: the last that is logged so far; 0 if there is none.
         steps: of the whole run.
-        finished: whether the last step that is logged has been.
+        finished: whether the last step that is logged has been, and the last validation.
         training_loss: at ``step``.
         validation_loss: the last.
     """
@@ -61,8 +61,11 @@ def results(folder: Path) -> list[Result]:
         except FileNotFoundError:
             metrics = []
         last: dict[str, Any] = {}
+        validated = 0
         for line in metrics:
             last |= {k: line[k] for k in ("step", TRAINING_LOSS, VALIDATION_LOSS) if k in line}
+            if VALIDATION_LOSS in line:
+                validated = line["step"]
         step = last.get("step", 0)
         found.append(
             Result(
@@ -70,7 +73,7 @@ def results(folder: Path) -> list[Result]:
                 run["values"],
                 step,
                 run["steps"],
-                step >= run["last_logged"],
+                step >= run["last_logged"] and validated >= run["last_validated"],
                 last.get(TRAINING_LOSS),
                 last.get(VALIDATION_LOSS),
             )
