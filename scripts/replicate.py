@@ -168,7 +168,7 @@ def gather(name: str, corpus: str, folder: Path, output: Path) -> None:
             losses[curves.name] = {round(point.at.step): point.loss for point in curves.validation}
         elif result.step == result.steps:
             print(
-                f"{name}/{result.name} is left out: it stopped before its last validation. "
+                f"{name}/{result.name} is skipped: it stopped before its last validation. "
                 f"Delete {entry['folder']} to run it again"
             )
     check_corpora([(record.corpus, record.corpus_id) for record in records.values()], output)
@@ -263,7 +263,7 @@ def _run_or_report(args: argparse.Namespace, job_arguments: Sequence[str]) -> No
         )
     missing = [name for name in _FOR_PAGES if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"No tables and plots without {', '.join(missing)}: pip install -e '.[dev]'")
+        print(f"Skips tables and plots: {', '.join(missing)} missing; pip install -e '.[dev]'")
     sweeps = [sweep for sweep in SWEEPS if sweep.name in (args.only or ON_CPU)]
     if args.report:
         for sweep in sweeps:

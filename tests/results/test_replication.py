@@ -90,7 +90,7 @@ def test_a_run_without_its_last_validation(tmp_path, sweep, capsys):
     replicate.gather("bag_size/program", "program", folder, output)
     assert records.read_records(output / records.RUNS_CSV) == []
     said = capsys.readouterr().out
-    assert f"{point.name} is left out: it stopped before its last validation. Delete {run}" in said
+    assert f"{point.name} is skipped: it stopped before its last validation. Delete {run}" in said
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ _QWEN3_TINY = Qwen3ModelArgs(
 )
 
 LLAMA3 = {
-    # The model of train_configs/demo: 0.23M parameters, small enough to be over-trained in minutes
+    # The model of train_configs/demo: 0.24M parameters, small enough to be over-trained in minutes
     # on a laptop, as the paper's runs are over-trained in hours on a cluster.
     "demo": TransformerModelArgs(dim=64, n_layers=2, n_heads=4, vocab_size=1024, multiple_of=64),
     # A smaller one for scripts/replicate.py: 0.09M parameters, so that dozens of runs see 100
