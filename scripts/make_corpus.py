@@ -4,8 +4,8 @@
     python scripts/make_corpus.py python outputs/replication/packages --vocab-size 4096
 
 rfc: English prose, the paragraphs of the RFCs in FOLDER (rfc*.txt or rfc*.txt.gz). Lists, tables
-and diagrams are skipped, and so is a paragraph that another RFC has, too. Debian packages the RFCs
-as doc-rfc-* (non-free); the RFC editor offers them for download.
+and diagrams are skipped. A paragraph that an earlier RFC has is skipped, too. Debian packages the
+RFCs as doc-rfc-* (non-free); the RFC editor offers them for download.
 python: the sources of all packages that this interpreter has installed, and of its library.
 
 The corpus is a folder of train.jsonl, validation.jsonl (5 % of the files), tokenizer/ (byte-level
@@ -125,7 +125,7 @@ def make(args: argparse.Namespace) -> None:
     if args.kind == "rfc" and not args.source:
         raise ArgumentError("--source is missing: give the folder with the RFCs")
     if args.kind == "python" and args.source:
-        raise ArgumentError(f"--source {args.source}: only rfc takes it; leave it out")
+        raise ArgumentError(f"--source {args.source}: only rfc takes it; remove it")
     if args.vocab_size < _SMALLEST_VOCABULARY:
         raise ArgumentError(
             f"--vocab-size {args.vocab_size}: must be at least {_SMALLEST_VOCABULARY}, for every "

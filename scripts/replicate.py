@@ -1,4 +1,4 @@
-"""The runs of docs/results.md, its tables and its plots: TST against its baseline at small scale.
+"""Make the runs, tables and plots of docs/results.md: TST against its baseline at small scale.
 
     python scripts/replicate.py
     python scripts/replicate.py --only stages recipe
@@ -20,7 +20,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from command_line import documented_parser
@@ -41,9 +41,10 @@ from torchtitan.experiments.tst import models
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import JobConfig, superposition_section
+from torchtitan.experiments.tst.data.demo_corpus import make_if_read
 from torchtitan.experiments.tst.errors import ArgumentError
 from torchtitan.experiments.tst.planning.plan import parameters_of
-from torchtitan.experiments.tst.planning.sweep import make, read_sweep
+from torchtitan.experiments.tst.planning.sweep import Point, make, read_sweep
 from torchtitan.experiments.tst.resilience.reporting import errors_in_one_line
 from torchtitan.experiments.tst.resilience.run_folder import CONFIG_FILE
 from torchtitan.experiments.tst.results.curves import Curves, read_curves
@@ -51,6 +52,7 @@ from torchtitan.experiments.tst.results.sweep import results, run_unfinished
 
 ON_CPU = [sweep.name for sweep in SWEEPS if sweep.base == BASE]
 _FOLDER = Path("outputs/replication")
+CORPUS_ID = "corpus_id"
 _FOR_PAGES = ("jinja2", "matplotlib", "scipy")
 
 
@@ -61,14 +63,21 @@ class Part:
     Attributes:
         name: its folder below that of all sweeps.
         corpus: name of the corpus.
-        recorded: names of the runs whose results are in the CSV files.
-        missing: how many runs are neither recorded nor finished.
+        points: its runs.
     """
 
     name: str
     corpus: str
-    recorded: frozenset[str]
-    missing: int
+    points: list[Point]
+
+    def recorded(self, output: Path) -> set[str]:
+        """Return the names of its runs that the CSV files have, under whatever name."""
+        known = {(record.recipe, record.seed) for record in read_records(output / RUNS_CSV)}
+        return {
+            point.name
+            for point in self.points
+            if (recipe_of(point.config, self.corpus), point.config.debug.seed or 0) in known
+        }
 
 
 def run(
@@ -86,40 +95,28 @@ def run(
     Raises:
         ArgumentError: before the first run, for runs that cannot be made or compared.
     """
-    recorded = read_records(output / RUNS_CSV)
+    say = functools.partial(print, flush=True)
+    say(f"Preparing {len(sweeps)} sweeps")
     parts = [
-        prepare(sweep, corpus, folder, recorded, job_arguments)
+        prepare(sweep, corpus, folder, job_arguments)
         for sweep in sweeps
         for corpus in sweep.corpora
     ]
-    read = {part.corpus for part in parts if part.missing}
-    for corpus in (CORPORA[name] for name in sorted(read)):
-        if corpus.made_by and not Path(corpus.folder).exists():
-            raise ArgumentError(f"{corpus.folder} is missing; make it with `{corpus.made_by}`")
-    known = [(record.corpus, record.corpus_id) for record in recorded]
-    check_corpora([*known, *((name, CORPORA[name].id) for name in sorted(read))], output)
+    find_corpora([part for part in parts if missing(part, folder, output)], folder, output)
     os.environ["OMP_NUM_THREADS"] = "1"
-    say = functools.partial(print, flush=True)
     for part in parts:
         say(f"Sweep {part.name}")
-        run_unfinished(folder / part.name, jobs, 1, say, skip=part.recorded)
+        run_unfinished(folder / part.name, jobs, 1, say, skip=part.recorded(output))
         gather(part.name, part.corpus, folder, output)
 
 
-def prepare(
-    sweep: Sweep,
-    corpus: str,
-    folder: Path,
-    recorded: Sequence[Record],
-    job_arguments: Sequence[str] = (),
-) -> Part:
-    """Write the configs of a sweep, and find out which of its runs are missing.
+def prepare(sweep: Sweep, corpus: str, folder: Path, job_arguments: Sequence[str] = ()) -> Part:
+    """Write the configs of a sweep.
 
     Args:
         sweep: the sweep.
         corpus: name of one of its corpora.
         folder: where all sweeps have their folders.
-        recorded: runs that have been made; another sweep's count, too.
         job_arguments: arguments of the job, for all runs.
 
     Raises:
@@ -138,15 +135,44 @@ def prepare(
                 f"{point.steps}, and a run is judged after its last step; set --validation.enable "
                 "and a --validation.freq that divides --training.steps"
             )
-    made = {(record.recipe, record.seed) for record in recorded}
-    configs = [read_config(folder / name / f"{number}.toml") for number in range(len(points))]
-    done = {
-        point.name
-        for point, config in zip(points, configs, strict=True)
-        if (recipe_of(config, corpus), config.debug.seed or 0) in made
-    }
-    finished = {result.name for result in results(folder / name) if result.finished}
-    return Part(name, corpus, frozenset(done), len(points) - len(done | finished))
+    return Part(name, corpus, points)
+
+
+def missing(part: Part, folder: Path, output: Path) -> bool:
+    """Whether a run is neither finished nor in the CSV files."""
+    done = part.recorded(output)
+    return any(not (run.finished or run.name in done) for run in results(folder / part.name))
+
+
+def find_corpora(parts: list[Part], folder: Path, output: Path) -> None:
+    """Check that the corpora are there and are those of earlier runs; make the demo's.
+
+    Args:
+        parts: what is to be run.
+        folder: where all sweeps have their folders; each is to keep the ID of its corpus.
+        output: folder of the CSV files.
+
+    Raises:
+        ArgumentError: for a corpus that is missing, or another than that of earlier runs.
+    """
+    for part in parts:
+        corpus = CORPORA[part.corpus]
+        if not corpus.made_by:
+            make_if_read(part.points[0].config)
+        elif not corpus.id:
+            raise ArgumentError(f"{corpus.folder} is missing; make it with `{corpus.made_by}`")
+    known = [(record.corpus, record.corpus_id) for record in read_records(output / RUNS_CSV)]
+    began = [(part.corpus, _corpus_id(part.name, part.corpus, folder)) for part in parts]
+    here = [(part.corpus, CORPORA[part.corpus].id) for part in parts]
+    check_corpora([*known, *began, *here], output)
+    for part in parts:
+        (folder / part.name / CORPUS_ID).write_text(CORPORA[part.corpus].id)
+
+
+def _corpus_id(name: str, corpus: str, folder: Path) -> str:
+    """The ID of the corpus that the runs of a sweep read."""
+    path = folder / name / CORPUS_ID
+    return path.read_text() if path.exists() else CORPORA[corpus].id
 
 
 def gather(name: str, corpus: str, folder: Path, output: Path) -> None:
@@ -164,7 +190,8 @@ def gather(name: str, corpus: str, folder: Path, output: Path) -> None:
     for result, entry in zip(results(folder / name), entries, strict=True):
         if result.finished:
             curves = read_curves(entry["folder"], f"{name}/{result.name}")
-            records[curves.name] = _record(curves, corpus)
+            record = _record(curves, corpus)
+            records[record.run] = replace(record, corpus_id=_corpus_id(name, corpus, folder))
             losses[curves.name] = {round(point.at.step): point.loss for point in curves.validation}
         elif result.step == result.steps:
             print(
@@ -175,13 +202,8 @@ def gather(name: str, corpus: str, folder: Path, output: Path) -> None:
     write(output, records.values(), losses)
 
 
-def read_config(path: Path) -> JobConfig:
-    """Read the config of a run."""
-    return SuperpositionConfigManager().parse_args([f"--job.config_file={path}"])
-
-
 def recipe_of(config: JobConfig, corpus: str) -> Recipe:
-    """Return what a job trains, but for its seed."""
+    """Return the recipe that a config trains."""
     section = superposition_section(config)
     return Recipe(
         corpus=corpus,
@@ -196,7 +218,8 @@ def recipe_of(config: JobConfig, corpus: str) -> Recipe:
 
 
 def _record(curves: Curves, corpus: str) -> Record:
-    config = read_config(curves.folder / CONFIG_FILE)
+    job = f"--job.config_file={curves.folder / CONFIG_FILE}"
+    config = SuperpositionConfigManager().parse_args([job])
     last = curves.validation[-1]
     return Record(
         **vars(recipe_of(config, corpus)),
@@ -207,7 +230,6 @@ def _record(curves: Curves, corpus: str) -> Record:
         data_tokens=round(last.at.data_tokens),
         loss=last.loss,
         hours=last.at.hours,
-        corpus_id=CORPORA[corpus].id,
     )
 
 
@@ -243,7 +265,9 @@ def main() -> None:
         "--jobs", type=positive, default=2, help="runs at a time; default: %(default)s"
     )
     parser.add_argument(
-        "--report", action="store_true", help="train nothing; read what the runs have left"
+        "--report",
+        action="store_true",
+        help="train nothing; only gather the runs that have finished",
     )
     args, job_arguments = parser.parse_known_args()
     logging.getLogger().setLevel(logging.CRITICAL)  # torchtitan's: that there is no tokenizer
@@ -253,6 +277,11 @@ def main() -> None:
 
 
 def _run_or_report(args: argparse.Namespace, job_arguments: Sequence[str]) -> None:
+    """Do what the command line says.
+
+    Raises:
+        ArgumentError: for arguments of a job where they have no place.
+    """
     if job_arguments and args.report:
         raise ArgumentError(f"{' '.join(job_arguments)}: --report trains nothing")
     shared = args.folder.resolve() == _FOLDER.resolve() or args.output.resolve() == OUTPUT
@@ -261,9 +290,9 @@ def _run_or_report(args: argparse.Namespace, job_arguments: Sequence[str]) -> No
             f"{' '.join(job_arguments)}: runs that differ from those of docs/results.md; give a "
             "--folder and an --output of their own"
         )
-    missing = [name for name in _FOR_PAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"Skips tables and plots: {', '.join(missing)} missing; pip install -e '.[dev]'")
+    absent = [name for name in _FOR_PAGES if importlib.util.find_spec(name) is None]
+    if absent:
+        print(f"Tables and plots are skipped without {', '.join(absent)}: pip install -e '.[dev]'")
     sweeps = [sweep for sweep in SWEEPS if sweep.name in (args.only or ON_CPU)]
     if args.report:
         for sweep in sweeps:
@@ -272,7 +301,7 @@ def _run_or_report(args: argparse.Namespace, job_arguments: Sequence[str]) -> No
                     gather(sweep.folder(corpus), corpus, args.folder, args.output)
     else:  # gathers after each sweep
         run(sweeps, args.folder, args.output, args.jobs, job_arguments)
-    if not missing:
+    if not absent:
         from replication import pages
 
         pages.write(args.output)

@@ -110,9 +110,9 @@ def test_a_corpus(tmp_path, run_script):
     ("arguments", "error"),
     [
         (["rfc"], "--source is missing: give the folder with the RFCs"),
-        (["python", "--source", "."], "--source .: only rfc takes it; leave it out"),
+        (["python", "--source", "."], "--source .: only rfc takes it; remove it"),
         (["python", "--vocab-size", "257"], "--vocab-size 257: must be at least 258"),
-        (["rfc", "--source", "one"], "1 files to make it of; it needs 2 or more"),
+        (["rfc", "--source", "one"], "needs at least 2 source files, found 1"),
     ],
 )
 def test_no_corpus(run_script, tmp_path, monkeypatch, arguments, error):

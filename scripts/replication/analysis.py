@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from scipy.stats import t as students_t
 
+from torchtitan.experiments.tst.errors import ArgumentError
+
 from .records import Recipe, Record
 
 
@@ -15,7 +17,7 @@ class Lead:
     """How far one recipe ends below another: pairs of runs with the same seed.
 
     Attributes:
-        differences: of each seed, loss of the other minus loss of this one, nats.
+        differences: the other's loss minus this one's, for each seed, in nats.
     """
 
     differences: dict[int, float]
@@ -40,11 +42,6 @@ class Lead:
         """The 95 % confidence interval of the mean by Student's t, nats; needs two pairs."""
         low, high = students_t.interval(0.95, self.n - 1, self.mean, self.standard_error)
         return float(low), float(high)
-
-    @property
-    def wins(self) -> int:
-        """How many pairs are above 0."""
-        return sum(difference > 0 for difference in self.differences.values())
 
     @property
     def verdict(self) -> str:
@@ -79,7 +76,9 @@ class Results:
     def _by_recipe(self) -> dict[Recipe, dict[int, Record]]:
         found: dict[Recipe, dict[int, Record]] = {}
         for record in self.records:
-            found.setdefault(record.recipe, {}).setdefault(record.seed, record)
+            known = found.setdefault(record.recipe, {}).setdefault(record.seed, record)
+            if known is not record:
+                raise ArgumentError(f"{record.run} and {known.run} are the same run; remove one")
         return found
 
     def recipes(self, **attributes: object) -> list[Recipe]:

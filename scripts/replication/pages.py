@@ -27,9 +27,9 @@ from .records import (
     read_records,
     stages_of,
 )
+from .sweeps import FRESH_SEEDS, SEARCH_SEED
 
 TEMPLATES = sorted(Path(__file__).with_name("pages").glob("*.md"))
-SEARCH_SEED, FRESH_SEEDS = 0, (1, 2, 3)
 TESTED: list[tuple[list[int] | int, float]] = [
     *((2, 0.3), (4, 0.3), (8, 0.3), (4, 0.45)),
     *(([8, 4, 2], 0.3), ([8, 4, 2], 0.45)),
@@ -106,13 +106,27 @@ def fill_in(template: str, results: Results) -> str:
         run = results.runs(of)[0]
         return run.latents / run.parameters
 
+    def tokens(corpus: str) -> int:
+        return next(
+            int(run.corpus_id.rpartition("-")[2])
+            for run in results.records
+            if (run.corpus, bool(run.corpus_id)) == (corpus, True)
+        )
+
+    def longest(corpus: str) -> int:
+        return max(run.data_tokens for run in results.records if run.corpus == corpus)
+
+    def hours() -> float:
+        return sum(run.hours for run in results.records)
+
     def tested(corpus: str) -> list[Recipe]:
         return [recipe(sizes, ratio, corpus) for sizes, ratio in TESTED]
 
     ours |= {"lead": lead, "loss": loss, "data": data, "runs": results.runs, "tested": tested}
+    ours |= {"tokens": tokens, "longest": longest, "hours": hours, "count": count}
     ours |= {"mean_lead": mean_lead, "latents_per_parameter": latents_per_parameter}
     papers = {"paper_lead": paper_lead, "paper_gain": paper_gain, "paper_reinit": paper_reinit}
-    names = {"recipe": recipe, "small": small}
+    names = {"recipe": recipe, "small": small, "fresh": FRESH_SEEDS}
     return environment.from_string(template).render(**names, **ours, **papers)
 
 

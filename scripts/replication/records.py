@@ -161,9 +161,9 @@ def check_corpora(ids: Iterable[tuple[str, str]], output: Path) -> None:
     for corpus, corpus_id in ids:
         if corpus_id and known.setdefault(corpus, corpus_id) != corpus_id:
             raise ArgumentError(
-                f"the corpus {corpus!r} here is {corpus_id} (tokenizer, tokens), and that of the "
-                f"runs in {output / RUNS_CSV} is {known[corpus]}; their losses cannot be compared. "
-                "Give another --folder and --output"
+                f"the corpus {corpus!r} here is {corpus_id} (tokenizer, tokens), and that of "
+                f"earlier runs is {known[corpus]}; their losses cannot be compared. Give another "
+                f"--folder, and another --output than {output}"
             )
 
 

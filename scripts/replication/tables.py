@@ -45,7 +45,7 @@ def comparison(
                 recipe.schedule,
                 f"{len(runs)}",
                 count(runs[0].data_tokens),
-                f"{statistics.mean(losses):.3f}",
+                f"{mean(runs):.3f}",
                 f"{statistics.stdev(losses):.3f}" if len(losses) > 1 else "",
                 *(
                     "" if other == recipe else f"{results.lead(recipe, other, seeds)}"
@@ -83,18 +83,15 @@ def schedules(results: Results, base: Recipe, seed: int) -> list[Record]:
     return [run for recipe in alike for run in results.runs(recipe, [seed])]
 
 
-def learning_rates(results: Results, recipes: Sequence[Recipe], seeds: Sequence[int]) -> str:
-    """Return the mean loss of recipes, a column each, over the learning rate."""
-    rates = sorted(
-        {r.lr for r in results.recipes(model=recipes[0].model, corpus=recipes[0].corpus)}
-    )
-    rows = [["peak learning rate", *(recipe.schedule for recipe in recipes), "lead"]]
-    for rate in rates:
-        at_rate = [recipe.with_(lr=rate) for recipe in recipes]
-        runs = [results.runs(recipe, seeds) for recipe in at_rate]
-        if all(runs):
-            lead = results.lead(at_rate[1], at_rate[0], seeds)
-            rows.append([f"{rate:g}", *(f"{mean(of_recipe):.3f}" for of_recipe in runs), f"{lead}"])
+def learning_rates(results: Results, recipe: Recipe, seeds: Sequence[int]) -> str:
+    """Return the mean loss of the baseline and of a recipe over the peak learning rate."""
+    rows = [["peak learning rate", "baseline", recipe.schedule, "lead"]]
+    for rate in sorted({r.lr for r in results.recipes(model=recipe.model, corpus=recipe.corpus)}):
+        at_rate = recipe.with_(lr=rate)
+        pair = [results.runs(of, seeds) for of in (baseline_of(at_rate), at_rate)]
+        if all(pair):
+            lead = results.lead(at_rate, baseline_of(at_rate), seeds)
+            rows.append([f"{rate:g}", *(f"{mean(runs):.3f}" for runs in pair), f"{lead}"])
     return markdown(rows)
 
 

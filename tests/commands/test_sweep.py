@@ -202,6 +202,11 @@ def test_a_run_is_finished_after_its_last_validation(tmp_path, job):
         metrics.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, *more]))
         (result,) = results(tmp_path / "sweep")
         assert result.finished == finished
+    sweep = tmp_path / "sweep" / "sweep.json"
+    metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    sweep.write_text(sweep.read_text().replace('"last_validated": 10', '"unknown": 10'))
+    (result,) = results(tmp_path / "sweep")
+    assert result.finished, "a sweep of an older version"
 
 
 TST = """\

@@ -97,6 +97,7 @@ def test_a_run_without_its_last_validation(tmp_path, sweep, capsys):
 def ran(monkeypatch):
     """The names that each sweep is told to skip, in place of its runs."""
     skipped = []
+    monkeypatch.setattr(replicate, "make_if_read", lambda config: None)
     monkeypatch.setattr(replicate, "run_unfinished", lambda *_, skip: skipped.append(skip))
     return skipped
 
@@ -137,33 +138,65 @@ def test_a_corpus_that_is_missing(tmp_path, sweep, prose, ran, run_script, monke
     assert ran == [set(), {"baseline"}]
 
 
-@pytest.mark.parametrize("made", ["before", "by the first run"])
-def test_runs_on_another_corpus_are_refused(tmp_path, sweep, monkeypatch, made):
+def write_corpus(folder, tokens, complete=True):
+    (folder / "tokens").mkdir(parents=True, exist_ok=True)
+    content = {"settings": {"tokenizer": "tokenizer (xxh3 4567)"}, "complete": complete}
+    content |= {"tokens": tokens} if complete else {}
+    (folder / "tokens" / "corpus.json").write_text(json.dumps(content))
+
+
+def test_a_corpus_that_is_not_whole(tmp_path, prose, ran):
+    write_corpus(tmp_path / "no", 0, complete=False)
+    with pytest.raises(ValueError, match="is missing; make it with `make it so`"):
+        replicate.run([prose], tmp_path / "sweeps", tmp_path / "out", 1)
+
+
+def test_runs_on_another_corpus_are_refused(tmp_path, sweep, ran, monkeypatch):
     """Another Python has another standard library."""
     folder, output, corpus = tmp_path / "sweeps", tmp_path / "out", tmp_path / "corpus"
     monkeypatch.setitem(sweeps.CORPORA, "program", sweeps.Corpus(str(corpus)))
+    monkeypatch.setattr(replicate, "make_if_read", lambda config: write_corpus(corpus, 200))
     record = replace(page_record(), run="lr/program/baseline", corpus_id="0123-100")
     records.write(output, [record], {})
-
-    def make_corpus():
-        (corpus / "tokens").mkdir(parents=True)
-        settings = {"tokenizer": "tokenizer (xxh3 4567)"}
-        content = json.dumps({"settings": settings, "tokens": 200})
-        (corpus / "tokens" / "corpus.json").write_text(content)
-
-    def run_first(sweep_folder, *_, skip):
-        assert made == "by the first run"
-        make_corpus()
-        toml = tomli.loads((sweep_folder / "0.toml").read_text())
-        steps = toml["training"]["steps"]
-        write_metrics(sweep_folder / "runs" / "baseline,seed=0", toml, steps, 3.0, 100)
-
-    monkeypatch.setattr(replicate, "run_unfinished", run_first)
-    if made == "before":
-        make_corpus()
     with pytest.raises(ValueError, match=r"'program' here is 4567-200 .* is 0123-100; .*--output"):
         replicate.run([sweep], folder, output, 1)
+    assert not ran
     assert records.read_records(output / records.RUNS_CSV) == [record]
+
+
+def test_a_sweep_goes_on_with_its_corpus_alone(tmp_path, prose, ran):
+    """The record of a run names the corpus that it read, and not what is there later."""
+    folder, output, corpus = tmp_path / "sweeps", tmp_path / "out", tmp_path / "no"
+    write_corpus(corpus, 100)
+    replicate.run([prose], folder, output, 1)
+    assert ran == [set()]
+    write_corpus(corpus, 200)
+    with pytest.raises(ValueError, match=r"'prose' here is 4567-200 .* is 4567-100"):
+        replicate.run([prose], folder, output, 1)
+    sweep_folder = folder / "prose" / "prose"
+    toml = tomli.loads((sweep_folder / "0.toml").read_text())
+    write_metrics(sweep_folder / "runs" / "baseline", toml, toml["training"]["steps"], 3.0, 100)
+    replicate.gather("prose/prose", "prose", folder, output)
+    (record,) = records.read_records(output / records.RUNS_CSV)
+    assert record.corpus_id == "4567-100"
+
+
+def test_a_run_of_two_sweeps_is_made_once(tmp_path, prose, monkeypatch):
+    """Also where both are yet to be made."""
+    write_corpus(tmp_path / "no", 100)
+    made = []
+
+    def run_them(folder, *_, skip):
+        names = {run["name"] for run in json.loads((folder / "sweep.json").read_text())["runs"]}
+        made.append(names - skip)
+        for name in names - skip:
+            toml = tomli.loads((folder / "0.toml").read_text())
+            write_metrics(folder / "runs" / name, toml, toml["training"]["steps"], 3.0, 100)
+
+    monkeypatch.setattr(replicate, "run_unfinished", run_them)
+    both = [prose, replace(prose, name="again")]
+    replicate.run(both, tmp_path / "sweeps", tmp_path / "out", 1)
+    assert made == [{"baseline"}, set()]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def make_corpus(folder: Path, sources: Iterable[str], vocab_size: int = VOCAB_SI
     shuffle = random.Random(0).shuffle
     sources = list(sources)
     if len(sources) < 2:
-        raise DataError(f"{folder}: {len(sources)} files to make it of; it needs 2 or more")
+        raise DataError(f"{folder}: needs at least 2 source files, found {len(sources)}")
     shuffle(sources)
     n_validation = max(1, round(VALIDATION_SHARE * len(sources)))
     split = {

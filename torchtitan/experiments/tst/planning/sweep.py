@@ -39,7 +39,8 @@ class Point:
         steps: of the whole run.
         last_logged: the last step that is logged.
         last_validated: the last step with a validation; 0 without any.
-        toml: its config.
+        toml: its config file.
+        config: the config, resolved.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Point:
     last_logged: int
     last_validated: int
     toml: dict[str, Any]
+    config: JobConfig
 
 
 def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[str]) -> list[Point]:
@@ -137,7 +139,7 @@ def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]
     last_logged = max(1, steps // log_freq * log_freq, min(steps, boundary + 1) if boundary else 0)
     validation = config.validation
     last_validated = max(1, steps // validation.freq * validation.freq) if validation.enable else 0
-    return Point(name, typed, steps, last_logged, last_validated, toml)
+    return Point(name, typed, steps, last_logged, last_validated, toml, config)
 
 
 def value_in_words(value: Any, between: str = ", ") -> str:

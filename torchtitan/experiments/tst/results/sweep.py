@@ -38,7 +38,7 @@ class Result:
         values: of each varied key; None where superposition is off.
         step: the last that is logged so far; 0 if there is none.
         steps: of the whole run.
-        finished: whether the last step that is logged has been, and the last validation.
+        finished: whether its last logged step and its last validation are there.
         training_loss: at ``step``.
         validation_loss: the last.
     """
@@ -73,7 +73,7 @@ def results(folder: Path) -> list[Result]:
                 run["values"],
                 step,
                 run["steps"],
-                step >= run["last_logged"] and validated >= run["last_validated"],
+                step >= run["last_logged"] and validated >= run.get("last_validated", 0),
                 last.get(TRAINING_LOSS),
                 last.get(VALIDATION_LOSS),
             )
