@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import tomli
 
 from torchtitan.experiments.tst import paper
 from torchtitan.experiments.tst.config.schedule import steps_of_stages
@@ -27,13 +28,14 @@ from .records import (
     read_records,
     stages_of,
 )
-from .sweeps import FRESH_SEEDS, SEARCH_SEED
+from .sweeps import BASE, FRESH_SEEDS, SEARCH_SEED
 
 TEMPLATES = sorted(Path(__file__).with_name("pages").glob("*.md"))
 TESTED: list[tuple[list[int] | int, float]] = [
     *((2, 0.3), (4, 0.3), (8, 0.3), (4, 0.45)),
     *(([8, 4, 2], 0.3), ([8, 4, 2], 0.45)),
 ]
+_JOB = tomli.loads((DOCS.parent / BASE).read_text())
 CPU_CORPORA = ("program", "prose")
 
 
@@ -41,9 +43,9 @@ def recipe(
     sizes: list[int] | int = 1,
     ratio: list[float] | float = 0.3,
     corpus: str = "program",
-    steps: int = 3000,
-    lr: float = 1.2e-2,
-    model: str = "demo",
+    steps: int = _JOB["training"]["steps"],
+    lr: float = _JOB["optimizer"]["lr"],
+    model: str = _JOB["model"]["flavor"],
     **others: str | bool,
 ) -> Recipe:
     """Return the recipe of these bag sizes and shares, as ``[superposition]`` has them."""
@@ -158,7 +160,8 @@ def draw(results: Results, losses: dict[str, dict[int, float]], folder: Path) ->
         surfaces = {f"validation loss: {own.title}": own, f"paper: {of_paper.title}": of_paper}
         draw_surfaces(surfaces, folder / "surface.png")
     lines: dict[str, list[tuple[Any, float]]] = {}
-    for run in tables.schedules(results, recipe(), SEARCH_SEED):
+    searched = tables.schedules(results, recipe(), SEARCH_SEED)
+    for run in sorted(searched, key=lambda run: (len(run.bag_sizes), run.bag_sizes)):
         sizes = ", ".join(map(str, run.bag_sizes))
         lines.setdefault(f"s = {sizes}", []).append((run.step_ratio, run.loss))
     if lines:

@@ -118,6 +118,11 @@ SWEEPS = [
     ),
     Sweep("longer", {SEED: ["1"], BAG_SIZE: ["1", "4", "[8,4,2]"]}, (_AT_03, f"--{STEPS}=6000")),
     Sweep(
+        "longer_lr",
+        {LR: ["6e-3"], BAG_SIZE: ["1", "4"]},
+        (_AT_03, f"--{STEPS}=6000", f"--{SEED}=1"),
+    ),
+    Sweep(
         "lr_prose",
         {LR: ["6e-3", "2.4e-2"], BAG_SIZE: ["1", "4"]},
         (_AT_03, f"--{SEED}=1"),

@@ -101,16 +101,14 @@ def mean(runs: Iterable[Record]) -> float:
 
 
 def lengths(results: Results, recipes: Sequence[Recipe], seeds: Sequence[int]) -> str:
-    """Return the mean loss of the baseline and the lead of recipes over the number of steps.
+    """Return the mean loss of the baseline and of recipes, with their leads, over the steps.
 
     Args:
         results: all runs.
         recipes: a column each, of one model and corpus; their shares of the steps are kept.
         seeds: those of the runs to show.
     """
-    rows = [
-        ["steps", "latents a parameter", "baseline", *(f"lead of {r.schedule}" for r in recipes)]
-    ]
+    rows = [["steps", "latents a parameter", "baseline", *(f"{r.schedule}: lead" for r in recipes)]]
     base = baseline_of(recipes[0])
     like = {"corpus": base.corpus, "model": base.model, "lr": base.lr}
     found = {(recipe.schedule, recipe.steps): recipe for recipe in results.recipes(**like)}
@@ -118,12 +116,15 @@ def lengths(results: Results, recipes: Sequence[Recipe], seeds: Sequence[int]) -
         baselines = results.runs(base.with_(steps=steps), seeds)
         of_length = [found.get((recipe.schedule, steps)) for recipe in recipes]
         if baselines and any(of_length):
-            leads = [
-                f"{results.lead(recipe, baseline_of(recipe), seeds)}" if recipe else ""
+            cells = [
+                f"{mean(results.runs(recipe, seeds)):.3f}: "
+                f"{results.lead(recipe, baseline_of(recipe), seeds)}"
+                if recipe and results.runs(recipe, seeds)
+                else ""
                 for recipe in of_length
             ]
             per_parameter = baselines[0].latents / baselines[0].parameters
-            rows.append([f"{steps:,}", f"{per_parameter:.0f}", f"{mean(baselines):.3f}", *leads])
+            rows.append([f"{steps:,}", f"{per_parameter:.0f}", f"{mean(baselines):.3f}", *cells])
     return markdown(rows)
 
 
