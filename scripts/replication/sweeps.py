@@ -117,6 +117,7 @@ SWEEPS = [
         ("program", "prose"),
     ),
     Sweep("longer", {SEED: ["1"], BAG_SIZE: ["1", "4", "[8,4,2]"]}, (_AT_03, f"--{STEPS}=6000")),
+    Sweep("longer_baseline", {SEED: ["2", "3"]}, (f"--{BAG_SIZE}=1", f"--{STEPS}=6000")),
     Sweep(
         "longer_lr",
         {LR: ["6e-3"], BAG_SIZE: ["1", "4"]},
