@@ -77,6 +77,8 @@ def test_the_figures_of_the_readme(results):
         assert f"| {name} | {loss:.3f} | {lead(of) if of.stages else ''}" in text
     tst, stages = (lead(pages.recipe(sizes, corpus="prose")) for sizes in (4, [8, 4, 2]))
     assert f"On English prose TST leads by {tst}, with stages by {stages}." in text
+    half = results.lead(pages.recipe(4), pages.recipe(steps=6000), pages.FRESH_SEEDS)
+    assert f"3,000 steps of TST end level with 6,000 of the baseline: lower by {half}." in text
 
 
 def test_the_last_loss_of_a_curve_is_the_runs():
