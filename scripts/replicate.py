@@ -20,7 +20,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from command_line import documented_parser
@@ -186,12 +186,12 @@ def gather(name: str, corpus: str, folder: Path, output: Path) -> None:
     """
     records = {record.run: record for record in read_records(output / RUNS_CSV)}
     losses = read_losses(output / CURVES_CSV)
+    corpus_id = _corpus_id(name, corpus, folder)
     entries = read_sweep(folder / name)["runs"]
     for result, entry in zip(results(folder / name), entries, strict=True):
         if result.finished:
             curves = read_curves(entry["folder"], f"{name}/{result.name}")
-            record = _record(curves, corpus)
-            records[record.run] = replace(record, corpus_id=_corpus_id(name, corpus, folder))
+            records[curves.name] = _record(curves, corpus, corpus_id)
             losses[curves.name] = {round(point.at.step): point.loss for point in curves.validation}
         elif result.step == result.steps:
             print(
@@ -217,7 +217,7 @@ def recipe_of(config: JobConfig, corpus: str) -> Recipe:
     )
 
 
-def _record(curves: Curves, corpus: str) -> Record:
+def _record(curves: Curves, corpus: str, corpus_id: str) -> Record:
     job = f"--job.config_file={curves.folder / CONFIG_FILE}"
     config = SuperpositionConfigManager().parse_args([job])
     last = curves.validation[-1]
@@ -230,6 +230,7 @@ def _record(curves: Curves, corpus: str) -> Record:
         data_tokens=round(last.at.data_tokens),
         loss=last.loss,
         hours=last.at.hours,
+        corpus_id=corpus_id,
     )
 
 

@@ -112,7 +112,7 @@ def fill_in(template: str, results: Results) -> str:
         return next(
             int(run.corpus_id.rpartition("-")[2])
             for run in results.records
-            if (run.corpus, bool(run.corpus_id)) == (corpus, True)
+            if run.corpus == corpus and run.corpus_id
         )
 
     def longest(corpus: str) -> int:

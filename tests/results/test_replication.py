@@ -95,7 +95,7 @@ def test_a_run_without_its_last_validation(tmp_path, sweep, capsys):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The names that each sweep is told to skip, in place of its runs."""
+    """List the names that each sweep is told to skip, instead of training."""
     skipped = []
     monkeypatch.setattr(replicate, "make_if_read", lambda config: None)
     monkeypatch.setattr(replicate, "run_unfinished", lambda *_, skip: skipped.append(skip))
