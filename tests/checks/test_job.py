@@ -69,7 +69,7 @@ def section(**values):
             [*ON, *section(scale="batch"), "--training.seq_len=33"],
             "training.seq_len",
             33,
-            "do not divide into bags of 4",
+            "must be a multiple of the bag size 4",
         ),
         ([*ON, "--training.seq_len=0"], "training.seq_len", 0, "at least 1"),
         (

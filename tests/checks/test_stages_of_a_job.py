@@ -47,7 +47,7 @@ def section(*arguments):
         (["bag_size=8,4", "step_ratio=0.2,1"], "superposition.step_ratio = [0.2, 1.0]: must be"),
         (
             ["bag_size=8,3", "steps=2", BATCH],
-            "training.seq_len = 32: 32 tokens do not divide into bags of 3",
+            "training.seq_len = 32: must be a multiple of the bag size 3",
         ),
         (
             ["bag_size=8,64", "steps=2", "mode=output"],

@@ -48,7 +48,7 @@ def test_bags_of_one_are_an_ordinary_batch(batch, mode):
 
 @pytest.mark.parametrize("mode", ["full", "input"])
 def test_a_length_that_does_not_fold(batch, mode):
-    with pytest.raises(ValueError, match="15 tokens does not divide into bags of 4"):
+    with pytest.raises(ValueError, match="length 15 must be a multiple of the bag size 4"):
         fold(*batch, 4, mode)
 
 

@@ -47,7 +47,7 @@ def test_neighbors_of_one_bag_size_are_one_stage():
 
 
 def test_a_stage_has_bags():
-    with pytest.raises(ValueError, match="at least 2 tokens, not 1"):
+    with pytest.raises(ValueError, match="bag size of a stage must be at least 2, not 1"):
         Schedule.of([4, 1], [3, 2])
 
 
@@ -78,5 +78,5 @@ def test_batch_shapes(schedule, shape):
 def test_batch_scale_needs_a_divisible_sequence():
     schedule = Schedule.of([2, 4], [1, 1], scale="batch")
     assert schedule.batch_shape(1, 8, 66) == BatchShape(16, 66, 33)
-    with pytest.raises(ValueError, match="66 tokens do not divide into bags of 4"):
+    with pytest.raises(ValueError, match="seq_len 66 must be a multiple of the bag size 4"):
         schedule.batch_shape(2, 8, 66)

@@ -88,11 +88,12 @@ def _check_shapes(job_config: JobConfig, schedule: Schedule) -> None:
     for stage in schedule.stages:
         try:
             schedule.batch_shape(stage.first, training.local_batch_size, training.seq_len)
-        except ValueError as error:
+        except ValueError:
             raise ConfigError(
                 "training.seq_len",
                 training.seq_len,
-                f'{error}, superposition.bag_size, as superposition.scale = "batch" needs',
+                f"must be a multiple of the bag size {stage.bag_size} with "
+                'superposition.scale = "batch"',
             ) from None
         if schedule.mode == "output" and stage.bag_size > training.seq_len:
             raise ConfigError(

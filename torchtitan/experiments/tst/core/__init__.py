@@ -1,13 +1,13 @@
-"""The method itself: torch only, nothing from torchtitan; copy the folder into any PyTorch loop.
+"""The method itself: it needs torch only, so you can copy the folder into any PyTorch loop.
 
-The way of a batch in the superposition phase, with B sequences, L latents, bags of s tokens,
-width d and vocabulary V::
+A batch in the superposition phase, with B sequences, L latents, bags of s tokens, width d and
+vocabulary V::
 
     tokens (B, L*s) -> fold -> inputs (B, L, s), labels (B, L, s)
     inputs -> BagEmbedding -> (B, L, d) -> unchanged transformer -> logits (B, L, V)
     logits, labels -> BagLoss -> scalar
 
-A LossHead in the place of the LM head gives that scalar without ever having all the logits.
+A LossHead instead of the LM head returns that scalar without ever storing all the logits.
 """
 
 from .bags import IGNORE_INDEX, MODES, document_ids, fold

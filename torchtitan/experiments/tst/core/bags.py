@@ -1,4 +1,4 @@
-"""Folding ordinary batches into bags (paper, Section 3 and Appendix A).
+"""Fold ordinary batches into bags (paper, Section 3 and Appendix A).
 
 Labels are ordinary next-token labels: ``labels[:, i]`` is the token after ``inputs[:, i]``.
 """
@@ -13,22 +13,22 @@ MODES = ("full", "input", "output")
 def fold(
     inputs: torch.Tensor, labels: torch.Tensor, bag_size: int, mode: str = "full"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn an ordinary batch into one of the superposition phase.
+    """Fold an ordinary batch into a batch of the superposition phase.
 
     Args:
         inputs: token ids (B, T).
         labels: next-token ids (B, T), ``IGNORE_INDEX`` where there is none.
-        bag_size: s.
+        bag_size: tokens per bag, s.
         mode: "full": bags in, next bag out; "input": bags in, the next single token out;
             "output": single tokens in, the next s tokens out.
 
     Returns:
         Inputs (B, T/s, s), or (B, T) in mode "output"; labels (B, T/s, s), (B, T/s, 1) in mode
-        "input", (B, T, s) in mode "output". The last labels of a sequence, whose tokens are not
-        in the batch, are ``IGNORE_INDEX``.
+        "input", (B, T, s) in mode "output". The last labels of a sequence are ``IGNORE_INDEX``,
+        because their tokens are not in the batch.
 
     Raises:
-        ValueError: if bags of s do not divide T, or for an unknown mode.
+        ValueError: if T is not a multiple of s, or if the mode is unknown.
     """
     if mode == "full":
         return _bags(inputs, bag_size), _bags(_shift(labels, bag_size), bag_size)
@@ -43,28 +43,28 @@ def fold(
 def _bags(tokens: torch.Tensor, bag_size: int) -> torch.Tensor:
     if tokens.shape[1] % bag_size:
         raise ValueError(
-            f"a sequence of {tokens.shape[1]} tokens does not divide into bags of {bag_size}"
+            f"the sequence length {tokens.shape[1]} must be a multiple of the bag size {bag_size}"
         )
     return tokens.unflatten(1, (-1, bag_size))  # (B, l*s) -> (B, l, s)
 
 
 def _shift(labels: torch.Tensor, bag_size: int) -> torch.Tensor:
-    """Labels of the first token of the next bag come to the front of each bag."""
+    """Shift the labels left by s - 1, so that each bag of labels begins with the next bag."""
     return F.pad(labels[:, bag_size - 1 :], (0, bag_size - 1), value=IGNORE_INDEX)
 
 
 def document_ids(bags: torch.Tensor, eos_id: int | None) -> torch.Tensor:
-    """Single token ids that stand for bags where documents are told apart by their ends.
+    """Return one token id for each bag, for code that finds documents by their end token.
 
-    A bag belongs to the document of its first token: where a document ends in a bag, the next
-    document begins with the next bag, for everything that takes ``eos_id`` for the end of one.
+    A bag belongs to the document of its first token. If a document ends inside a bag, the next
+    document begins with the next bag.
 
     Args:
         bags: token ids (B, L, s).
-        eos_id: of the token that ends a document; None if there is none.
+        eos_id: id of the token that ends a document; None if there is none.
 
     Returns:
-        (B, L): ``eos_id`` for a bag with an end in it, else the bag's first token.
+        Token ids (B, L): ``eos_id`` for a bag that contains it, else the bag's first token.
     """
     first = bags[..., 0]
     if eos_id is None:

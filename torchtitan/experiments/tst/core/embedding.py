@@ -9,16 +9,16 @@ from .vocabulary import VocabularyShard
 
 
 class BagEmbedding(nn.Embedding):
-    """A token embedding that also takes bags: an ordinary ``nn.Embedding`` for (B, L) ids.
+    """A token embedding that also accepts bags: for (B, L) ids it is an ordinary ``nn.Embedding``.
 
-    For (B, L, s) ids it gives the mean of each bag's embeddings, (B, L, d), added up in float32; of
-    a weight sharded over ranks, each rank's part is, and the parts are added up in its dtype.
-    Parameters and state dict are those of ``nn.Embedding``.
+    For (B, L, s) ids it returns the mean of each bag's embeddings, (B, L, d), summed in float32. If
+    the weight is sharded over ranks, each rank sums its part in float32, and the parts are summed
+    in the dtype of the weight. Parameters and state dict are those of ``nn.Embedding``.
     """
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding) -> "BagEmbedding":
-        """The same embedding, the weight shared, not copied (it may be tied to an LM head)."""
+        """Wrap an embedding; the weight is shared, not copied (it may be tied to an LM head)."""
         bag_embedding = cls(
             embedding.num_embeddings,
             embedding.embedding_dim,
@@ -34,7 +34,7 @@ class BagEmbedding(nn.Embedding):
         return bag_embedding
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, L, d) of token ids (B, L) or of bags (B, L, s)."""
+        """Return the embeddings (B, L, d) of token ids (B, L) or of bags (B, L, s)."""
         if input.ndim < 3:
             return super().forward(input)
         special = self.padding_idx is not None or self.max_norm or self.scale_grad_by_freq
@@ -43,7 +43,7 @@ class BagEmbedding(nn.Embedding):
         if shard:
             return _mean_of_shards(input, self.weight, shard)
         if isinstance(self.weight, DTensor) or special:
-            # One lookup of all s members: s lookups added up break on a sharded weight.
+            # One lookup of all s tokens: a sum of s lookups fails on a sharded weight.
             embedded = super().forward(input)  # (B, L, s, d)
             return embedded.mean(dim=-2, dtype=torch.float32).to(embedded.dtype)
         bags = input.flatten(0, -2)
@@ -51,20 +51,22 @@ class BagEmbedding(nn.Embedding):
             mean = _MeanOnCPU.apply(bags, self.weight)
         else:
             mean = F.embedding_bag(bags, self.weight, mode="mean")
-        # Not as a view: FSDP2 warns of one, as whoever wrote into it would undo FSDP's hooks.
+        # Not a view: FSDP2 warns about views, because a write into one would undo FSDP's hooks.
         return torch.ops.aten._unsafe_view(mean, [*input.shape[:-1], mean.shape[-1]])
 
 
 def _mean_of_shards(bags: torch.Tensor, weight: torch.Tensor, shard: VocabularyShard) -> DTensor:
-    """Bags' means (B, L, d), of which each rank has what its vocabulary entries contribute.
+    """Return the means of bags as a partial sum: this rank adds its vocabulary entries only.
 
-    That the parts are yet to be added up is what ``Partial`` says. So tensor parallelism reduces
-    (B, L, d), as for single tokens, and not (B, L, s, d).
+    Tensor parallelism then reduces (B, L, d), as for single tokens, and not (B, L, s, d).
 
     Args:
-        bags: (B, L, s), the same on all ranks.
+        bags: token ids (B, L, s), the same on all ranks.
         weight: (V, d), sharded over the vocabulary.
-        shard: this rank's.
+        shard: this rank's part of the vocabulary.
+
+    Returns:
+        A ``Partial`` DTensor (B, L, d).
     """
     if isinstance(bags, DTensor):
         bags = bags.to_local()

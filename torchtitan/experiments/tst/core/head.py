@@ -1,6 +1,7 @@
-"""LM head and loss in one, a chunk of the positions at a time.
+"""LM head and loss in one module, computed for one chunk of positions at a time.
 
-The logits of a whole batch, the largest tensor of a model with a large vocabulary, never exist.
+The logits of a whole batch are the largest tensor of a model with a large vocabulary. With chunks
+they never exist all at once.
 """
 
 import functools
@@ -16,14 +17,14 @@ SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class LossHead(nn.Linear):
-    """An LM head, told the labels, gives the loss in the place of the logits.
+    """An LM head that returns the loss instead of the logits if it has labels.
 
     Without labels it is an ordinary ``nn.Linear``. Parameters and state dict are those of
-    ``nn.Linear``. The whole loss is one forward of this module, so that FSDP gathers the weight
-    once, whatever the number of chunks.
+    ``nn.Linear``. The whole loss is one forward of this module, so FSDP gathers the weight once,
+    whatever the number of chunks.
 
     Attributes:
-        chunks: to cut the positions of a batch into.
+        chunks: number of chunks that the positions of a batch are split into.
     """
 
     chunks: int = 1
@@ -31,13 +32,17 @@ class LossHead(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, chunks: int) -> "LossHead":
-        """The same head, the weight shared, not copied (it may be tied to an embedding).
+        """Wrap an LM head; the weight is shared, not copied (it may be tied to an embedding).
+
+        Args:
+            linear: the LM head.
+            chunks: number of chunks that the positions of a batch are split into.
 
         Raises:
-            ValueError: for a head with a bias.
+            ValueError: if the head has a bias.
         """
         if linear.bias is not None:
-            raise ValueError("an LM head with a bias cannot be chunked")
+            raise ValueError("an LM head with a bias cannot be chunked; use one without a bias")
         head = cls(
             linear.in_features,
             linear.out_features,
@@ -50,21 +55,21 @@ class LossHead(nn.Linear):
         return head
 
     def expect(self, labels: torch.Tensor, loss_fn: SummedLoss) -> None:
-        """Have the next forward give the summed loss.
+        """Make the next forward return the summed loss.
 
         Args:
-            labels: (B, L), or bags (B, L, s).
-            loss_fn: summed loss of logits (1, n, V) against labels (1, n) or (1, n, s), which may
-                overwrite its logits in backward.
+            labels: token ids (B, L), or bags (B, L, s).
+            loss_fn: returns the summed loss of logits (1, n, V) and labels (1, n) or (1, n, s). Its
+                backward may overwrite the logits.
         """
         self._expected = (labels, loss_fn)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Of hidden states (B, L, d): logits (B, L, V), or the loss, a scalar.
+        """Return the logits (B, L, V) of hidden states (B, L, d), or the loss, a scalar.
 
-        With a weight sharded over the vocabulary (tensor parallelism), ``input`` is the same on all
-        ranks, a DTensor, as the loss is, which then has shape (1,) so that it can be sharded as
-        logits can.
+        If the weight is sharded over the vocabulary (tensor parallelism), ``input`` and the loss
+        are DTensors with the same value on all ranks. The loss then has shape (1,), so that it can
+        be sharded like logits.
         """
         expected, self._expected = self._expected, None
         if expected is None:
@@ -74,7 +79,8 @@ class LossHead(nn.Linear):
             return chunked_loss(input, self.weight, labels, loss_fn, self.chunks)
         mesh = self.weight.device_mesh
         assert isinstance(input, DTensor)
-        hidden = input.to_local(grad_placements=[Partial()])  # of a rank's part of the vocabulary
+        # Each rank's gradient comes from its part of the vocabulary only.
+        hidden = input.to_local(grad_placements=[Partial()])
         of_shards = functools.partial(_of_shards, loss_fn, mesh)
         loss = chunked_loss(hidden, self.weight.to_local(), labels, of_shards, self.chunks)
         return DTensor.from_local(loss[None], mesh, [Replicate()], run_check=False)
@@ -83,7 +89,7 @@ class LossHead(nn.Linear):
 def _of_shards(
     loss_fn: SummedLoss, mesh: DeviceMesh, logits: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """``loss_fn`` of logits (1, n, V), of which this rank has (1, n, V / ranks)."""
+    """Return ``loss_fn`` of logits (1, n, V), given this rank's part, (1, n, V / ranks)."""
     loss = loss_fn(DTensor.from_local(logits, mesh, [Shard(-1)], run_check=False), labels)
     return loss.full_tensor() if isinstance(loss, DTensor) else loss
 
@@ -95,18 +101,19 @@ def chunked_loss(
     loss_fn: SummedLoss,
     chunks: int,
 ) -> torch.Tensor:
-    """``loss_fn`` of the logits ``hidden @ weight.T``, which exist for one chunk at a time.
+    """Return ``loss_fn`` of the logits ``hidden @ weight.T``, computed one chunk at a time.
 
-    Forward computes the gradients too, when they are wanted, as otherwise backward would need the
-    logits a second time. Matrix products are as many as without chunks. The gradient of the weight
-    is added up in the dtype of the products.
+    If gradients are needed, forward computes them too. Otherwise backward would have to compute the
+    logits again. There are as many matrix products as without chunks. The gradient of the weight is
+    summed in the dtype of the products.
 
     Args:
-        hidden: (B, L, d).
-        weight: (V, d).
-        labels: (B, L), or bags (B, L, s).
-        loss_fn: summed loss of logits (1, n, V) against labels (1, n) or (1, n, s).
-        chunks: to cut the B*L positions into, of equal size but for the last.
+        hidden: hidden states (B, L, d).
+        weight: of the LM head, (V, d).
+        labels: token ids (B, L), or bags (B, L, s).
+        loss_fn: returns the summed loss of logits (1, n, V) and labels (1, n) or (1, n, s).
+        chunks: number of chunks that the B*L positions are split into. All have the same size,
+            except the last.
     """
     device = hidden.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -120,6 +127,8 @@ def chunked_loss(
 
 
 class _ChunkedLoss(torch.autograd.Function):
+    """The loss of :func:`chunked_loss` with its gradients, which forward computes."""
+
     @staticmethod
     def forward(ctx, hidden, weight, labels, loss_fn, chunks):
         # hidden (N, d), weight (V, d), labels (N,) or (N, s)
@@ -135,7 +144,7 @@ class _ChunkedLoss(torch.autograd.Function):
             torch.mm(grad, weight, out=h_grad)
             weight_grad.addmm_(grad.T, h, beta=1 if losses else 0)
             losses.append(loss.detach())
-            del logits, loss, grad  # before the next chunk's logits
+            del logits, loss, grad  # free them before the next chunk's logits
         ctx.save_for_backward(hidden_grad, weight_grad)
         return torch.stack(losses).sum()
 

@@ -1,12 +1,12 @@
-"""Load balance of a mixture of experts: counts of each expert's tokens, and the auxiliary loss.
+"""Load balance of a mixture of experts: token counts of each expert, and the auxiliary loss.
 
 The auxiliary loss of a layer with E experts, over the global batch (Qiu et al. 2025, arXiv
 2501.11873, after Fedus et al. 2021, arXiv 2101.03961, equation 4)::
 
     E * sum_i f_i * P_i
 
-f_i is the share of all choices of the layer's router that went to expert i, P_i the mean of the
-router's probability of expert i. It is 1 where all experts get the same, and at most E.
+f_i is the share of the router's choices that went to expert i. P_i is the mean of the router's
+probability of expert i. The loss is 1 if all experts get the same share, and at most E.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ ScoreFunction = Literal["softmax", "sigmoid"]
 
 
 class ExpertLoad:
-    """Counts what the experts of all layers get in a step, and adds the auxiliary loss's gradient.
+    """Counts the tokens of each expert in a step, and adds the gradient of the auxiliary loss.
 
-    In superposition a token is a latent. The gradient enters where the router's scores leave the
-    router, so the loss of the model stays what it is. It takes the counts of all micro-batches of
-    the step so far, of all ranks. They are added up once for a micro-batch, in its backward.
+    In superposition a token is a latent. The gradient is added at the output of the router, so the
+    loss of the model does not change. It uses the counts of all ranks and of all micro-batches of
+    the step so far. These are summed over the ranks once per micro-batch, in its backward.
 
     Args:
         layers: number of layers of the whole model, with or without experts.
@@ -51,20 +51,20 @@ class ExpertLoad:
         self._shares: torch.Tensor | None = None
 
     def begin_step(self, tokens: int) -> None:
-        """Forget the last step.
+        """Reset the counts for a new step.
 
         Args:
-            tokens: of the global batch, in all micro-batches, that a layer sees.
+            tokens: number of tokens of the global batch that a layer sees, in all micro-batches.
         """
         self._tokens = tokens
         self._counts = self._probabilities = self._shares = None
 
     def count(self, layer: int, tokens_per_expert: torch.Tensor) -> None:
-        """Count the choices of a micro-batch.
+        """Add the router's choices for a micro-batch to the counts.
 
         Args:
             layer: number of the layer in the model.
-            tokens_per_expert: how often each expert was chosen, (E,).
+            tokens_per_expert: how often the router chose each expert, (E,).
         """
         if self._counts is None:
             self._counts = tokens_per_expert.new_zeros(self.shape, dtype=torch.int64)
@@ -74,13 +74,13 @@ class ExpertLoad:
     def with_auxiliary_loss(
         self, layer: int, scores: torch.Tensor, logits: torch.Tensor, score_func: ScoreFunction
     ) -> torch.Tensor:
-        """Return the scores; in backward the logits get the auxiliary loss's gradient, too.
+        """Return the scores; their backward also adds the auxiliary loss's gradient to the logits.
 
         Args:
             layer: number of the layer in the model.
-            scores: of the chosen experts, (tokens, K).
-            logits: of the router, (tokens, E).
-            score_func: of the router, which makes scores of the logits.
+            scores: the router's scores of the chosen experts, (tokens, K).
+            logits: the router's logits, (tokens, E).
+            score_func: the router's function from logits to scores.
         """
         return _AuxiliaryLoss.apply(scores, logits, self, layer, score_func)
 
@@ -89,9 +89,10 @@ class ExpertLoad:
 
         Args:
             layer: number of the layer in the model.
-            probabilities: of each expert, summed over the tokens of the micro-batch, float32 (E,).
+            probabilities: the router's probability of each expert, summed over the tokens of the
+                micro-batch, float32 (E,).
         """
-        assert self._counts is not None, "count() comes before backward"
+        assert self._counts is not None, "call count() before backward"
         if self._shares is None:
             counts = self._counts.clone()
             self.all_reduce(counts)
@@ -103,9 +104,10 @@ class ExpertLoad:
         return weight * self._shares[layer].to(probabilities)
 
     def totals(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return this rank's counts and sums of probabilities in this step, float64 (layers, E).
+        """Return this rank's counts and sums of probabilities in this step.
 
-        None if none of its layers has counted.
+        Returns:
+            Two float64 tensors (layers, E); None if none of this rank's layers has counted.
         """
         if self._counts is None:
             return None
@@ -115,6 +117,8 @@ class ExpertLoad:
 
 
 class _AuxiliaryLoss(torch.autograd.Function):
+    """The identity of the scores, with a backward that adds the auxiliary loss's gradient."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -145,8 +149,8 @@ def router_probabilities(logits: torch.Tensor, score_func: ScoreFunction) -> tor
     Scores of 'sigmoid' are divided by their sum (DeepSeek-V3, arXiv 2412.19437, equation 19).
 
     Args:
-        logits: of the router, (tokens, E).
-        score_func: of the router.
+        logits: the router's logits, (tokens, E).
+        score_func: the router's function from logits to scores.
     """
     logits = logits.float()
     if score_func == "softmax":
@@ -159,8 +163,8 @@ def load_balancing_loss(counts: torch.Tensor, probabilities: torch.Tensor) -> to
     """Return the auxiliary loss of each layer, (layers,).
 
     Args:
-        counts: how often each expert was chosen, (layers, E).
-        probabilities: of each expert, summed over all tokens, (layers, E).
+        counts: how often the router chose each expert, (layers, E).
+        probabilities: the router's probability of each expert, summed over all tokens, (layers, E).
     """
     shares, means = (values / values.sum(-1, keepdim=True) for values in (counts, probabilities))
     return counts.shape[-1] * (shares * means).sum(-1)

@@ -4,13 +4,15 @@ With logits z at one position, lse = logsumexp(z) and weights w_i over the s off
 
     sum_i w_i * CE(z, y_i) = (sum_i w_i) * lse - sum_i w_i * z[y_i]
 
-so the multi-hot cross-entropy reads the logits once for the whole bag, and costs what one
-cross-entropy costs. The variants "mce_alt", "bce" and "hinge" see the bag as a set: a token that
+so the multi-hot cross-entropy reads the logits once for the whole bag, and costs about as much as
+one cross-entropy. The variants "mce_alt", "bce" and "hinge" see the bag as a set: a token that
 occurs twice counts once, and no weighting applies.
 
-A loss over several batches or ranks is one mean over all of them. It is made of sums: count the
-targets of every part (:meth:`BagLoss.counts`), add the counts up, turn the total into
-coefficients (:meth:`BagLoss.coefficients`), and add up :meth:`BagLoss.sum` over the parts.
+A loss over several batches or ranks is one mean over all of them. To compute it from sums:
+
+1. Count the targets of every part (:meth:`BagLoss.counts`), and sum the counts.
+2. Turn the total into coefficients (:meth:`BagLoss.coefficients`).
+3. Sum :meth:`BagLoss.sum` over the parts.
 """
 
 from collections.abc import Callable
@@ -23,11 +25,11 @@ from torch.distributed import _functional_collectives as funcol
 from .bags import IGNORE_INDEX
 from .vocabulary import Logits, ShardedLogits, localize
 
-# Appendix D's fit to the mutual information of token pairs at distance d: C0 + a * d**k
+# The fit of Appendix D to the mutual information of token pairs at distance d: C0 + a * d**k
 _FITTED_C0, _FITTED_A, _FITTED_K = 3.63, 1.35, -1.25
 
-# Logits in a block of the eager cross-entropy: in float32 a CPU core's cache (2 MiB), and on an
-# accelerator enough to keep it busy (256 MiB).
+# Logits in a block of the eager cross-entropy. In float32 a block fits into a CPU core's cache
+# (2 MiB). On an accelerator it is large enough to keep it busy (256 MiB).
 _BLOCK_OF_CPU, _BLOCK_OF_ACCELERATOR = 2**19, 2**26
 
 _WEIGHT_OF_OFFSET: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -43,16 +45,17 @@ WEIGHTINGS = tuple(_WEIGHT_OF_OFFSET)
 def offset_weights(
     weighting: str, bag_size: int, device: torch.device | None = None
 ) -> torch.Tensor:
-    """Weights w_1..w_s over the offsets of a bag, float64 (s,), not normalised."""
+    """Return the weights w_1..w_s of the offsets in a bag, float64 (s,), not normalized."""
     offsets = torch.arange(1, bag_size + 1, dtype=torch.float64, device=device)
     return _WEIGHT_OF_OFFSET[weighting](offsets)
 
 
 class _MultiHotCrossEntropy(torch.autograd.Function):
-    """sum over positions n and offsets i of w_i * CE(z_n, y_ni), labels of -100 left out.
+    """The sum over positions n and offsets i of w_i * CE(z_n, y_ni), without labels of -100.
 
-    Eager, forward and backward go over the logits once, in blocks that stay in a cache, by torch's
-    softmax kernels; compiled, each is one fused loop, and backward has forward's log-sum-exp.
+    In eager mode, forward and backward each read the logits once. They use torch's softmax kernels
+    on blocks that stay in a cache. Compiled, each is one fused loop, and backward reuses the
+    log-sum-exp of forward.
     """
 
     @staticmethod
@@ -87,10 +90,11 @@ class _MultiHotCrossEntropy(torch.autograd.Function):
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):
-    """The same, of the part of the vocabulary that a rank has; the result is of the whole.
+    """The multi-hot cross-entropy of logits that are sharded over the vocabulary.
 
-    Ranks exchange three numbers for each position, in two reductions, whatever the bag size. One
-    cross-entropy exchanges as many, in three.
+    Each rank has a part of the vocabulary; the result is that of the whole. Ranks exchange three
+    numbers for each position, in two reductions, whatever the bag size. An ordinary sharded
+    cross-entropy exchanges as many, in three reductions.
     """
 
     @staticmethod
@@ -124,9 +128,10 @@ class _ShardedCrossEntropy(torch.autograd.Function):
 
 
 def _compiled_gradient(logits, lse, total, labels, weights):
-    """The gradient total (n, 1) * exp(logits - lse), less weights (n, s) at labels (n, s).
+    """Return total (n, 1) * exp(logits - lse), minus weights (n, s) at labels (n, s).
 
-    Values at labels are computed apart, so that one loop writes the rest without any float32.
+    Values at labels are computed separately, so that one loop writes the rest without a float32
+    copy.
     """
     grad = ((logits - lse).exp() * total).to(logits.dtype)
     p = (logits.gather(-1, labels) - lse).exp()
@@ -136,7 +141,7 @@ def _compiled_gradient(logits, lse, total, labels, weights):
 
 
 def _write_gradient(probabilities, grad, total, labels, weights):
-    """``grad`` (n, V) becomes total (n, 1) * probabilities, less weights (n, s) at labels (n, s).
+    """Write total (n, 1) * probabilities, minus weights (n, s) at labels (n, s), to grad (n, V).
 
     ``probabilities`` may be overwritten.
     """
@@ -145,31 +150,32 @@ def _write_gradient(probabilities, grad, total, labels, weights):
 
 
 def _write_in_cache(probabilities, grad, total, labels, weights):
+    """Write the gradient in several passes, for probabilities that are in a CPU cache."""
     grad.copy_(probabilities.mul_(total).scatter_add_(-1, labels, -weights))
 
 
 def _write_in_one_pass(probabilities, grad, total, labels, weights):
-    """Scale and cast at once, where a pass over memory costs more than the arithmetic."""
+    """Write the gradient in one pass, where a pass over memory costs more than the arithmetic."""
     at_labels = total * probabilities.gather(-1, labels) - _summed_by_label(weights, labels)
     torch.mul(probabilities, total, out=grad)
     grad.scatter_(-1, labels, at_labels.to(grad.dtype))
 
 
 def _summed_by_label(weights, labels):
-    """For each label of a bag the weights of all that equal it, (N, s).
+    """Return for each label of a bag the sum of the weights of all equal labels, (N, s).
 
-    Equal labels have equal values, so that a GPU may write them to the gradient in any order, where
-    it must not add the weights up in any order, as scatter_add_ does.
+    Equal labels get equal values, so a GPU may write them to the gradient in any order. With
+    scatter_add_ the order would matter, because it adds the weights.
     """
     same = labels[:, :, None] == labels[:, None, :]  # (N, s, s)
     return (same * weights[:, None, :]).sum(-1)
 
 
 def _softmax_blocks(softmax, dtype, logits, *others):
-    """``softmax`` of rows of logits (N, V), a block at a time, with the rows of others (N, ...).
+    """Yield ``softmax`` of blocks of rows of logits (N, V), with the same rows of others (N, ...).
 
-    ``softmax`` is torch.softmax or torch.log_softmax. A block may be overwritten, and is in use
-    until the next one.
+    ``softmax`` is torch.softmax or torch.log_softmax. You may overwrite a block. It is valid until
+    the next one.
     """
     memory = _memory_of_block(logits, dtype, 2) if logits.is_cpu else None
     for z, *rows in _blocks(logits, *others):
@@ -181,7 +187,10 @@ def _softmax_blocks(softmax, dtype, logits, *others):
 
 
 def _exp_blocks(logits, shift, *others):
-    """exp(logits - shift) of logits (N, V) and shift (N, 1), as in :func:`_softmax_blocks`."""
+    """Yield exp(logits - shift) of blocks of rows of logits (N, V) and shift (N, 1).
+
+    The rest is as in :func:`_softmax_blocks`.
+    """
     if torch.compiler.is_compiling():
         return [((logits - shift).exp(), *others)]
     (memory,) = _memory_of_block(logits, shift.dtype, 1)
@@ -192,17 +201,17 @@ def _exp_blocks(logits, shift, *others):
 
 
 def _memory_of_block(logits, dtype, count):
-    """Memory (count, n, V) for all blocks in turn.
+    """Allocate memory (count, n, V) that all blocks use in turn.
 
-    On a CPU, memory that each block allocates may go back to the system each time, and getting it
-    again then takes up to four times as long as the arithmetic.
+    On a CPU, memory allocated for each block may be returned to the system each time. To get it
+    again takes up to four times as long as the arithmetic.
     """
     rows = min(_rows_of_block(logits), len(logits))
     return logits.new_empty(count, rows, logits.shape[-1], dtype=dtype)
 
 
 def _blocks(logits, *others):
-    """Rows of logits (N, V) and of others (N, ...), a block of them at a time."""
+    """Split the rows of logits (N, V) and of others (N, ...) into blocks."""
     rows = _rows_of_block(logits)
     return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
 
@@ -213,22 +222,22 @@ def _rows_of_block(logits):
 
 
 def _mce_alt(logits, labels, coefficients):
-    """-log of the bag's total probability: lse(z) - lse(z over the bag)."""
+    """Sum -log of each bag's total probability: lse(z) - lse(z over the bag)."""
     members = _distinct(labels)
     empty = ~members.any(-1)
     picked = logits.at(labels).masked_fill(~members, -torch.inf)
-    # an empty bag would make -inf - -inf; its loss is 0 and so is its gradient
+    # An empty bag would give -inf - -inf. Its loss and gradient are 0.
     bag = picked.masked_fill(empty[:, None], 0.0).logsumexp(-1)
     return coefficients * (logits.logsumexp() - bag).masked_fill(empty, 0.0).sum()
 
 
 def _bce(logits, labels, coefficients):
-    """Sum over the vocabulary of binary cross-entropies: softplus(z_v) - [v in bag] * z_v."""
+    """Sum binary cross-entropies over the vocabulary: softplus(z_v) - [v in bag] * z_v."""
     return _one_vs_rest(logits, labels, coefficients, F.softplus, torch.neg)
 
 
 def _hinge(logits, labels, coefficients):
-    """Sum over the vocabulary of hinge losses with labels t = +-1: max(0, 1 - t_v * z_v)."""
+    """Sum hinge losses over the vocabulary, with labels t = +-1: max(0, 1 - t_v * z_v)."""
     return _one_vs_rest(
         logits,
         labels,
@@ -239,6 +248,7 @@ def _hinge(logits, labels, coefficients):
 
 
 def _one_vs_rest(logits, labels, coefficients, absent, present_minus_absent):
+    """Sum a binary loss over the vocabulary: ``absent`` of all logits, corrected at the labels."""
     members = _distinct(labels)
     bag = (present_minus_absent(logits.at(labels)) * members).sum(-1)
     return coefficients * ((logits.total(absent) + bag) * members.any(-1)).sum()
@@ -250,15 +260,16 @@ LOSSES = ("mce", *_SUMS_OF_SETS)
 
 @dataclass(frozen=True)
 class BagLoss:
-    """Loss of logits (..., V) against bags of targets (..., s).
+    """The loss of logits (..., V) for bags of targets (..., s).
 
     Attributes:
-        loss: "mce", multi-hot cross-entropy: sum_i(w_i * CE_i) / sum_i(w_i), CE_i the mean
-            cross-entropy over the valid targets at offset i (Appendix A). Or a variant of
-            Appendix C, a mean over the bags: "mce_alt", "bce" or "hinge".
+        loss: "mce", multi-hot cross-entropy: sum_i(w_i * CE_i) / sum_i(w_i), where CE_i is the
+            mean cross-entropy over the valid targets at offset i (Appendix A). Or a variant of
+            Appendix C, which is a mean over the bags: "mce_alt", "bce" or "hinge".
         weighting: the w_i of "mce", one of ``WEIGHTINGS`` (Appendix D).
-        overwrite_logits: let backward() write the gradient of "mce" into the memory of the logits,
-            where nobody reads them after it. Compiled code decides on memory by itself.
+        overwrite_logits: let backward() write the gradient of "mce" into the memory of the logits.
+            Set it only if nothing reads the logits after backward. It has no effect in compiled
+            code.
     """
 
     loss: str = "mce"
@@ -266,33 +277,36 @@ class BagLoss:
     overwrite_logits: bool = False
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean over this batch."""
+        """Return the mean loss of this batch, a scalar."""
         return self.sum(logits, labels, self.coefficients(self.counts(labels)))
 
     def counts(self, labels: torch.Tensor) -> torch.Tensor:
-        """What the mean divides by, int64: valid targets at each offset (s,) for "mce", bags
-        with any valid target (1,) for the variants.
+        """Count the targets that the mean divides by.
+
+        Returns:
+            An int64 tensor: the valid targets at each offset, (s,), for "mce"; the bags with any
+            valid target, (1,), for the variants.
         """
         valid = (labels != IGNORE_INDEX).flatten(0, -2)  # (N, s)
         return valid.sum(0) if self.loss == "mce" else valid.any(-1).sum(0, keepdim=True)
 
     def coefficients(self, counts: torch.Tensor) -> torch.Tensor:
-        """Factors for :meth:`sum` that make it the mean, float64, of the shape of ``counts``.
+        """Return the factors that turn :meth:`sum` into the mean, float64, shaped like ``counts``.
 
-        An offset without a valid target drops out of the mean, with its weight.
+        The mean skips an offset without a valid target, and its weight.
         """
-        # of the variants' single count, too: their weighting is uniform
+        # This also fits the single count of the variants: their weighting is uniform.
         weights = offset_weights(self.weighting, counts.numel(), counts.device) * (counts > 0)
         return weights / (weights.sum() * counts).clamp_min(torch.finfo(torch.float64).tiny)
 
     def sum(
         self, logits: torch.Tensor, labels: torch.Tensor, coefficients: torch.Tensor
     ) -> torch.Tensor:
-        """This batch's share of the mean: each term times its coefficient, added up.
+        """Return the batch's part of the mean: the sum of each term times its coefficient.
 
-        bfloat16 and float16 logits are computed in float32. Logits may be a DTensor sharded over
-        the vocabulary (loss parallel), which stays sharded; the result is a plain tensor, the same
-        on all ranks of the mesh.
+        The loss of bfloat16 and float16 logits is computed in float32. Logits may be a DTensor
+        sharded over the vocabulary (loss parallel), and stay sharded. The result is a plain tensor,
+        the same on all ranks of the mesh.
         """
         logits, shard = localize(logits)
         logits, labels = logits.flatten(0, -2), labels.flatten(0, -2)
@@ -309,6 +323,6 @@ class BagLoss:
 
 
 def _distinct(labels: torch.Tensor) -> torch.Tensor:
-    """Mask (N, s) of valid labels that no earlier label of the same bag equals."""
+    """Return a mask (N, s) of the valid labels that do not repeat an earlier label of the bag."""
     same = labels[:, :, None] == labels[:, None, :]  # (N, s, s)
     return (labels != IGNORE_INDEX) & ~same.tril(-1).any(-1)

@@ -1,7 +1,7 @@
-"""Which phase and stage a step is in, and what a batch looks like there. Pure Python.
+"""Phase, stage and batch shape of a step, in pure Python.
 
-Steps count from 1, as the trainer's do. The superposition phase has one stage, or several with a
-bag size each. The boundary K is its last step; step K + 1 is the first of recovery.
+Steps count from 1, as in the trainer. The superposition phase has one or several stages, each with
+its own bag size. The boundary K is its last step; step K + 1 is the first of recovery.
 """
 
 from bisect import bisect_left
@@ -24,12 +24,12 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps of one bag size: a part of the superposition phase, or recovery.
+    """Consecutive steps with the same bag size: a part of the superposition phase, or recovery.
 
     Attributes:
         bag_size: s, data tokens per bag; 1 in recovery.
-        first: its first step.
-        last: its last step.
+        first: first step of the stage.
+        last: last step of the stage.
     """
 
     bag_size: int
@@ -38,12 +38,12 @@ class Stage:
 
     @property
     def steps(self) -> int:
-        """The number of its steps."""
+        """The number of steps in the stage."""
         return self.last - self.first + 1
 
     @property
     def phase(self) -> Phase:
-        """The phase that it is in."""
+        """The phase of the stage."""
         return Phase.SUPERPOSITION if self.bag_size > 1 else Phase.RECOVERY
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What one micro-batch reads from the loader and what the transformer sees of it.
+    """The shape of one micro-batch: what it reads from the loader, what the transformer sees.
 
     Attributes:
         sequences: sequences per micro-batch.
@@ -67,15 +67,15 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Phases and stages of a run as a pure function of the step.
+    """The phases and stages of a run, as a pure function of the step.
 
     Attributes:
-        stages: of the superposition phase, the first from step 1 and each from the end of the one
-            before; none without superposition. :meth:`of` makes them.
+        stages: stages of the superposition phase, consecutive from step 1; empty without
+            superposition. :meth:`of` makes them.
         mode: "full", "input" or "output"; see :func:`.bags.fold`.
-        scale: how a step comes to s times the tokens: "sequence" makes each sequence s times
-            longer, so that a step costs what an ordinary one costs (paper, Section 3.2);
-            "batch" takes s times the sequences, each of L/s latents.
+        scale: how a step reads s times the tokens. "sequence" makes each sequence s times longer,
+            so that a step costs as much as an ordinary one (paper, Section 3.2). "batch" reads s
+            times the sequences, each of L/s latents.
     """
 
     stages: tuple[Stage, ...] = ()
@@ -90,23 +90,23 @@ class Schedule:
         mode: str = "full",
         scale: str = "sequence",
     ) -> "Schedule":
-        """The schedule of stages in this order.
+        """Build a schedule from the bag size and the number of steps of each stage, in order.
 
-        A stage without steps is skipped, and neighbors of one bag size are one stage.
+        Stages without steps are skipped. Neighboring stages with the same bag size are merged.
 
         Args:
             bag_sizes: s of each stage, at least 2.
-            steps: the number of steps of each stage.
+            steps: number of steps of each stage.
             mode: see the class.
             scale: see the class.
 
         Raises:
-            ValueError: for a bag size below 2.
+            ValueError: if a bag size is below 2.
         """
         stages: list[Stage] = []
         for bag_size, count in zip(bag_sizes, steps, strict=True):
             if bag_size < 2:
-                raise ValueError(f"a stage has bags of at least 2 tokens, not {bag_size}")
+                raise ValueError(f"the bag size of a stage must be at least 2, not {bag_size}")
             last = stages[-1].last if stages else 0
             if count and stages and stages[-1].bag_size == bag_size:
                 stages[-1] = replace(stages[-1], last=last + count)
@@ -121,11 +121,11 @@ class Schedule:
 
     @property
     def boundary(self) -> int:
-        """K, the last superposition step; 0 for none."""
+        """K, the last step of superposition; 0 without superposition."""
         return self.stages[-1].last if self.stages else 0
 
     def until(self, steps: int) -> tuple[Stage, ...]:
-        """The stages of the first ``steps`` steps; the last is recovery, if they come so far."""
+        """Return the stages of the first ``steps`` steps, including recovery if they reach it."""
         recovery = Stage(1, self.boundary + 1, steps)
         return tuple(
             replace(stage, last=min(stage.last, steps))
@@ -134,23 +134,28 @@ class Schedule:
         )
 
     def bag_size_at(self, step: int) -> int:
-        """The bag size of step ``step`` (from 1): s of its stage, 1 in recovery."""
+        """Return the bag size of step ``step`` (from 1): s of its stage, 1 in recovery."""
         index = bisect_left(self.stages, step, key=lambda stage: stage.last)
         return self.stages[index].bag_size if index < len(self.stages) else 1
 
     def phase(self, step: int) -> Phase:
-        """The phase of step ``step`` (from 1)."""
+        """Return the phase of step ``step`` (from 1)."""
         return Phase.SUPERPOSITION if step <= self.boundary else Phase.RECOVERY
 
     def changes_after(self, step: int) -> bool:
-        """Whether step ``step + 1`` has another bag size: a stage ends here, or at K the phase."""
+        """Return whether a stage ends with ``step``: step ``step + 1`` has another bag size."""
         return self.bag_size_at(step) != self.bag_size_at(step + 1)
 
     def batch_shape(self, step: int, batch_size: int, seq_len: int) -> BatchShape:
-        """Shape of a micro-batch at ``step`` for an ordinary one of (batch_size, seq_len).
+        """Return the shape of a micro-batch at ``step``.
+
+        Args:
+            step: the step, from 1.
+            batch_size: sequences of an ordinary micro-batch.
+            seq_len: tokens of an ordinary sequence.
 
         Raises:
-            ValueError: with scale "batch", if bags of s do not divide ``seq_len``.
+            ValueError: with scale "batch", if ``seq_len`` is not a multiple of s.
         """
         s = self.bag_size_at(step)
         if s == 1 or self.mode == "output":
@@ -158,5 +163,5 @@ class Schedule:
         if self.scale == "sequence":
             return BatchShape(batch_size, s * seq_len, seq_len)
         if seq_len % s:
-            raise ValueError(f"{seq_len} tokens do not divide into bags of {s}")
+            raise ValueError(f"seq_len {seq_len} must be a multiple of the bag size {s}")
         return BatchShape(s * batch_size, seq_len, seq_len // s)

@@ -1,7 +1,7 @@
-"""A vocabulary sharded over ranks, by tensor parallelism: the embedding's and the logits'.
+"""A vocabulary that tensor parallelism shards over ranks, for the embedding and the logits.
 
-Logits as the losses ask of them are whole, or, with loss parallel, a part of the vocabulary on each
-rank, and no rank ever has all of them.
+With loss parallel, each rank has the logits of its part of the vocabulary, and no rank ever has all
+of them. The losses over sets read both kinds through :class:`Logits` and :class:`ShardedLogits`.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ class VocabularyShard:
     """The part of the vocabulary that this rank has.
 
     Attributes:
-        offset: of its first entry.
-        entries: how many it has.
-        mesh: of one dimension, over which the vocabulary is sharded.
+        offset: token id of its first entry.
+        entries: number of its entries.
+        mesh: one-dimensional mesh that the vocabulary is sharded over.
     """
 
     offset: int
@@ -29,7 +29,10 @@ class VocabularyShard:
 
     @classmethod
     def of(cls, tensor: torch.Tensor, dim: int) -> "VocabularyShard | None":
-        """Of a tensor whose dimension ``dim`` is the vocabulary; None if it is not sharded so."""
+        """Return the shard of a tensor with the vocabulary in ``dim``; None if it is not sharded.
+
+        None also if anything else than that dimension alone is sharded.
+        """
         if not isinstance(tensor, DTensor):
             return None
         mesh, placements = tensor.device_mesh, tensor.placements
@@ -41,10 +44,15 @@ class VocabularyShard:
         return cls(offset, min(chunk, size - offset), mesh)
 
     def find(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find token ids (...) in this part: an index into it for each, and which are here at all.
+        """Find token ids in this part of the vocabulary.
 
-        The index of an id that is elsewhere is any of this part's. They are spread over it, because
-        a GPU adds up what falls on one entry one after the other.
+        Args:
+            ids: token ids (...).
+
+        Returns:
+            The index of each id in this part, and a mask of the ids that are in it, both (...). For
+            other ids the index is arbitrary. These are spread over the part, because a GPU adds
+            values of the same entry one after the other.
         """
         index = ids - self.offset
         here = (index >= 0) & (index < self.entries)
@@ -52,7 +60,7 @@ class VocabularyShard:
 
 
 def localize(logits: torch.Tensor) -> tuple[torch.Tensor, VocabularyShard | None]:
-    """Logits (..., V) as a plain tensor, and which part of the vocabulary it has; None for all."""
+    """Return logits (..., V) as a plain tensor, and their part of the vocabulary (None for all)."""
     if not isinstance(logits, DTensor):
         return logits, None
     shard = VocabularyShard.of(logits, -1)
@@ -60,28 +68,28 @@ def localize(logits: torch.Tensor) -> tuple[torch.Tensor, VocabularyShard | None
 
 
 class Logits:
-    """Logits (N, V), float32 or wider, at their labels and over the vocabulary. Differentiable."""
+    """Logits (N, V), float32 or wider, with the reads that a loss needs. All are differentiable."""
 
     def __init__(self, z: torch.Tensor):
         self.z = z
 
     def at(self, labels: torch.Tensor) -> torch.Tensor:
-        """(N, s), at labels (N, s); anything where a label is ignored."""
+        """Return the logits (N, s) at labels (N, s); arbitrary values at ignored labels."""
         return self.z.gather(-1, labels.clamp_min(0))
 
     def logsumexp(self) -> torch.Tensor:
-        """(N,)."""
+        """Return the log-sum-exp over the vocabulary, (N,)."""
         return self.z.logsumexp(-1)
 
     def total(self, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Of the function of each logit, (N,)."""
+        """Return the sum over the vocabulary of a function of each logit, (N,)."""
         return function(self.z).sum(-1)
 
 
 class ShardedLogits(Logits):
-    """The same of logits (N, v) that are a part of the vocabulary; results are of the whole.
+    """Logits (N, v) of this rank's part of the vocabulary; results are those of the whole.
 
-    Each result is the same on all ranks, and costs one reduction.
+    Each result is the same on all ranks and needs one reduction.
     """
 
     def __init__(self, z: torch.Tensor, shard: VocabularyShard):
