@@ -41,7 +41,8 @@ def test_copy_overwrites_nothing(tst, tmp_path):
     mine.write_text("# mine\n")
     result = tst("configs", "copy", tmp_path)
     assert result.code == 2
-    assert result.stderr == f"error: {mine} is there already, and differs; give another folder\n"
+    error = f"{mine} exists already and differs from the package's; give another folder"
+    assert result.stderr == f"error: {error}\n"
     assert mine.read_text() == "# mine\n"
     assert list(tmp_path.rglob("*.toml")) == [mine]
 
@@ -49,7 +50,7 @@ def test_copy_overwrites_nothing(tst, tmp_path):
 def test_a_copy_of_the_package_without_them_says_so(tst, monkeypatch, tmp_path):
     monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "torchtitan/experiments/tst")
     result = tst("configs", "list")
-    assert result.code == 2 and "came without job configs" in result.stderr
+    assert result.code == 2 and "has no job configs" in result.stderr
 
 
 @pytest.mark.parametrize("installed", [True, False])

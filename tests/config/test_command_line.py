@@ -27,13 +27,14 @@ from torchtitan.experiments.tst.errors import ConfigError
         ),
         (
             ["--training.batch_size", "3"],
-            "training.batch_size = '3' (now training.local_batch_size): of an older TorchTitan",
+            "training.batch_size = '3' (now training.local_batch_size): a key of an older "
+            "TorchTitan; rename or remove as shown",
         ),
-        (["--training.compile"], "training.compile = True (now compile.enable): of an older"),
+        (["--training.compile"], "training.compile = True (now compile.enable): a key of"),
         (
             ["--compile.enable=true"],
-            "--compile.enable=true: a switch takes no value; --compile.enable is true, "
-            "--compile.no-enable is false",
+            "--compile.enable=true: a switch takes no value; use --compile.enable for true, "
+            "--compile.no-enable for false",
         ),
         (["--training.steps"], "command line: Missing value for argument '--training.steps'."),
         (["steps"], "command line: Unrecognized options: steps"),

@@ -24,7 +24,7 @@ def test_each_is_recognized(key):
     section, name = key.split(".")
     with pytest.raises(ConfigError) as error:
         check_toml(JobConfig, {section: {name: 1}})
-    assert str(error.value).startswith(f"{key} = 1 ({OLD_KEYS[key]}): of an older TorchTitan")
+    assert str(error.value).startswith(f"{key} = 1 ({OLD_KEYS[key]}): a key of an older")
 
 
 def test_all_of_a_file_are_named_at_once():

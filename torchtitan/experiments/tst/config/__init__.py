@@ -1,1 +1,1 @@
-"""What a job config may say: types, choices, and ranges of every key, TorchTitan's and ours."""
+"""Job configs: the sections of this package, and the allowed values of every key."""

@@ -1,7 +1,7 @@
-"""Ranges and choices of values, for keys whose type does not say it all.
+"""Ranges and choices of values, for keys whose type allows too much.
 
-A range stands next to the field it belongs to, ``Annotated[int, at_least(1)]``. TorchTitan's own
-fields have theirs in :mod:`.upstream_ranges`.
+The range of a field is in its annotation: ``Annotated[int, at_least(1)]``. The ranges of
+TorchTitan's own fields are in :mod:`.upstream_ranges`.
 """
 
 import math
@@ -12,11 +12,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Allowed:
-    """Values that a key may have.
+    """The values that a key may have.
 
     Attributes:
-        has: whether a value, of the key's type, is one of them.
-        text: what they are, for an error.
+        has: whether a value of the key's type is allowed.
+        text: the allowed values in words, for an error.
     """
 
     has: Callable[[Any], bool]
@@ -30,31 +30,31 @@ def at_least(least: int, more: str = "") -> Allowed:
 
 
 def or_minus_1(meaning: str) -> Allowed:
-    """Return the range of integers from 1, and -1 with its meaning."""
+    """Return the range of -1 and the integers from 1; ``meaning`` says what -1 does."""
     return Allowed(
         lambda value: value >= 1 or value == -1, f"an integer of at least 1, or -1 {meaning}"
     )
 
 
 def share(text: str, one: bool = True) -> Allowed:
-    """Return the range from 0 to 1, with or without 1 itself."""
+    """Return the range from 0 to 1, with or without 1 itself; ``text`` is for errors."""
     return Allowed(lambda value: 0 <= value < 1 or (one and value == 1), text)
 
 
 def one_of(*choices: str) -> Allowed:
-    """Return the range of the choices."""
+    """Return the range of exactly these choices."""
     return Allowed(lambda value: value in choices, f"one of {', '.join(choices)}")
 
 
 def each_of(*choices: str) -> Allowed:
-    """Return the range of lists of the choices."""
+    """Return the range of lists that have these choices only."""
     return Allowed(
         lambda values: all(value in choices for value in values), f"a list of {', '.join(choices)}"
     )
 
 
 def of_each_stage(allowed: Allowed) -> Allowed:
-    """Return the range of one value for all stages of superposition, or a list of theirs."""
+    """Return the range of one value for all stages of superposition, or a list with one each."""
     return Allowed(
         lambda value: all(map(allowed.has, value if isinstance(value, list) else [value])),
         f"{allowed.text}; or a list of them, one for each bag size",

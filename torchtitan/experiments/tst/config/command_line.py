@@ -1,4 +1,4 @@
-"""A job's command line: lists of stages, and one line for what tyro refuses in a box of ten."""
+"""The command line of a job: lists of numbers, and errors of one line instead of tyro's boxes."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from .values import check_value, fits, kinds_of, type_of, unknown_key_error
 
 
 def register_stages(registry: ConstructorRegistry) -> None:
-    """Have tyro read what is one number for all stages or a list: "8,4,2", or "[8, 4, 2]"."""
+    """Let tyro parse a number or a list of numbers, one for each stage: "8,4,2" or "[8, 4, 2]"."""
 
     @registry.primitive_rule
     def one_or_list(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
@@ -32,17 +32,21 @@ def register_stages(registry: ConstructorRegistry) -> None:
 
 
 def _type_of_number(kind: Any) -> type | None:
-    """The type of a number that may also be a list of numbers; None for another annotation."""
+    """Return int or float for an annotation of a number or a list of them; None for others."""
     lists = {int: list[int], float: list[float]}
     options = get_args(kind)
     return next((n for n in lists if n in options and lists[n] in options), None)
 
 
 def _one_or_list(text: str, kind: Any) -> Any:
-    """The value of such an annotation that a text stands for.
+    """Parse a number or a list of numbers.
+
+    Args:
+        text: such as "8", "8,4,2" or "[8, 4, 2]".
+        kind: annotation of the key.
 
     Raises:
-        ValueError: if it stands for none.
+        ValueError: if the text is neither.
     """
     number = _type_of_number(kind)
     assert number is not None
@@ -55,11 +59,12 @@ def _one_or_list(text: str, kind: Any) -> Any:
 
 @contextmanager
 def refused_in_one_line(args: Sequence[str], config_cls: Callable[[], type]) -> Iterator[None]:
-    """Raise a :class:`ConfigError` where tyro would write a box and exit.
+    """Raise a :class:`ConfigError` where tyro would print a box and exit.
 
     Args:
-        args: of the command line.
-        config_cls: gives the class that they are for, once that is known.
+        args: arguments of the command line.
+        config_cls: returns the config class of these arguments. It is called after parsing, because
+            it is not known before.
     """
     box = StringIO()
     try:
@@ -76,7 +81,7 @@ def refused_in_one_line(args: Sequence[str], config_cls: Callable[[], type]) -> 
 
 
 def _find_fault(args: Sequence[str], kinds: dict[str, Any]) -> None:
-    """Raise the error of the first argument that is no key, or no value of its key."""
+    """Raise the error of the first argument with an unknown key or a value that is not allowed."""
     for number, arg in enumerate(args):
         if not arg.startswith("--") or "." not in arg:
             continue
@@ -88,20 +93,20 @@ def _find_fault(args: Sequence[str], kinds: dict[str, Any]) -> None:
         if is_switch:
             if equals:
                 raise ConfigTextError(
-                    f"{arg}: a switch takes no value; --{key} is true, "
-                    f"--{'.no-'.join(key.rsplit('.', 1))} is false"
+                    f"{arg}: a switch takes no value; use --{key} for true, "
+                    f"--{'.no-'.join(key.rsplit('.', 1))} for false"
                 )
         elif key not in kinds:
             section = key.rpartition(".")[0]
-            beside = [k.rpartition(".")[2] for k in kinds if k.rpartition(".")[0] == section]
+            known = [k.rpartition(".")[2] for k in kinds if k.rpartition(".")[0] == section]
             given = text if equals or text else True
-            raise unknown_key_error(key, given, beside or {k.split(".")[0] for k in kinds})
+            raise unknown_key_error(key, given, known or {k.split(".")[0] for k in kinds})
         elif equals or text:
             check_value(key, kinds[key], _value(text, type_of(kinds[key])))
 
 
 def _value(text: str, kind: Any) -> Any:
-    """The value that an argument stands for; the text itself if it is none of its kind."""
+    """Parse the value of an argument; return the text itself if it is not of its kind."""
     options = get_args(kind) or (kind,)
     if _type_of_number(kind):
         try:
@@ -122,7 +127,7 @@ def _value(text: str, kind: Any) -> Any:
 
 
 def _text_of(box: str) -> str:
-    """What a box says, without its frame, its title, and the help below it."""
+    """Return the text of tyro's box, without its frame, its title, and the help below it."""
     lines = [line.strip(" │╭╮╰╯─-") for line in box.splitlines()]
     _, *said = filter(None, lines)
     return " ".join(

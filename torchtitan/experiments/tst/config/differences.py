@@ -1,16 +1,16 @@
-"""What two jobs differ in, with defaults and command lines applied."""
+"""The differences of two jobs, with defaults and command lines applied."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from .manager import SuperpositionConfigManager
 
-# Keys and sections in which a TST run may differ from its baseline
+# Keys and sections that may differ between a TST run and its baseline.
 ALLOWED = ("superposition", "job.description", "job.dump_folder")
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested sections by dotted key."""
+    """Yield the dotted key and the value of each key of nested sections."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -19,10 +19,10 @@ def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def resolve(arguments: list[str]) -> dict[str, Any]:
-    """Return every value of a job by dotted key.
+    """Return every value of a job by its dotted key.
 
     Args:
-        arguments: the TOML, then overrides as for training.
+        arguments: path of the TOML, then overrides as for training.
 
     Raises:
         ConfigError: for a file or an override that cannot be read.
@@ -37,8 +37,8 @@ def differences(one: list[str], other: list[str]) -> dict[str, tuple[Any, Any]]:
     """Return the keys whose values differ, with both values.
 
     Args:
-        one: arguments of a job, as for :func:`resolve`.
-        other: arguments of another.
+        one: arguments of the first job, as for :func:`resolve`.
+        other: arguments of the second job.
     """
     first, second = resolve(one), resolve(other)
     return {
@@ -49,5 +49,5 @@ def differences(one: list[str], other: list[str]) -> dict[str, tuple[Any, Any]]:
 
 
 def is_allowed(key: str, allowed: tuple[str, ...]) -> bool:
-    """Return whether a key, or the section that holds it, is among those allowed to differ."""
+    """Return whether a key may differ, because it or its section is in ``allowed``."""
     return any(key == name or key.startswith(f"{name}.") for name in allowed)

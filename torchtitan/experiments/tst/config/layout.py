@@ -7,28 +7,29 @@ from torchtitan.config import JobConfig
 
 
 def ranks_of_layout(job_config: JobConfig) -> tuple[int, bool]:
-    """Ranks that the degrees of ``[parallelism]`` make, and whether it is any multiple of them.
+    """Return the number of ranks of a layout, and whether multiples of it are allowed, too.
 
-    It is with ``data_parallel_shard_degree = -1``, which takes as many as there are, if experts are
-    shared by whole groups of them.
+    The number is the product of the degrees in ``[parallelism]``. Multiples are allowed with
+    ``data_parallel_shard_degree = -1``, which uses all ranks that there are. The number is then the
+    smallest one whose ranks can share the experts.
     """
     layout = job_config.parallelism
     ranks = _ranks_of_model(job_config) * layout.data_parallel_replicate_degree
     if layout.data_parallel_shard_degree != -1:
         return ranks * layout.data_parallel_shard_degree, False
-    # the shards of other parameters and the ranks of experts are the same ranks
+    # Experts and the other parameters are sharded over the same ranks.
     of_experts = layout.expert_parallel_degree * layout.expert_tensor_parallel_degree
     shards = layout.context_parallel_degree * layout.tensor_parallel_degree
     return ranks * (math.lcm(of_experts, shards) // shards), True
 
 
 def dp_degree(job_config: JobConfig, ranks: int) -> int:
-    """Data-parallel ranks of ``ranks`` processes."""
+    """Return the data-parallel degree of a job on ``ranks`` ranks."""
     return max(1, ranks // _ranks_of_model(job_config))
 
 
 def _ranks_of_model(job_config: JobConfig) -> int:
-    """Ranks that read the same data."""
+    """Return the number of ranks that read the same data."""
     layout = job_config.parallelism
     return (
         layout.context_parallel_degree
@@ -38,7 +39,7 @@ def _ranks_of_model(job_config: JobConfig) -> int:
 
 
 def global_batch_size(job_config: JobConfig, dp_degree: int) -> int:
-    """Sequences in an ordinary step on ``dp_degree`` data-parallel ranks."""
+    """Return the number of sequences in an ordinary step on ``dp_degree`` data-parallel ranks."""
     training = job_config.training
     if training.global_batch_size < 0:
         return training.local_batch_size * dp_degree
@@ -46,5 +47,5 @@ def global_batch_size(job_config: JobConfig, dp_degree: int) -> int:
 
 
 def compiles(job_config: JobConfig, component: Literal["model", "loss"]) -> bool:
-    """Whether torch.compile is to compile a component."""
+    """Return whether the job compiles a component with torch.compile."""
     return job_config.compile.enable and component in job_config.compile.components

@@ -1,4 +1,4 @@
-"""The config manager: a job's TOML, then its command line, into :class:`.sections.JobConfig`."""
+"""The config manager: it reads a job's TOML and its command line into a job config."""
 
 import argparse
 import functools
@@ -18,7 +18,7 @@ from .sections import JobConfig
 from .values import check_toml
 
 EXTENSION = "torchtitan.experiments.tst.extension"
-# where our flavors and datasets were until November 2026, as experimental.custom_import
+# Modules with our flavors and datasets in older versions, for experimental.custom_import.
 OLD_EXTENSIONS = (
     "torchtitan.experiments.tst.models",
     "torchtitan.experiments.tst.data.datasets",
@@ -41,7 +41,7 @@ class SuperpositionConfigManager(ConfigManager):
     @staticmethod
     @functools.cache
     def register_tyro_rules(registry: ConstructorRegistry) -> None:
-        """Once for all managers: each registration slows down all later parsing."""
+        """Register tyro's rules once for all managers: each one slows down all later parsing."""
         ConfigManager.register_tyro_rules(registry)
         register_stages(registry)
 
@@ -80,22 +80,22 @@ class SuperpositionConfigManager(ConfigManager):
         model = self.config.model
         path = model.tokenizer_path or model.hf_assets_path
         if path.endswith("tokenizer.model") and Path(path).is_file():
-            # where upstream's own check raises a bare Exception
+            # Upstream's own check would raise a bare Exception.
             raise ConfigError(
                 "model.hf_assets_path",
                 path,
-                "is a file, and must be a folder with tokenizer.json. Convert the tokenizer with "
-                "transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER), or "
-                "fetch one with `tst assets`",
+                "must be a folder with tokenizer.json, not a file. Convert the tokenizer with "
+                "transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER). Or "
+                "download one with `tst assets`",
             )
         super()._validate_config()
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """The content of a job's TOML.
+    """Return the content of a job's TOML.
 
     Raises:
-        ConfigError: naming the file, and the line that is not TOML.
+        ConfigError: if the file cannot be read, or is not TOML; the error names the line.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -111,7 +111,7 @@ def read_toml(path: str) -> dict[str, Any]:
 
 
 def _option(key: str, args: list[str]) -> str | None:
-    """A key of ``[job]`` on the command line, which is needed before that is parsed."""
+    """Return the value of a key of ``[job]`` on a command line that is not parsed yet."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names = (f"--job.{key}", f"--job.{key.replace('_', '-')}")
     parser.add_argument(*names, dest="given", nargs="?", action="append", default=[])

@@ -1,4 +1,4 @@
-"""Keys that TorchTitan had before 0.2.2, and where they are now."""
+"""Keys of TorchTitan before 0.2.2, and their new names."""
 
 from collections.abc import Container, Mapping
 from typing import NamedTuple
@@ -7,10 +7,10 @@ from ..errors import ConfigTextError
 
 
 class NewPlace(NamedTuple):
-    """Where a key has gone.
+    """The new name of a key.
 
     Attributes:
-        key: its new name; "" if there is none.
+        key: new name; "" if there is none.
         note: what else is different.
     """
 
@@ -24,7 +24,7 @@ class NewPlace(NamedTuple):
 
 _FLOAT8 = 'with model.converters = ["quantize.linear.float8"]'
 _MX = 'with model.converters = ["quantize.linear.mx"]'
-_DILOCO = "only TorchTitan's own trainer of its fault tolerance reads it, experiments.ft"
+_DILOCO = "only TorchTitan's fault-tolerant trainer, experiments.ft, reads it"
 
 OLD_KEYS: dict[str, NewPlace] = {
     "activation_checkpoint.per_op_sac_force_recompute_mm_shapes": NewPlace(
@@ -44,7 +44,7 @@ OLD_KEYS: dict[str, NewPlace] = {
     "experimental.enable_async_tensor_parallel": NewPlace(
         "parallelism.enable_async_tensor_parallel"
     ),
-    "experimental.enable_compiled_autograd": NewPlace("", "leave it out"),
+    "experimental.enable_compiled_autograd": NewPlace("", "remove it"),
     "experimental.pipeline_parallel_degree": NewPlace("parallelism.pipeline_parallel_degree"),
     "experimental.pipeline_parallel_microbatches": NewPlace(
         "parallelism.pipeline_parallel_microbatch_size",
@@ -69,7 +69,7 @@ OLD_KEYS: dict[str, NewPlace] = {
         "quantize.linear.float8.enable_fsdp_float8_all_gather", _FLOAT8
     ),
     "float8.filter_fqns": NewPlace("quantize.linear.float8.filter_fqns", f"a list, {_FLOAT8}"),
-    "float8.force_recompute_fp8_weight_in_bwd": NewPlace("", "leave it out"),
+    "float8.force_recompute_fp8_weight_in_bwd": NewPlace("", "remove it"),
     "float8.moe_fqns_prototype": NewPlace(
         "quantize.grouped_mm.float8.fqns",
         'a list, with model.converters = ["quantize.grouped_mm.float8"]',
@@ -79,13 +79,15 @@ OLD_KEYS: dict[str, NewPlace] = {
     ),
     "float8.recipe_name": NewPlace("quantize.linear.float8.recipe_name", _FLOAT8),
     "job.print_args": NewPlace("job.print_config"),
-    "job.use_for_integration_test": NewPlace("", "leave it out"),
+    "job.use_for_integration_test": NewPlace("", "remove it"),
     "lr_scheduler.lr_min": NewPlace("lr_scheduler.min_lr_factor"),
     "memory_estimation.enabled": NewPlace("", "`tst plan` estimates the memory"),
-    "metrics.enable_color_printing": NewPlace("metrics.disable_color_printing", "the opposite"),
-    "metrics.rank_0_only": NewPlace("metrics.save_for_all_ranks", "the opposite"),
+    "metrics.enable_color_printing": NewPlace(
+        "metrics.disable_color_printing", "with the opposite value"
+    ),
+    "metrics.rank_0_only": NewPlace("metrics.save_for_all_ranks", "with the opposite value"),
     "model.attn_mask_type": NewPlace("model.flavor", 'such as "8B_flex" or "8B_varlen"'),
-    "model.norm_type": NewPlace("", "leave it out: the flavors say which norm they have"),
+    "model.norm_type": NewPlace("", "remove it: each flavor has its norm"),
     "model.tokenizer_path": NewPlace("model.hf_assets_path", "a folder with tokenizer.json"),
     "model.use_flex_attn": NewPlace("model.flavor", 'such as "8B_flex"'),
     "mx.filter_fqns": NewPlace("quantize.linear.mx.filter_fqns", f"a list, {_MX}"),
@@ -94,7 +96,7 @@ OLD_KEYS: dict[str, NewPlace] = {
         "quantize.linear.mx.mxfp8_dim1_cast_kernel_choice", 'such as "triton"'
     ),
     "optimizer.fused": NewPlace("optimizer.implementation", '"fused", "foreach" or "for-loop"'),
-    "parallelism.enable_compiled_autograd": NewPlace("", "leave it out"),
+    "parallelism.enable_compiled_autograd": NewPlace("", "remove it"),
     "parallelism.pipeline_parallel_microbatches": NewPlace(
         "parallelism.pipeline_parallel_microbatch_size",
         "sequences in a micro-batch, no longer the number of micro-batches",
@@ -121,19 +123,20 @@ OLD_KEYS: dict[str, NewPlace] = {
     "validation.enabled": NewPlace("validation.enable"),
 }
 
-_DEPRECATED = ("model.tokenizer_path", "experimental.custom_args_module")  # 0.2.2 has them
+_DEPRECATED = ("model.tokenizer_path", "experimental.custom_args_module")  # 0.2.2 still has them
 
 
 def old_keys_error(given: Mapping[str, object], known: Container[str]) -> ConfigTextError | None:
-    """The error of the keys that TorchTitan once had; None if none is among those given.
+    """Return an error that names all keys of an older TorchTitan; None if there are none.
 
     Args:
-        given: keys and their values.
-        known: keys that there are.
+        given: keys of the job and their values.
+        known: keys that exist.
     """
     old = [key for key in given if key in OLD_KEYS and key not in known]
     if not old:
         return None
     old += [key for key in _DEPRECATED if key in given and key in known]
     places = ", ".join(f"{key} = {given[key]!r} ({OLD_KEYS[key]})" for key in old)
-    return ConfigTextError(f"{places}: of an older TorchTitan")
+    what = "keys" if len(old) > 1 else "a key"
+    return ConfigTextError(f"{places}: {what} of an older TorchTitan; rename or remove as shown")

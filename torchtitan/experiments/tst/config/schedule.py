@@ -1,4 +1,4 @@
-"""The schedule of a run, from its config."""
+"""The superposition schedule of a job, from its config."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from .sections import Superposition, superposition_section
 
 
 def build_schedule(job_config: JobConfig) -> Schedule:
-    """The run's schedule; with superposition off, one that is all recovery."""
+    """Return the schedule of a job; without superposition, all steps are recovery."""
     section = superposition_section(job_config)
     if section.bag_size == 1:
         return Schedule()
@@ -19,15 +19,15 @@ def build_schedule(job_config: JobConfig) -> Schedule:
 
 
 def bag_sizes_of(section: Superposition) -> list[int]:
-    """The bag size of each stage, in order."""
+    """Return the bag size of each stage, in order."""
     return section.bag_size if isinstance(section.bag_size, list) else [section.bag_size]
 
 
 def steps_of_stages(section: Superposition, total_steps: int) -> list[int]:
-    """The number of steps of each stage, which may be 0.
+    """Return the number of steps of each stage, which may be 0.
 
-    A share gives the nearest whole step for the end of each stage; one share or number for all
-    stages is divided equally.
+    With shares, each stage ends at the nearest whole step. One share or number for all stages is
+    divided equally.
     """
     stages, steps, ratio = len(bag_sizes_of(section)), section.steps, section.step_ratio
     if isinstance(steps, list):
@@ -35,7 +35,7 @@ def steps_of_stages(section: Superposition, total_steps: int) -> list[int]:
     if isinstance(ratio, list):
         ends = [round(math.fsum(ratio[: n + 1]) * total_steps) for n in range(stages)]
     else:
-        assert steps is not None or ratio is not None  # check_job() has seen to it
+        assert steps is not None or ratio is not None  # check_job() has checked it
         boundary = round((ratio or 0) * total_steps) if steps is None else steps
         ends = [round(boundary * (n + 1) / stages) for n in range(stages)]
     return [end - begin for begin, end in itertools.pairwise([0, *ends])]

@@ -9,10 +9,10 @@ _FOLDERS = ("demo", "debug", "paper")
 
 
 def shipped_configs() -> Iterator[tuple[Path, str]]:
-    """Yield each TOML, relative to the folder of all, and the first sentence of its comment.
+    """Yield the path of each config, below train_configs, and the first sentence of its comment.
 
     Raises:
-        FileNotFoundError: in a copy of the package without them.
+        FileNotFoundError: if this copy of the package has no configs.
     """
     folder = _folder()
     for name in _FOLDERS:
@@ -25,14 +25,16 @@ def copy_configs(folder: Path) -> list[Path]:
     """Copy the configs to FOLDER/train_configs, all of them or nothing.
 
     Raises:
-        FileExistsError: for a file that is there already and differs.
-        FileNotFoundError: in a copy of the package without them.
+        FileExistsError: if a file exists already and differs.
+        FileNotFoundError: if this copy of the package has no configs.
     """
     source = _folder()
     content = {folder / NAME / path: (source / path).read_text() for path, _ in shipped_configs()}
     for path, text in content.items():
         if path.exists() and path.read_text() != text:
-            raise FileExistsError(f"{path} is there already, and differs; give another folder")
+            raise FileExistsError(
+                f"{path} exists already and differs from the package's; give another folder"
+            )
     for path, text in content.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -40,11 +42,11 @@ def copy_configs(folder: Path) -> list[Path]:
 
 
 def _folder() -> Path:
-    """In the package where it is installed; beside it in a checkout."""
+    """Return the folder of the configs: inside an installed package, next to it in a checkout."""
     for folder in (_PACKAGE / NAME, _PACKAGE.parents[2] / NAME):
         if folder.is_dir():
             return folder
     raise FileNotFoundError(
-        "this copy of torchtitan.experiments.tst came without job configs; "
-        "pip install torchtitan-tst brings them"
+        "this copy of torchtitan.experiments.tst has no job configs; install them with "
+        "`pip install torchtitan-tst`"
     )

@@ -1,4 +1,4 @@
-"""Ranges of the keys of TorchTitan's own sections, where their types do not say it all."""
+"""Ranges of the keys of TorchTitan's own sections, where their types allow too much."""
 
 import math
 
@@ -34,12 +34,12 @@ UPSTREAM_RANGES: dict[str, Allowed] = {
     "training.global_batch_size": or_minus_1("for one micro-batch on each data-parallel rank"),
     "training.seq_len": at_least(1, "tokens"),
     "training.max_norm": Allowed(
-        lambda norm: norm > 0, "a number above 0 (inf leaves gradients as they are)"
+        lambda norm: norm > 0, "a number above 0 (inf switches clipping off)"
     ),
     "training.steps": at_least(1),
     "training.gc_freq": at_least(1),
     "parallelism.data_parallel_replicate_degree": at_least(1),
-    "parallelism.data_parallel_shard_degree": or_minus_1("for as many as there are ranks"),
+    "parallelism.data_parallel_shard_degree": or_minus_1("for all remaining ranks"),
     "parallelism.tensor_parallel_degree": at_least(1),
     "parallelism.pipeline_parallel_degree": at_least(1),
     "parallelism.pipeline_parallel_first_stage_less_layers": at_least(0),
@@ -50,20 +50,20 @@ UPSTREAM_RANGES: dict[str, Allowed] = {
     "parallelism.context_parallel_load_balancer": Allowed(
         lambda name: name in ("headtail", "ptrr"),
         "headtail or ptrr (on the command line, --parallelism.context_parallel_load_balancer None "
-        "is without)",
+        "switches it off)",
     ),
     "parallelism.expert_parallel_degree": at_least(1),
     "parallelism.expert_tensor_parallel_degree": at_least(1),
     "checkpoint.interval": at_least(1, "steps"),
     "checkpoint.keep_latest_k": Allowed(
         lambda count: count == 0 or count >= 2,
-        "0, which keeps all checkpoints, or at least 2: the newest may still be being written",
+        "0, which keeps all checkpoints, or at least 2, because the newest may be incomplete",
     ),
     "checkpoint.load_step": Allowed(lambda step: step >= -1, "a step, or -1 for the newest one"),
     "checkpoint.exclude_from_loading": each_of(*_STATES),
     "activation_checkpoint.selective_ac_option": Allowed(
         lambda option: option == "op" or option.isdecimal(),
-        'the string "op", or how many layers apart those with checkpointing are, such as "2"',
+        'the string "op", or an integer in quotes, such as "2" to checkpoint every second layer',
     ),
     "activation_checkpoint.memory_budget": share("in [0, 1]"),
     "activation_checkpoint.determinism_check": one_of("default", "none"),

@@ -1,6 +1,6 @@
-"""Type, choice and range of every key of a job config: checked from its annotation.
+"""Check the type, choice and range of every key of a job config, from its annotation.
 
-Upstream takes the values of a TOML as they are, and whatever is built from them later fails.
+Upstream does not check the values of a TOML. The code that uses them fails later.
 """
 
 import difflib
@@ -27,7 +27,7 @@ _WORDS: dict[Any, str] = {
 
 
 def kinds_of(config_cls: Any, prefix: str = "") -> dict[str, Any]:
-    """The annotation of every key of a config class, such as ``training.steps``."""
+    """Return the annotation of every key of a config class, by keys such as ``training.steps``."""
     kinds: dict[str, Any] = {}
     for f in fields(config_cls):
         key = f"{prefix}{f.name}"
@@ -39,7 +39,7 @@ def check_values(job_config: Any) -> None:
     """Check every value of a job config on its own.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: if a value is not allowed.
     """
     for key, kind in kinds_of(type(job_config)).items():
         value = job_config
@@ -52,12 +52,12 @@ def check_toml(config_cls: type, toml: dict[str, Any]) -> None:
     """Check every key and value of a TOML file.
 
     Args:
-        config_cls: that the file is for.
-        toml: its content.
+        config_cls: config class of the file.
+        toml: content of the file.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed; or all keys of older versions
-            of TorchTitan, each with its new place.
+        ConfigError: if a key is unknown or a value is not allowed. Keys of older versions of
+            TorchTitan are named all at once, each with its new name.
     """
     kinds = kinds_of(config_cls)
     if error := old_keys_error(dict(_leaves(toml)), kinds):
@@ -66,7 +66,7 @@ def check_toml(config_cls: type, toml: dict[str, Any]) -> None:
 
 
 def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Key and value of whatever is not a section, also in sections that there are not."""
+    """Yield the key and value of everything that is not a section, in unknown sections too."""
     for name, value in table.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict) and value:
@@ -76,6 +76,7 @@ def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _check_section(section: Any, prefix: str, table: dict[str, Any]) -> None:
+    """Check the keys and values of a section and its subsections."""
     known = {f.name: f.type for f in fields(section)}
     for name, value in table.items():
         key = f"{prefix}{name}"
@@ -90,12 +91,12 @@ def _check_section(section: Any, prefix: str, table: dict[str, Any]) -> None:
 
 
 def unknown_key_error(key: str, value: object, known: Iterable[str]) -> ConfigError:
-    """The error of a key that there is not.
+    """Return the error of an unknown key, with the name that is closest.
 
     Args:
-        key: as it was given.
-        value: of it.
-        known: names of the keys beside it.
+        key: the unknown key.
+        value: its value.
+        known: names of the keys in the same section.
     """
     if error := old_keys_error({key: value}, ()):
         return error
@@ -107,15 +108,15 @@ def unknown_key_error(key: str, value: object, known: Iterable[str]) -> ConfigEr
 
 
 def check_value(key: str, kind: Any, value: Any) -> None:
-    """Check a value on its own.
+    """Check the value of a key on its own.
 
     Args:
-        key: such as ``training.steps``.
+        key: the key, such as ``training.steps``.
         kind: its annotation.
-        value: of it.
+        value: its value.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: if the value is not allowed.
     """
     if not fits(value, type_of(kind)):
         raise ConfigError(key, value, f"must be {_words(type_of(kind))}")
@@ -130,7 +131,7 @@ def type_of(kind: Any) -> Any:
 
 
 def range_of(key: str, kind: Any) -> Allowed | None:
-    """Return the range of a key: the one in its annotation, or that of a key of TorchTitan's."""
+    """Return the range of a key, from its annotation or, for TorchTitan's keys, from the table."""
     ranges = [part for part in get_args(kind)[1:] if isinstance(part, Allowed)]
     return ranges[0] if ranges else UPSTREAM_RANGES.get(key)
 
@@ -140,7 +141,7 @@ def _is_section(kind: Any) -> bool:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotation; of one that is none of upstream's, any value is."""
+    """Return whether a value fits an annotation; any value fits a kind that is not checked here."""
     origin = get_origin(kind)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
@@ -155,7 +156,7 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def _words(kind: Any) -> str:
-    """Such as "a number", for an error."""
+    """Return the name of a kind of value for an error, such as "a number"."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Union, UnionType):
