@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 from command_line import documented_parser
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "figures"
+BAGS = 4  # colors; bag i has color i
 STORY = "Once upon a time there was a small cat who sat on a mat and slept"
 # Fill and border of bag i, then of the other shapes, in light and in dark mode.
 LIGHT = {
@@ -164,7 +165,160 @@ def run(figure: Figure):
     figure.text(right + 89, 509, "model", "label middle bold")
 
 
-FIGURES = {"tst": tst}
+def fold() -> Figure:
+    """How a sequence is cut into bags of inputs and targets."""
+    figure = Figure(900, 300, "One sequence of 16 tokens, cut into bags of 4: inputs and targets")
+    figure.lines(28, 48, ["tokens", "(B, s·L)"], "label faint")
+    figure.lines(28, 148, ["inputs", "(B, L, s)"], "label faint")
+    figure.lines(28, 232, ["targets", "(B, L, s)"], "label faint")
+    left, pitch = 130, 172
+    for i in range(BAGS):
+        numbers = [f"{4 * i + j + 1}" for j in range(4)]
+        x = left + pitch * i
+        figure.tokens(x, 36, numbers, f"bag{i}", pitch / 4)
+        figure.arrow(x + 84, 74, x + 84, 132)
+        figure.tokens(x + 6, 136, numbers, f"bag{i}", 40)
+        figure.arrow(x + 84, 174, x + 84, 216)
+        if i < BAGS - 1:
+            following = [f"{4 * i + j + 5}" for j in range(4)]
+            figure.tokens(x + 6, 220, following, f"bag{i + 1}", 40)
+    figure.tokens(left + pitch * BAGS, 36, ["17"], "box", pitch / 4)
+    last = left + pitch * (BAGS - 1) + 6
+    figure.tokens(last, 220, ["17"], "box", 40)
+    figure.tokens(last + 40, 220, ["-"] * 3, "none dashed", 40)
+    figure.text(last + 98, 278, "not in the batch: ignored", "note middle faint")
+    return figure
+
+
+def modes() -> Figure:
+    """What goes in and what is predicted in each mode."""
+    figure = Figure(900, 232, "The modes full, input and output of superposition")
+    inputs, targets = ["1", "2", "3", "4"], ["5", "6", "7", "8"]
+    columns = (
+        ("full", inputs, targets, "s times the tokens"),
+        ("input", inputs, targets[:1], "s times the tokens"),
+        ("output", inputs[-1:], targets, "no extra tokens"),
+    )
+    figure.text(28, 96, "input", "label faint")
+    figure.text(28, 170, "target", "label faint")
+    for i, (name, above, below, reads) in enumerate(columns):
+        middle = 228 + 250 * i
+        figure.text(middle, 42, f'mode = "{name}"', "label middle bold")
+        figure.tokens(middle - 20 * len(above) + 2, 74, above, "bag0", 40)
+        figure.arrow(middle, 112, middle, 144)
+        figure.tokens(middle - 20 * len(below) + 2, 148, below, "bag1", 40)
+        figure.text(middle, 208, reads, "note middle faint")
+    return figure
+
+
+def scale() -> Figure:
+    """Two ways to read s times the tokens in a step."""
+    figure = Figure(
+        900, 280, "An ordinary step, and one of superposition in both scales, for s = 2"
+    )
+    columns = (
+        ("ordinary step", 2, 8, 1, ["2 sequences", "of 8 tokens"]),
+        ('scale = "sequence"', 2, 8, 2, ["2 sequences of 16 tokens,", "8 latents each"]),
+        ('scale = "batch"', 4, 4, 2, ["4 sequences of 8 tokens,", "4 latents each"]),
+    )
+    for i, (name, sequences, latents, bag_size, texts) in enumerate(columns):
+        x, middle = 42 + 284 * i, 42 + 284 * i + 122
+        figure.text(middle, 44, name, "label middle bold")
+        left = middle - latents * 15
+        for row in range(sequences):
+            for column in range(latents):
+                for part in range(bag_size):
+                    width = 26 / bag_size
+                    place = (left + 30 * column + part * width, 68 + 30 * row)
+                    figure.box(*place, width, 24, f"bag{row}", radius=2)
+        figure.lines(middle, 212, texts, "label middle")
+        figure.text(middle, 258, f"{16 * bag_size} tokens, 16 positions", "note middle faint")
+        if i:
+            figure.line(x - 20, 36, x - 20, 250, "rule")
+    return figure
+
+
+def stages() -> Figure:
+    """Superposition in stages."""
+    figure = Figure(900, 252, "Superposition in stages, with bag sizes of 8, 4 and 2")
+    left, bottom, unit, tenth = 176, 190, 17, 66
+    figure.lines(28, 104, ["data tokens", "a step"], "label faint")
+    for i, bag_size in enumerate((8, 4, 2)):
+        x = left + tenth * i
+        for j in range(bag_size):
+            figure.box(x, bottom - unit * (j + 1), tenth, unit, f"bag{i}", radius=0)
+        figure.text(x + tenth / 2, bottom + 24, f"s = {bag_size}", "note middle")
+    boundary = left + 3 * tenth
+    figure.box(boundary, bottom - unit, 7 * tenth, unit, "box", radius=0)
+    middle = boundary + 3.5 * tenth
+    figure.text(middle, bottom + 24, "single tokens", "note middle")
+    figure.text(middle, bottom - unit - 14, "recovery", "label middle bold")
+    figure.text(left + 1.5 * tenth, bottom + 48, "share r = 0.3", "note middle faint")
+    figure.text(middle, bottom + 48, "the other steps", "note middle faint")
+    figure.line(boundary, 40, boundary, bottom + 8, "line dashed")
+    figure.text(boundary + 12, 56, "boundary checkpoint", "label")
+    return figure
+
+
+# Layers of the package, as in pyproject.toml: a room imports from those below it only.
+ROOMS = (
+    ("__main__ | extension", "the command tst; flavors and data for TorchTitan's trainer"),
+    ("commands", "a module for each command: parse, call, print"),
+    ("testing | start | train", "many ranks for tests; check and start a job; a rank's entry"),
+    ("results | launch", "compare, report, export, evaluate; torchrun that passes signals"),
+    ("planning", "before a run: cost, layouts, memory, sweeps"),
+    ("training", "the trainer of both phases, loss, metrics, validation"),
+    ("checks", "everything that would stop a job, found before it starts"),
+    ("data", "text, token shards, loaders, tokenizer"),
+    ("resilience | models | paper", "checkpoints, stops, faults; flavors; the paper's figures"),
+    ("upstream", "patches and private names of TorchTitan and torch"),
+    ("config", "our sections of the job config, and the range of each key"),
+    ("core | errors | file_checks", "the method, torch only; errors that a user can fix"),
+)
+
+
+def rooms() -> Figure:
+    """The layers of the package."""
+    figure = Figure(900, 40 * len(ROOMS) + 44, "The layers of the package; imports point down")
+    for i, (names, purpose) in enumerate(ROOMS):
+        y = 24 + 40 * i
+        figure.box(60, y, 240, 32, "bag0" if "core" in names else "box", radius=6)
+        figure.text(180, y + 21, names, "note middle bold")
+        figure.text(316, y + 21, purpose, "note")
+    figure.arrow(36, 28, 36, 40 * len(ROOMS) + 16)
+    return figure
+
+
+BATCH = (
+    ("windows of s·L + 1 tokens", "data/shards, data/text", "bag0"),
+    ("inputs, labels (B, s·L)", "data/loader.py", "bag0"),
+    ("fold into bags (B, L, s)", "core/bags.py", "bag0"),
+    ("masks; context-parallel sharding", "TorchTitan, with one id for each bag", "box"),
+    ("mean embedding (B, L, d)", "core/embedding.py", "bag0"),
+    ("transformer (B, L, d)", "TorchTitan", "box"),
+    ("LM head: logits (B, L, V)", "TorchTitan; core/head.py in chunks", "box"),
+    ("bag loss, one number", "core/losses.py", "bag0"),
+    ("backward, clipping", "TorchTitan", "box"),
+    ("loss and gradient finite?", "resilience/step_check.py", "bag0"),
+    ("optimizer and learning rate", "TorchTitan", "box"),
+    ("metrics, then a checkpoint if due", "training/metrics.py, resilience/checkpoint", "bag0"),
+)
+
+
+def batch() -> Figure:
+    """The way of a batch through a superposition step."""
+    figure = Figure(900, 48 * len(BATCH) + 40, "The way of a batch through a superposition step")
+    for i, (what, where, kind) in enumerate(BATCH):
+        y = 24 + 48 * i
+        figure.box(28, y, 400, 34, kind, radius=6)
+        figure.text(228, y + 22, what, "label middle")
+        figure.text(452, y + 22, where, "label faint")
+        if i:
+            figure.arrow(228, y - 14, 228, y - 1)
+    return figure
+
+
+FIGURES = {draw.__name__: draw for draw in (tst, fold, modes, scale, stages, rooms, batch)}
 
 
 def main():

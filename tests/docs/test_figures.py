@@ -5,8 +5,10 @@ from itertools import combinations
 from typing import NamedTuple
 
 import pytest
+import tomli
 
 import draw_figures
+from jobs import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"
 ADVANCE = 0.6  # of a letter in a wide sans-serif font, in parts of the font size
@@ -85,3 +87,9 @@ def test_a_figure_has_the_same_shapes_in_dark_mode(name):
         assert f".{kind} " in light or f".{kind}," in light, kind
     assert draw_figures.LIGHT.keys() == draw_figures.DARK.keys()
     assert all(f".{kind} {{ fill" in dark for kind in draw_figures.DARK)
+
+
+def test_the_rooms_are_the_layers_that_import_linter_checks():
+    project = tomli.loads((ROOT / "pyproject.toml").read_text())
+    package = project["tool"]["importlinter"]["contracts"][0]
+    assert [names for names, _ in draw_figures.ROOMS] == package["layers"]
