@@ -60,8 +60,8 @@ def prose(markdown: str) -> list[str]:
         for line in text.splitlines()
         if not line.lstrip().startswith(("#", "|", "<", "!!!", "===", ":::"))
     ]
-    # A blank line and the beginning of a list item end a paragraph.
-    parts = re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.) ", "\n" + "\n".join(kept))
+    items = re.sub(r"^\s*(?:[-*]|\d+\.) ", "\n\n", "\n".join(kept), flags=re.MULTILINE)
+    parts = re.split(r"\n\s*\n", items)
     return [" ".join(part.split()) for part in parts if re.search(r"[a-z]", part)]
 
 
@@ -102,12 +102,12 @@ def pages() -> list[Path]:
     return tracked("*.md")
 
 
-def main() -> int:
-    """Print what to mend, and the mean of each page with ``--means``."""
+def main(arguments: list[str]) -> int:
+    """Print what to mend, and the mean of each page with ``--means``; return the exit code."""
     found = []
     for path in pages():
         mean = mean_words(path.read_text())
-        if "--means" in sys.argv[1:]:
+        if "--means" in arguments:
             print(f"{mean:5.1f} words in a sentence of {path.relative_to(ROOT)}")
         if mean > MEAN_WORDS:
             why = f"sentences have {mean:.1f} words in the mean, at most {MEAN_WORDS} are allowed"
@@ -120,4 +120,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
