@@ -11,7 +11,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "torchtitan/experiments/tst/core"
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -44,5 +48,5 @@ def api() -> str:
     """Return the page with the public names of each module of ``core``."""
     package = "torchtitan.experiments.tst.core"
     modules = sorted(path.stem for path in CORE.glob("*.py") if not path.stem.startswith("_"))
-    head = f"# API of core\n\nThe package `{package}` needs torch alone. Import its names from there.\n"
+    head = f"# API of core\n\n`{package}` needs only torch. Import the names below from it.\n"
     return "\n".join([head, *(f"::: {package}.{module}\n" for module in modules)])
