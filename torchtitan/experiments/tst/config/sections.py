@@ -1,7 +1,8 @@
-"""The sections of this package in the job config: ``[superposition]`` and its neighbors.
+"""The sections that this package adds to the job config: ``[superposition]`` and others.
 
-A range stands next to its field. :mod:`.values` checks each value on its own; :mod:`..checks`,
-what must fit together.
+The range and the unit of a key are in its annotation. :mod:`.values` checks each value alone;
+:mod:`..checks` checks what must fit together. The string below a key is its text in ``--help`` and
+in the reference of all keys. Its lines have at most 70 characters, because ``--help`` keeps them.
 """
 
 from dataclasses import dataclass, field
@@ -16,92 +17,134 @@ TEXT_DATASET, LM_HEAD, RESILIENCE = "text_dataset", "lm_head", "resilience"
 LOAD_BALANCE = "load_balance"
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What a number counts, for the reference of all keys."""
+
+    name: str
+
+
 @dataclass
 class Superposition:
     """Token Superposition Training (arXiv 2605.06546)."""
 
-    bag_size: Annotated[int | list[int], BAG_SIZES] = 1
+    bag_size: Annotated[int | list[int], BAG_SIZES, Unit("data tokens")] = 1
     """
-    s, the number of contiguous data tokens in a bag. 1 switches superposition off. A list, such as
-    [8, 4, 2], divides superposition into stages, each with its bag size, in this order.
+    The bag size s: the number of contiguous data tokens in a bag.
+    1 switches superposition off.
+    A list such as [8, 4, 2] divides superposition into stages.
+    They run in this order, each with its own bag size.
     """
 
     step_ratio: Annotated[
-        float | list[float] | None, of_each_stage(share("in [0, 1)", one=False))
+        float | list[float] | None,
+        of_each_stage(share("in [0, 1)", one=False)),
+        Unit("share of training.steps"),
     ] = None
     """
-    r, the share of training.steps in superposition, in [0, 1). Stages have equal parts of it; a
-    list gives each its own share. Give this or `steps`.
+    The step ratio r: the share of training.steps in superposition.
+    One number is divided equally among the stages.
+    A list gives each stage its own share.
+    Set either `step_ratio` or `steps`.
     """
 
-    steps: Annotated[int | list[int] | None, of_each_stage(at_least(0))] = None
+    steps: Annotated[int | list[int] | None, of_each_stage(at_least(0)), Unit("steps")] = None
     """
-    The number of steps in superposition, less than training.steps. Stages have equal parts of it; a
-    list gives each its own number. Give this or `step_ratio`.
+    The number of superposition steps, less than training.steps.
+    One number is divided equally among the stages.
+    A list gives each stage its own number of steps.
+    Set either `steps` or `step_ratio`.
     """
 
     mode: Literal["full", "input", "output"] = "full"
     """
-    'full': bags in, next bag out. 'input': bags in, next single token out. 'output': single
-    tokens in, next s tokens out, which reads no extra data.
+    What is in bags:
+    - `full`: inputs and targets. Bags in, the next bag out.
+    - `input`: inputs only. Bags in, the next single token out.
+    - `output`: targets only. Single tokens in, the next s tokens out.
+      This mode reads no extra data.
     """
 
     loss: Literal["mce", "mce_alt", "bce", "hinge"] = "mce"
     """
-    'mce': multi-hot cross-entropy. 'mce_alt': -log of the bag's total probability. 'bce', 'hinge':
-    one binary decision for each vocabulary entry, summed over the vocabulary.
+    The loss of a target bag:
+    - `mce`: multi-hot cross-entropy.
+    - `mce_alt`: -log of the bag's total probability.
+    - `bce`: a binary cross-entropy for each vocabulary entry, summed.
+    - `hinge`: a hinge loss for each vocabulary entry, summed.
+    The last three are the paper's variants. They treat a bag as a set.
     """
 
     weighting: Literal["uniform", "power_law", "exponential", "first_token", "fitted"] = "uniform"
     """
-    Weight of the i-th token of the target bag in the 'mce' loss: 1; 1/i; exp(-i); 1 for the first
-    token only; 3.63 + 1.35 * i**-1.25, the paper's fit to the mutual information of token pairs.
+    The weight of the i-th token of a target bag, counted from 1:
+    - `uniform`: 1.
+    - `power_law`: 1/i. The paper recommends it from s = 8.
+    - `exponential`: exp(-i).
+    - `first_token`: 1 for the first token, 0 for the others.
+    - `fitted`: `3.63 + 1.35 * i**-1.25`, the paper's fit to the mutual
+      information of token pairs.
+    Only `mce` has weights. The other losses need `uniform`.
     """
 
     scale: Literal["sequence", "batch"] = "sequence"
     """
-    How a superposition step reads s times the tokens. 'sequence': data sequences of s *
-    training.seq_len tokens, so that a step costs what an ordinary one costs. 'batch': s times the
-    sequences, each of training.seq_len / s latents.
+    How a superposition step reads s times the tokens:
+    - `sequence`: sequences of s * training.seq_len data tokens.
+      A step costs what an ordinary step costs.
+    - `batch`: s times as many sequences, of training.seq_len / s
+      latents each. A step costs less, because attention sees shorter
+      sequences. Each bag size must divide training.seq_len.
+    The mode `output` needs `sequence`.
     """
 
     reinit_at_recovery: Annotated[list[str], each_of("tok_embeddings", "output")] = field(
         default_factory=list
     )
     """
-    Modules to initialise afresh, with their optimizer state, before the first recovery step, an
-    ablation that costs most of the gain: 'tok_embeddings', 'output'. Empty to keep all weights.
+    Modules with new random weights, and a zero optimizer state, in the
+    first recovery step. With an empty list, all weights are kept.
+    This is an ablation. With both modules, the paper's 3B run ends
+    with a higher loss than its baseline.
     """
 
     checkpoint_each_stage: bool = False
     """
-    Write and keep a full checkpoint at the end of every stage. The boundary always has one.
+    Write a full checkpoint at the end of each stage, and never delete it.
+    The boundary always has one. Needs checkpoint.enable.
     """
 
     stop_at_boundary: bool = False
     """
-    End the job after the boundary checkpoint. Launched again without it, recovery goes on from
-    there: as another job, on another number of ranks, or with upstream's own trainer.
+    End the job after the boundary checkpoint. Needs checkpoint.enable.
+    Launch it again without this key to train recovery. That can be
+    another job, on another number of ranks, or TorchTitan's own trainer.
     """
 
 
 @dataclass
 class TokenShards:
-    """The sources of `training.dataset = "token_shards"`."""
+    """The sources of `training.dataset = "token_shards"`, and what happens at their end."""
 
     paths: list[str] = field(default_factory=list)
-    """Folders of token shards to mix. Empty if training.dataset_path is the only one."""
+    """
+    Folders of token shards to mix. Each folder is a source.
+    Set either `paths` or training.dataset_path, which is one source.
+    """
 
     weights: Annotated[list[float], WEIGHTS] = field(default_factory=list)
     """
-    For each of `paths` its part of the tokens read, of any sum. Empty for the numbers of tokens
-    that they have, with which all of them end together.
+    The part of the tokens that each source gets, in the order of
+    `paths`. The parts may have any sum. With an empty list, the parts
+    are the numbers of tokens, so that all sources end together.
     """
 
     at_end: Literal["repeat", "stop"] = "repeat"
     """
-    When a source has no tokens left: 'repeat' begins it anew, in the same order; 'stop' ends the
-    run before the step that it is too short for, with a checkpoint.
+    What happens when a source has no tokens left:
+    - `repeat`: it is read again from the beginning, in the same order.
+    - `stop`: the run ends before the first step that lacks tokens, with
+      a checkpoint if checkpoint.enable is true.
     """
 
 
@@ -111,68 +154,82 @@ class TextDataset:
 
     text_key: str = "text"
     """
-    The field of a record (JSON lines) or the column (Parquet) that holds the text, as `--text-key`
-    of `tst tokenize`.
+    The field (JSON lines) or the column (Parquet) that holds the text.
+    `tst tokenize` has the option `--text-key` for it.
     """
 
 
 @dataclass
 class LMHead:
-    """How LM head and loss are computed, in both phases and without superposition."""
+    """How the LM head and the loss are computed, in both phases and without superposition."""
 
-    chunks: Annotated[int, at_least(1)] = 1
+    chunks: Annotated[int, at_least(1), Unit("chunks")] = 1
     """
-    Into how many chunks to cut the positions of a micro-batch, so that the logits of one chunk at a
-    time are in memory: about so many times less memory for them, in the same time. 1 is
-    upstream's way, bit for bit; with a vocabulary of 100,000 and more, 8 is a good value.
+    The number of chunks that the positions of a micro-batch are cut into.
+    The LM head, the loss and their gradients are computed for one chunk
+    after the other. Their logits take about `chunks` times less memory,
+    in about the same time. 1 is TorchTitan's way, bit for bit.
+    8 is a good value for a vocabulary of 100,000 entries or more.
+    Pipeline parallelism and a quantized LM head need 1.
     """
 
 
 @dataclass
 class LoadBalance:
-    """How to balance the load of the experts of an MoE model."""
+    """How the load of the experts is balanced, in a model with a mixture of experts."""
 
     method: Literal["upstream", "none", "bias", "auxiliary_loss"] = "upstream"
     """
-    'upstream': the model's method in TorchTitan, which is 'bias' for Llama 4, DeepSeek V3 and
-    gpt-oss, and 'none' for Qwen 3. 'bias': after each step, a bias in the router moves towards
-    balance. 'auxiliary_loss': a loss over the global batch, as Qwen 3 was trained with; the model
-    needs no bias and can be exported.
+    How the experts are balanced:
+    - `upstream`: the model's own method in TorchTitan. This is a bias
+      for Llama 4, DeepSeek V3 and gpt-oss, and nothing for Qwen 3.
+    - `none`: the experts are not balanced.
+    - `bias`: each expert has a bias in the router. After each step it
+      moves up or down, towards balance. Qwen 3 in transformers has no
+      such bias, so you cannot export a Qwen 3 with it.
+    - `auxiliary_loss`: a loss over the global batch, as Qwen 3 was
+      trained with. The model needs no bias and can be exported.
+    A model without experts needs `upstream`.
     """
 
     coefficient: Annotated[float, ABOVE_0] = 1e-3
     """
-    For 'bias': the update per step. For 'auxiliary_loss': the weight of each layer's loss. The
-    other methods do not use it.
+    For `bias`: how far a bias moves in a step.
+    For `auxiliary_loss`: the weight of each layer's loss.
+    The other methods do not use it.
     """
 
 
 @dataclass
 class Resilience:
-    """What to do when a run meets trouble."""
+    """What to do about contradictions, damaged checkpoints, and losses that are not finite."""
 
     allow_config_mismatch: bool = False
     """
-    Resume although the config contradicts the checkpoint (bag sizes, boundary, mode, sequence
-    length, batch, tokenizer and the like).
+    Resume although the config contradicts the checkpoint, with the
+    values of the config. Without this key, such a launch stops and names
+    both values. The values are bag sizes, steps of superposition, mode,
+    sequence length, batch size, model, data, tokenizer and the like.
     """
 
     skip_damaged: bool = False
     """
-    Resume from the checkpoint before a damaged one, which is set aside as `damaged-N`, instead of
-    stopping with an error.
+    Rename a damaged checkpoint to `damaged-N`, where N is its step, and
+    resume from the one before it. Without this key, the launch stops and
+    names the damaged file.
     """
 
-    max_skipped_steps: Annotated[int, at_least(0)] = 0
+    max_skipped_steps: Annotated[int, at_least(0), Unit("steps")] = 0
     """
-    How many steps of a run may be left out of training because their loss or gradient norm is not
-    finite. The next one stops the run.
+    How many steps of a run may be skipped because their loss or gradient
+    norm is not finite. The next such step stops the run.
+    With optimizer.early_step_in_backward, this must be 0.
     """
 
 
 @dataclass
 class JobConfig(UpstreamJobConfig):
-    """Upstream's job config with the sections of this package."""
+    """TorchTitan's job config with the sections of this package."""
 
     superposition: Superposition = field(default_factory=Superposition)
     token_shards: TokenShards = field(default_factory=TokenShards)
@@ -183,30 +240,30 @@ class JobConfig(UpstreamJobConfig):
 
 
 def superposition_section(job_config: UpstreamJobConfig) -> Superposition:
-    """The ``[superposition]`` section; of upstream's config, which has none, one that is off."""
+    """Return the ``[superposition]`` section; for TorchTitan's own config, one that is off."""
     return getattr(job_config, SECTION, Superposition())
 
 
 def token_shards_section(job_config: UpstreamJobConfig) -> TokenShards:
-    """The ``[token_shards]`` section; of upstream's config, which has none, its defaults."""
+    """Return the ``[token_shards]`` section; for TorchTitan's own config, its defaults."""
     return getattr(job_config, TOKEN_SHARDS, TokenShards())
 
 
 def text_dataset_section(job_config: UpstreamJobConfig) -> TextDataset:
-    """The ``[text_dataset]`` section; of upstream's config, which has none, its defaults."""
+    """Return the ``[text_dataset]`` section; for TorchTitan's own config, its defaults."""
     return getattr(job_config, TEXT_DATASET, TextDataset())
 
 
 def lm_head_section(job_config: UpstreamJobConfig) -> LMHead:
-    """The ``[lm_head]`` section; of upstream's config, which has none, its defaults."""
+    """Return the ``[lm_head]`` section; for TorchTitan's own config, its defaults."""
     return getattr(job_config, LM_HEAD, LMHead())
 
 
 def load_balance_section(job_config: UpstreamJobConfig) -> LoadBalance:
-    """The ``[load_balance]`` section; of upstream's config, which has none, its defaults."""
+    """Return the ``[load_balance]`` section; for TorchTitan's own config, its defaults."""
     return getattr(job_config, LOAD_BALANCE, LoadBalance())
 
 
 def resilience_section(job_config: UpstreamJobConfig) -> Resilience:
-    """The ``[resilience]`` section; of upstream's config, which has none, its defaults."""
+    """Return the ``[resilience]`` section; for TorchTitan's own config, its defaults."""
     return getattr(job_config, RESILIENCE, Resilience())
