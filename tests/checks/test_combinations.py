@@ -38,7 +38,7 @@ def check(*args, ranks=1):
     [
         (["--fault_tolerance.enable"], 1, "fault_tolerance.enable", True, "experiments.ft"),
         (["--memory_estimation.enable"], 1, "memory_estimation.enable", True, "`tst plan`"),
-        (["--comm.mode=local_tensor"], 1, "comm.mode", "local_tensor", "fake_backend plays"),
+        (["--comm.mode=local_tensor"], 1, "comm.mode", "local_tensor", "use fake_backend"),
         (
             ["--experimental.custom_args_module=os"],
             1,
@@ -82,7 +82,7 @@ def check(*args, ranks=1):
             1,
             "model.converters",
             [FLOAT8, "quantize.grouped_mm.mx"],
-            "one of float8, mx",
+            "one kind: float8 or mx",
         ),
         (
             [
@@ -137,7 +137,7 @@ def check(*args, ranks=1):
             2,
             "parallelism.context_parallel_degree",
             2,
-            "llama3 has it for sdpa, flex",
+            "llama3 supports it for sdpa, flex",
         ),
         (
             [CP2, "--parallelism.context_parallel_load_balancer=ptrr"],
@@ -178,7 +178,7 @@ def check(*args, ranks=1):
             2,
             "parallelism.pipeline_parallel_layers_per_stage",
             1,
-            "takes 2 stages",
+            "needs 2 stages",
         ),
         (["--training.enable_cpu_offload"], 1, "training.enable_cpu_offload", True, "needs FSDP"),
         (["--training.enable_cpu_offload", TP2], 2, "training.enable_cpu_offload", True, "FSDP"),
@@ -298,7 +298,7 @@ def test_a_process_without_a_launcher(monkeypatch):
         monkeypatch.setenv(name, "0")
     check_launch(parse())
     monkeypatch.delenv("LOCAL_RANK")
-    with pytest.raises(ConfigError, match=r"^LOCAL_RANK: not set; start a job with `tst train`"):
+    with pytest.raises(ConfigError, match=r"^LOCAL_RANK: not set in the environment; start the"):
         check_launch(parse())
     check_launch(parse("--comm.mode=fake_backend"))
 

@@ -128,9 +128,9 @@ def section(**values):
             [*QWEN3, "--parallelism.pipeline_parallel_degree=2"],
             "parallelism.pipeline_parallel_degree",
             2,
-            "TorchTitan has no pipeline of model.name = 'qwen3'",
+            "TorchTitan has no pipeline for model.name = 'qwen3'",
         ),
-        ([PP, "--comm.mode=fake_backend"], "comm.mode", "'fake_backend'", "cannot play"),
+        ([PP, "--comm.mode=fake_backend"], "comm.mode", "'fake_backend'", "does not support"),
         (
             [PP, "--parallelism.pipeline_parallel_microbatch_size=3"],
             "parallelism.pipeline_parallel_microbatch_size",
@@ -144,7 +144,7 @@ def section(**values):
             ],
             "validation.local_batch_size",
             6,
-            "must be a multiple of 4, the pipeline's microbatches",
+            "must be a multiple of 4, the pipeline's number of microbatches",
         ),
         (
             ["--resilience.max_skipped_steps=1", "--optimizer.early_step_in_backward"],
@@ -169,7 +169,7 @@ def section(**values):
             ["--lm_head.chunks=8", "--model.converters=quantize.linear.float8"],
             "lm_head.chunks",
             8,
-            "where the LM head is quantized",
+            "if the LM head is quantized",
         ),
         (
             ["--checkpoint.async_mode=async_with_pinned_mem"],
@@ -193,13 +193,13 @@ def section(**values):
             ["--parallelism.data_parallel_shard_degree=8"],
             "parallelism.data_parallel_shard_degree",
             8,
-            "makes 8 ranks, and there are 1; -1 takes",
+            "needs 8 ranks, but there are 1; change the number of ranks or a degree (-1 uses",
         ),
         (
             ["--parallelism.data_parallel_replicate_degree=2"],
             "parallelism.data_parallel_shard_degree",
             -1,
-            "makes a multiple of 2 ranks, and there are 1",
+            "needs a multiple of 2 ranks, but there are 1",
         ),
         (
             [*MOE, "--parallelism.expert_parallel_degree=3"],
@@ -211,7 +211,7 @@ def section(**values):
             [*MOE, *EXPERTS_ON_4, "--parallelism.data_parallel_shard_degree=2"],
             "parallelism.expert_parallel_degree",
             4,
-            "must divide 2, parallelism.data_parallel_shard_degree x",
+            "must divide 2, the product of parallelism.data_parallel_shard_degree,",
         ),
         (
             [*MOE, *EXPERTS_ON_4, "--parallelism.expert_tensor_parallel_degree=2"],
@@ -223,7 +223,7 @@ def section(**values):
             [*MOE, *EXPERTS_ON_4],
             "parallelism.data_parallel_shard_degree",
             -1,
-            "makes a multiple of 4 ranks, and there are 1",
+            "needs a multiple of 4 ranks, but there are 1",
         ),
         (["--training.global_batch_size=6"], "training.global_batch_size", 6, "a multiple of 4"),
         (["--model.name=gpt2"], "model.name", "'gpt2'", "not registered"),

@@ -29,8 +29,8 @@ def test_stages_by_hand_hold_each_module_once():
     ("stages", "what"),
     [
         ([["tok_embeddings", *LAYERS[:3]], [*LAYERS[4:], "norm", "output"]], "not name layers.3;"),
-        ([[*STAGES[0], "layer.9"], STAGES[1]], "no part of the model: layer.9;"),
-        ([[*STAGES[0], "layers.3"], STAGES[1]], "names more than once layers.3;"),
+        ([[*STAGES[0], "layer.9"], STAGES[1]], "names modules that do not exist: layer.9;"),
+        ([[*STAGES[0], "layers.3"], STAGES[1]], "names more than once: layers.3;"),
     ],
 )
 def test_a_layer_that_is_in_no_stage_or_in_two(stages, what):
@@ -43,7 +43,7 @@ def test_a_layer_that_is_in_no_stage_or_in_two(stages, what):
 def test_modules_to_recompute_are_linear():
     check(names=["attention.wq", "output"])
     check(*QWEN3, names=["moe.router.gate"])
-    with pytest.raises(ConfigError, match=r"'attention' is in layers\.0\.attention, which is none"):
+    with pytest.raises(ConfigError, match=r"'attention' matches layers\.0\.attention, which is n"):
         check(names=["attention"])
-    with pytest.raises(ConfigError, match=r"'attention\.wx' is in none"):
+    with pytest.raises(ConfigError, match=r"'attention\.wx' matches none"):
         check(names=["output", "attention.wx"])

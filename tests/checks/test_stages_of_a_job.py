@@ -19,13 +19,13 @@ def section(*arguments):
     [
         (
             ["bag_size=8,4", "steps=1,1,1"],
-            "superposition.steps = [1, 1, 1]: has 3 values, and superposition.bag_size = [8, 4] "
-            "has 2: give as many, or one number for all stages together",
+            "superposition.steps = [1, 1, 1]: has 3 values, but superposition.bag_size = [8, 4] "
+            "has 2; give one for each bag size, or one number for all stages together",
         ),
         (
             ["bag_size=8", "step_ratio=0.1,0.2"],
-            "superposition.step_ratio = [0.1, 0.2]: has 2 values, and superposition.bag_size = 8 "
-            "has 1: give as many",
+            "superposition.step_ratio = [0.1, 0.2]: has 2 values, but superposition.bag_size = 8 "
+            "has 1; give one for each",
         ),
         (
             ["bag_size=8,4", "step_ratio=0.5,0.5"],
@@ -51,7 +51,7 @@ def section(*arguments):
         ),
         (
             ["bag_size=8,64", "steps=2", "mode=output"],
-            "superposition.bag_size = [8, 64]: the next 64 tokens do not fit",
+            "superposition.bag_size = [8, 64]: the bag size 64 must be at most training.seq_len",
         ),
         (
             ["bag_size=2,8", "steps=2", BATCH, "context"],

@@ -203,8 +203,8 @@ def test_two_bytes_are_too_few_for_a_large_vocabulary(good, corpus):
 A, B = "{good}", "{good}/../other"
 VALIDATION = ("--validation.enable", "--validation.seq_len=32", "--validation.dataset=token_shards")
 ARGUMENTS = [
-    ([], ["training.dataset_path = None", "needs a folder here, or several in token_shards.paths"]),
-    ([f"--training.dataset_path={A}", "--token_shards.paths", A], ["and not both"]),
+    ([], ["training.dataset_path = None", "needs either a folder here, or several in"]),
+    ([f"--training.dataset_path={A}", "--token_shards.paths", A], ["but not both"]),
     (["--token_shards.paths", f"{A},{A}"], ["token_shards.paths", "must be different folders"]),
     (["--token_shards.paths", A + ",{good}/../shards"], ["must be different folders"]),
     (

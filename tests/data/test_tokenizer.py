@@ -338,7 +338,7 @@ def test_a_tokenizer_model_of_former_days(folder, make_config, key):
     """Of which upstream's config manager raises an Exception."""
     path = folder / "tokenizer.model"
     path.write_text("x")
-    with pytest.raises(ConfigError, match=r"^model.hf_assets_path = '.*/tokenizer.model': is a "):
+    with pytest.raises(ConfigError, match=r"^model.hf_assets_path = '.*/tokenizer.model': must be"):
         make_config(f"--model.{key}={path}")
 
 

@@ -1,4 +1,4 @@
-"""What a job and the checkpoint that it goes on from must agree on."""
+"""The values that must be equal in a job and in the checkpoint that it resumes from."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..resilience.checkpoint.manifests import differences
 from ..resilience.run_folder import job_facts
 from .model import has_experts, has_router_bias, model_args_of
 
-# what the position in the data counts by
+# Keys that the position in the data depends on.
 _OF_POSITION = {
     "training.dataset",
     "training.dataset_path",
@@ -33,10 +33,11 @@ def run_facts(
     mixture: Mixture | None,
     dp_degree: int,
 ) -> dict[str, Any]:
-    """The values that a checkpoint holds its resume to, by their keys in the TOML.
+    """Return the values that a checkpoint records and a resumed job must match, by TOML key.
 
-    Numbers of superposition steps stand for ratios. Tokenizer and token shards are told by
-    checksums of their content, local text files by one of their names and sizes.
+    A step ratio is recorded as a number of steps. A tokenizer and token shards are recorded as
+    checksums of their content. Local text files are recorded as a checksum of their names and
+    sizes.
     """
     section = superposition_section(job_config)
     superposition = {
@@ -56,21 +57,22 @@ def run_facts(
 
 
 def _expert_facts(job_config: JobConfig) -> dict[str, Any]:
-    """A bias in the router is part of the model, whatever the method is later."""
+    """Return whether the router has a bias, because the bias is part of the model."""
     if not has_experts(model_args_of(job_config)):
         return {}
     return {"load_balance.method": "bias" if has_router_bias(job_config) else "without a bias"}
 
 
 def _one_or_each(values: list[int], none: int) -> int | list[int]:
-    """Return one stage's value as a number, those of several as a list; ``none`` without any."""
+    """Return the value of a single stage, or a list for several; ``none`` without stages."""
     return values if len(values) > 1 else (values or [none])[0]
 
 
 def _data_facts(job_config: JobConfig, mixture: Mixture | None) -> dict[str, Any]:
+    """Return the values that the position in the data depends on."""
     if mixture is None:
         workers = job_config.training.dataloader.num_workers
-        # upstream's loader has a position for each worker
+        # Upstream's loader has a position for each worker.
         facts: dict[str, Any] = {
             "training.dataloader.num_workers": workers if workers > 1 else "at most 1"
         }
@@ -91,16 +93,17 @@ def _data_facts(job_config: JobConfig, mixture: Mixture | None) -> dict[str, Any
 def contradictions(
     manifest: dict[str, Any], facts: dict[str, Any], not_loaded: list[str]
 ) -> list[str]:
-    """Where the job differs from the checkpoint, both values in each line.
+    """Return the differences between a job and a checkpoint, a line with both values for each.
 
-    After the boundary the section may be gone: recovery does not depend on it.
+    After the boundary, the job may lack ``[superposition]``: recovery does not depend on it.
 
     Args:
-        manifest: of the checkpoint.
-        facts: of the job, from :func:`run_facts`.
-        not_loaded: ``checkpoint.exclude_from_loading``.
+        manifest: content of the checkpoint's manifest.
+        facts: values of the job, from :func:`run_facts`.
+        not_loaded: value of ``checkpoint.exclude_from_loading``.
     """
-    off_throughout = {f"{SECTION}.bag_size": 1, f"{SECTION}.steps": 0}  # of another trainer's run
+    # A run of another trainer has no superposition.
+    off_throughout = {f"{SECTION}.bag_size": 1, f"{SECTION}.steps": 0}
     saved, step = off_throughout | manifest["run"], manifest["step"]
     steps = saved[f"{SECTION}.steps"]
     in_recovery = step >= (sum(steps) if isinstance(steps, list) else steps)

@@ -1,4 +1,4 @@
-"""What must fit together in the checkpoints of a job, from config and files alone."""
+"""Check the checkpoint keys of a job against each other and against the files that are there."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def check_last_save(job_config: UpstreamJobConfig) -> None:
     """Check that the keys of the last save do not contradict each other.
 
     Raises:
-        ConfigError: naming the key.
+        ConfigError: if they do.
     """
     config = job_config.checkpoint
     if not config.enable or config.load_only:
@@ -31,8 +31,8 @@ def check_last_save(job_config: UpstreamJobConfig) -> None:
         raise ConfigError(
             "checkpoint.last_save_in_hf",
             True,
-            "needs checkpoint.last_save_model_only = true: the format has no place for the other "
-            "states",
+            "needs checkpoint.last_save_model_only = true: the Hugging Face format holds the model "
+            "only",
         )
     if config.export_dtype != "float32" and not config.last_save_model_only:
         raise ConfigError(
@@ -43,27 +43,27 @@ def check_last_save(job_config: UpstreamJobConfig) -> None:
 
 
 def _check_adapter(job_config: UpstreamJobConfig, key: str) -> None:
-    """Check that the model has a Hugging Face format, which a key of ``[checkpoint]`` needs."""
+    """Check that the model can be converted to Hugging Face format, for a key that needs it."""
     name = job_config.model.name
     if train_spec_module.get_train_spec(name).state_dict_adapter is None:
         raise ConfigError(
             f"checkpoint.{key}",
             True,
-            f"TorchTitan has no state-dict adapter of model.name = {name!r}",
+            f"must be false: TorchTitan has no state-dict adapter for model.name = {name!r}",
         )
 
 
 def check_loading(job_config: UpstreamJobConfig) -> Path | None:
-    """Check that what the job is to load can be loaded.
+    """Check that the checkpoint or model that the job loads can be loaded.
 
     Returns:
-        The checkpoint that it resumes from, as far as that can be told yet, or the model with which
-        it has ended; None where it starts at step 1.
+        The checkpoint that it resumes from, as far as that is known before the launch, or the final
+        model of a finished run; None if the job starts at step 1.
 
     Raises:
-        ConfigError: naming the key, its value, and what is there instead.
-        CheckpointError: for a ``checkpoint.load_step`` that cannot be loaded, or for checkpoints of
-            which none can be resumed.
+        ConfigError: if a key is wrong; the error says what is at the path instead.
+        CheckpointError: if ``checkpoint.load_step`` cannot be loaded, or if there are checkpoints
+            but none can be resumed.
     """
     config = job_config.checkpoint
     folder = Path(job_config.job.dump_folder, config.folder)
@@ -77,9 +77,9 @@ def check_loading(job_config: UpstreamJobConfig) -> Path | None:
         return inventory.step_folder(folder, config.load_step) if config.load_step else None
     found = inventory.list_checkpoints(folder)
     if point := inventory.resume_point(found, job_config.training.steps):
-        return point.path if point.step else None  # a seed is the model only
+        return point.path if point.step else None  # a seed checkpoint has the model only
     if any(checkpoint.resumable for checkpoint in found):
-        return None  # damaged: the launch says how
+        return None  # damaged: the launch reports the damage
     inventory.check_may_start_anew(folder, found)
     _check_initial_load(job_config)
     path = config.initial_load_path
@@ -87,6 +87,7 @@ def check_loading(job_config: UpstreamJobConfig) -> Path | None:
 
 
 def _check_nothing_to_load(config: Checkpoint) -> None:
+    """Check that no key asks for a checkpoint if checkpoints are off."""
     for key, off in (
         ("load_step", (-1,)),
         ("initial_load_path", (None, "")),
@@ -101,7 +102,7 @@ def _check_nothing_to_load(config: Checkpoint) -> None:
 
 
 def _check_initial_load(job_config: UpstreamJobConfig) -> None:
-    """Check what a job begins with that has no checkpoint of its own."""
+    """Check the initial weights of a job that has no checkpoint of its own."""
     config = job_config.checkpoint
     if config.initial_load_in_hf_quantized and not config.initial_load_in_hf:
         raise ConfigError(
@@ -116,7 +117,8 @@ def _check_initial_load(job_config: UpstreamJobConfig) -> None:
             raise ConfigError(
                 "checkpoint.initial_load_in_hf",
                 True,
-                "needs checkpoint.initial_load_model_only = true: the format has the model alone",
+                "needs checkpoint.initial_load_model_only = true: the Hugging Face format holds "
+                "the model only",
             )
         if not value:
             key, value = "model.hf_assets_path", job_config.model.hf_assets_path
@@ -131,11 +133,13 @@ def _check_initial_folder(config: Checkpoint, key: str, value: str) -> None:
     kind, what = inventory.identify(path), inventory.describe(path)
     is_hf = kind is Kind.HUGGING_FACE
     if kind is Kind.DAMAGED:
-        raise ConfigError(key, value, f"{what}; give another one, or fetch it again")
+        raise ConfigError(key, value, f"{what}; give another one, or copy it again")
     if config.initial_load_in_hf and not is_hf and kind is not Kind.INCOMPLETE:
         needs = "needs a folder with *.safetensors weights"
         if kind in (Kind.FULL, Kind.MODEL):
-            needs = "is for weights in Hugging Face format, and this is TorchTitan's"
+            needs = (
+                "is for weights in Hugging Face format, but this is TorchTitan's; set it to false"
+            )
         raise ConfigError(key, value, f"{what}; checkpoint.initial_load_in_hf = true {needs}")
     if is_hf and not config.initial_load_in_hf:
         raise ConfigError(key, value, f"{what}: set checkpoint.initial_load_in_hf = true")
@@ -155,12 +159,12 @@ def check_agreement(job_config: UpstreamJobConfig, facts: dict[str, Any], checkp
     """Check that the config does not contradict the checkpoint.
 
     Args:
-        job_config: of the job.
-        facts: of the job, from :func:`.agreement.run_facts`.
-        checkpoint: that the job resumes from, or has ended with.
+        job_config: config of the job.
+        facts: values of the job, from :func:`.agreement.run_facts`.
+        checkpoint: folder of the checkpoint that the job resumes from, or of its final model.
 
     Raises:
-        CheckpointError: with both values of each key.
+        CheckpointError: if it does; the error has both values of each key.
     """
     not_loaded = job_config.checkpoint.exclude_from_loading
     if TRAIN_STATE in not_loaded or resilience_section(job_config).allow_config_mismatch:
@@ -168,6 +172,6 @@ def check_agreement(job_config: UpstreamJobConfig, facts: dict[str, Any], checkp
     try:
         manifest = read_manifest(checkpoint)
     except CheckpointError:
-        return  # damaged: there may be another
+        return  # damaged: there may be another checkpoint
     if manifest and (found := contradictions(manifest, facts, not_loaded)):
         raise ContradictionError(checkpoint, found)

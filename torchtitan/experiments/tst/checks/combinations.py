@@ -1,6 +1,6 @@
-"""What must fit together in TorchTitan's own sections, which it finds out after the model is built.
+"""Check that the keys of TorchTitan's own sections fit together.
 
-Each check stands for an error, or for silence, of the upstream code that reads the keys.
+TorchTitan itself finds contradictions late, after the model is built, or ignores them.
 """
 
 import math
@@ -27,20 +27,20 @@ from ..errors import ConfigError
 from ..upstream.names import CONVERTERS, PipelineScheduleRuntime, compile_backends
 from .model import check_module_names, has_experts
 
-_OPTIMIZERS = ("Adam", "AdamW")  # of upstream's build_optimizers
+_OPTIMIZERS = ("Adam", "AdamW")  # what upstream's build_optimizers accepts
 
 
 def check_combinations(job_config: JobConfig, model_args: Any) -> None:
-    """Check what must fit together whatever the machine.
+    """Check that keys fit together, independent of the machine.
 
     Args:
-        job_config: whose values are each allowed.
-        model_args: of its flavor.
+        job_config: config of the job; each value alone must be allowed.
+        model_args: model args of its flavor.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: if keys do not fit together.
     """
-    _check_not_carried_out(job_config)
+    _check_unsupported(job_config)
     _check_profiling(job_config)
     _check_optimizer(job_config)
     _check_converters(job_config)
@@ -53,27 +53,26 @@ def check_combinations(job_config: JobConfig, model_args: Any) -> None:
     check_module_names(job_config)
 
 
-def _check_not_carried_out(job_config: JobConfig) -> None:
-    """Keys that TorchTitan has for other programs than its trainer."""
+def _check_unsupported(job_config: JobConfig) -> None:
+    """Check that keys which the trainer does not support are off."""
     if job_config.fault_tolerance.enable:
         raise ConfigError(
             "fault_tolerance.enable",
             True,
-            "must be false: only TorchTitan's own trainer for it has it, experiments.ft, which has "
-            "no superposition",
+            "must be false: only TorchTitan's fault-tolerant trainer, experiments.ft, supports it, "
+            "without superposition",
         )
     if job_config.memory_estimation.enable:
         raise ConfigError(
             "memory_estimation.enable",
             True,
-            "must be false: no trainer reads it. `tst plan` estimates the memory of a job",
+            "must be false: no trainer reads it. Use `tst plan` to estimate the memory of a job",
         )
     if job_config.comm.mode == "local_tensor":
         raise ConfigError(
             "comm.mode",
             "local_tensor",
-            "TorchTitan does not train in it, and superposition is not built in it; fake_backend "
-            "plays a job",
+            "TorchTitan does not train in this mode; use fake_backend to try a job in one process",
         )
     if module := job_config.experimental.custom_args_module:
         raise ConfigError(
@@ -89,6 +88,7 @@ def _check_not_carried_out(job_config: JobConfig) -> None:
 
 
 def _check_profiling(job_config: JobConfig) -> None:
+    """Check that a profiling cycle fits into ``profile_freq`` steps."""
     profiling = job_config.profiling
     cycle = profiling.profiler_warmup + profiling.profiler_active
     if profiling.enable_profiling and profiling.profile_freq < cycle:
@@ -100,6 +100,7 @@ def _check_profiling(job_config: JobConfig) -> None:
 
 
 def _check_optimizer(job_config: JobConfig) -> None:
+    """Check the optimizer, and the length of the learning-rate schedule."""
     optimizer, layout = job_config.optimizer, job_config.parallelism
     spec = train_spec_module.get_train_spec(job_config.model.name)
     ours = spec.build_optimizers_fn in (build_optimizers, build_optimizers_with_moe_load_balancing)
@@ -120,12 +121,13 @@ def _check_optimizer(job_config: JobConfig) -> None:
         raise ConfigError(
             "lr_scheduler.total_steps",
             total,
-            f"must be at least training.steps = {steps}: after its end the learning rate would be "
-            "negative",
+            f"must be at least training.steps = {steps}; the learning rate would be negative after "
+            "its end",
         )
 
 
 def _check_converters(job_config: JobConfig) -> None:
+    """Check that model converters are known, and fit each other and the parallelism."""
     names = job_config.model.converters
     for name in names:
         if name not in CONVERTERS:
@@ -137,7 +139,7 @@ def _check_converters(job_config: JobConfig) -> None:
     precisions = {name.rpartition(".")[2] for name in names if name.startswith("quantize.")}
     if len(precisions) > 1:
         raise ConfigError(
-            "model.converters", names, f"must all be of one of {', '.join(sorted(precisions))}"
+            "model.converters", names, f"must all be of one kind: {' or '.join(sorted(precisions))}"
         )
     float8 = job_config.quantize.linear.float8
     gathers = float8.recipe_name and float8.enable_fsdp_float8_all_gather
@@ -153,11 +155,12 @@ def _check_converters(job_config: JobConfig) -> None:
             raise ConfigError(
                 "model.converters",
                 names,
-                f"{key} is not made for parallelism.{kind}_parallel_degree = {degree}",
+                f"{key} does not support parallelism.{kind}_parallel_degree = {degree}",
             )
 
 
 def _check_compile(job_config: JobConfig) -> None:
+    """Check keys that need torch.compile, and its backend."""
     layout, names = job_config.parallelism, job_config.model.converters
     compiled, tensor = compiles(job_config, "model"), layout.tensor_parallel_degree
     needs = 'needs compile.enable = true, with "model" in compile.components'
@@ -169,7 +172,7 @@ def _check_compile(job_config: JobConfig) -> None:
         raise ConfigError(
             "model.converters",
             names,
-            f"quantize.linear.mx is not made for parallelism.tensor_parallel_degree = {tensor} "
+            f"quantize.linear.mx does not support parallelism.tensor_parallel_degree = {tensor} "
             "with compile.enable = true",
         )
     backend = job_config.compile.backend
@@ -181,6 +184,7 @@ def _check_compile(job_config: JobConfig) -> None:
 
 
 def _check_dataloaders(job_config: JobConfig) -> None:
+    """Check that options of worker processes are used with workers only."""
     for section in ("training", "validation"):
         loader = getattr(job_config, section).dataloader
         for key, off in (("persistent_workers", False), ("prefetch_factor", None)):
@@ -194,6 +198,7 @@ def _check_dataloaders(job_config: JobConfig) -> None:
 
 
 def _check_context_parallel(job_config: JobConfig, model_args: Any) -> None:
+    """Check that the model's attention supports context parallelism and its load balancer."""
     layout, name = job_config.parallelism, job_config.model.name
     attention = getattr(model_args, "attn_type", "sdpa")
     if (degree := layout.context_parallel_degree) == 1:
@@ -203,21 +208,21 @@ def _check_context_parallel(job_config: JobConfig, model_args: Any) -> None:
         raise ConfigError(
             "parallelism.context_parallel_degree",
             degree,
-            f"must be 1 with model.flavor = {job_config.model.flavor!r}, whose attention is "
-            f"{attention}: TorchTitan's {name} has it for {', '.join(able)}",
+            f"must be 1 with model.flavor = {job_config.model.flavor!r}, which has {attention} "
+            f"attention: TorchTitan's {name} supports it for {', '.join(able)}",
         )
     balancer = layout.context_parallel_load_balancer
     if balancer == "ptrr" and attention != "flex":
         raise ConfigError(
             "parallelism.context_parallel_load_balancer",
             balancer,
-            f"needs flex attention; for {attention}, that of model.flavor = "
-            f'{job_config.model.flavor!r}, there is "headtail"',
+            f'needs flex attention; use "headtail" for {attention}, the attention of model.flavor '
+            f"= {job_config.model.flavor!r}",
         )
 
 
 def _check_expert_backend(job_config: JobConfig, model_args: Any) -> None:
-    """Upstream's Qwen 3 does not look at it."""
+    """Check that Qwen 3 is not asked for DeepEP, which upstream would silently ignore."""
     layout = job_config.parallelism
     if (
         layout.expert_parallel_comm_backend == "deepep"
@@ -228,11 +233,12 @@ def _check_expert_backend(job_config: JobConfig, model_args: Any) -> None:
         raise ConfigError(
             "parallelism.expert_parallel_comm_backend",
             "deepep",
-            'must be "standard": TorchTitan\'s qwen3 has no DeepEP',
+            'must be "standard": TorchTitan\'s qwen3 does not support DeepEP',
         )
 
 
 def _check_load_balance(job_config: JobConfig, model_args: Any) -> None:
+    """Check that the model has experts that ``[load_balance]`` can balance."""
     method = load_balance_section(job_config).method
     if method == "upstream":
         return
@@ -244,19 +250,20 @@ def _check_load_balance(job_config: JobConfig, model_args: Any) -> None:
         build_optimizers,
         build_optimizers_with_moe_load_balancing,
     ):
-        why = f"{name} has a build_optimizers_fn of its own"
+        why = f"{name} has its own build_optimizers_fn"
     if why:
         raise ConfigError("load_balance.method", method, f'must be "upstream": {why}')
 
 
 def _check_pipeline(job_config: JobConfig, model_args: Any) -> None:
+    """Check that the pipeline's schedule exists and fits the rest of the job."""
     layout, mode = job_config.parallelism, job_config.comm.mode
     if mode == "fake_backend" and (degree := layout.pipeline_parallel_degree) > 1:
         raise ConfigError(
             "comm.mode",
             mode,
-            f"cannot play parallelism.pipeline_parallel_degree = {degree}, whose stages tell each "
-            "other shapes",
+            "does not support pipeline parallelism (parallelism.pipeline_parallel_degree = "
+            f"{degree}); use `tst dry-run`",
         )
     try:
         schedule = get_schedule_class(layout.pipeline_parallel_schedule)
@@ -277,22 +284,22 @@ def _check_pipeline(job_config: JobConfig, model_args: Any) -> None:
         raise ConfigError(
             "load_balance.method",
             method,
-            "must be another with the schedule DualPipeV, which runs forward and backward at once, "
-            "or parallelism.pipeline_parallel_expert_parallel_overlap must be false",
+            "does not work with the schedule DualPipeV, which runs forward and backward at once; "
+            "set another, or parallelism.pipeline_parallel_expert_parallel_overlap = false",
         )
     checkpointing = job_config.activation_checkpoint.mode
     if overlaps and checkpointing != "none":
         raise ConfigError(
             "activation_checkpoint.mode",
             checkpointing,
-            'must be "none" with the schedule DualPipeV and expert parallelism, or '
-            "parallelism.pipeline_parallel_expert_parallel_overlap must be false",
+            'must be "none" with the schedule DualPipeV and expert parallelism; or set '
+            "parallelism.pipeline_parallel_expert_parallel_overlap = false",
         )
     _check_stages(job_config, schedule, model_args.n_layers)
 
 
 def _check_stages(job_config: JobConfig, schedule: type, layers: int) -> None:
-    """That each rank has as many stages as the schedule takes, and each stage a layer."""
+    """Check that each rank has as many stages as the schedule needs, and each stage a layer."""
     layout = job_config.parallelism
     degree, by_hand = layout.pipeline_parallel_degree, layout.module_fqns_per_model_part
     first = layout.pipeline_parallel_first_stage_less_layers
@@ -306,7 +313,7 @@ def _check_stages(job_config: JobConfig, schedule: type, layers: int) -> None:
         key, value, stages = "module_fqns_per_model_part", by_hand, len(by_hand)
     per_rank = stages / degree
     if schedule is PipelineScheduleRuntime or layout.pipeline_parallel_schedule_csv:
-        fits, wanted = True, "as many stages"
+        fits, wanted = True, "equally many stages"
     elif single:
         fits, wanted = per_rank == 1, "1 stage"
     elif schedule in (ScheduleZBVZeroBubble, ScheduleDualPipeV):
@@ -317,8 +324,8 @@ def _check_stages(job_config: JobConfig, schedule: type, layers: int) -> None:
         raise ConfigError(
             f"parallelism.{key}",
             value,
-            f"makes {stages} stages on {degree} ranks of the pipeline, and parallelism."
-            f"pipeline_parallel_schedule = {layout.pipeline_parallel_schedule!r} takes {wanted} on "
+            f"makes {stages} stages on {degree} ranks of the pipeline, but parallelism."
+            f"pipeline_parallel_schedule = {layout.pipeline_parallel_schedule!r} needs {wanted} on "
             "each",
         )
     if by_hand is None:

@@ -1,4 +1,4 @@
-"""What must fit together in a job's data, from config and files alone."""
+"""Check the data of a job, from its config and files alone."""
 
 import re
 from pathlib import Path
@@ -28,11 +28,17 @@ def check_data(
 ) -> Mixture | None:
     """Check that the data of training and validation can be read.
 
+    Args:
+        job_config: config of the job.
+        schedule: the job's schedule.
+        tokenizer: the job's tokenizer; None for a model without one.
+        dp_degree: number of data-parallel ranks.
+
     Returns:
-        The sources of the training data if they are token shards.
+        The mixture of training data if it is token shards; None for text.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: if data is missing, damaged, or does not fit the job.
     """
     _check_workers(job_config, schedule)
     _check_text_key(job_config)
@@ -50,6 +56,7 @@ def check_data(
 
 
 def _check_no_token_shards(job_config: JobConfig) -> None:
+    """Check that ``[token_shards]`` has defaults only if training reads text."""
     section = token_shards_section(job_config)
     for key, default in vars(TokenShardsSection()).items():
         if (value := getattr(section, key)) != default:
@@ -61,6 +68,7 @@ def _check_no_token_shards(job_config: JobConfig) -> None:
 
 
 def _check_dataset(job_config: JobConfig, section: str) -> None:
+    """Check that a text dataset is known and its files are there."""
     config = getattr(job_config, section)
     if config.dataset.lower() not in DATASETS:
         raise ConfigError(
@@ -85,6 +93,7 @@ def _check_dataset(job_config: JobConfig, section: str) -> None:
 
 
 def _check_text_key(job_config: JobConfig) -> None:
+    """Check that a dataset reads ``text_dataset.text_key`` if it is set."""
     text_key = text_dataset_section(job_config).text_key
     if text_key == TextDataset().text_key:
         return
@@ -96,39 +105,42 @@ def _check_text_key(job_config: JobConfig) -> None:
             raise ConfigError(
                 "text_dataset.text_key",
                 text_key,
-                f"needs a text dataset of this package ({', '.join(OURS)}), and {name}.dataset = "
-                f"{dataset!r}, which does not read it",
+                f"needs a text dataset of this package ({', '.join(OURS)}), but {name}.dataset = "
+                f"{dataset!r} does not read this key",
             )
 
 
 def _check_workers(job_config: JobConfig, schedule: Schedule) -> None:
+    """Check that the loaders and their worker processes can resume exactly."""
     spec = train_spec_module.get_train_spec(job_config.model.name)
     if schedule.enabled and spec.build_dataloader_fn is not build_text_dataloader:
         raise ConfigError(
             "model.name",
             job_config.model.name,
-            "superposition reads text with torchtitan's build_text_dataloader, and this model's "
-            f"train spec has {spec.build_dataloader_fn}",
+            "superposition needs a model with TorchTitan's build_text_dataloader in its train "
+            f"spec; this one has {spec.build_dataloader_fn}",
         )
     workers = job_config.training.dataloader.num_workers
     if workers > 1 and schedule.enabled and not is_token_shards(job_config.training):
         raise ConfigError(
             "training.dataloader.num_workers",
             workers,
-            "must be 0 or 1 with superposition, but for token shards: the position of several that "
-            "tokenize is not exact",
+            "must be 0 or 1 with superposition, because several workers that tokenize have no "
+            "exact position; for more, use token shards (`tst tokenize`)",
         )
     if job_config.validation.enable and (workers := job_config.validation.dataloader.num_workers):
         raise ConfigError(
             "validation.dataloader.num_workers",
             workers,
-            "must be 0: each validation starts the data anew, which workers do not do exactly",
+            "must be 0: each validation reads the same data again, and workers do not restart it "
+            "exactly",
         )
 
 
 def _check_validation_shards(
     job_config: JobConfig, tokenizer: BaseTokenizer | None, dp_degree: int
 ) -> None:
+    """Check that the token shards of validation open and have enough tokens."""
     section = job_config.validation
     if section.dataset_path is None:
         raise ConfigError("validation.dataset_path", None, "must be a folder of token shards")
@@ -141,20 +153,22 @@ def _check_validation_shards(
         raise ConfigError(
             "validation.dataset_path",
             section.dataset_path,
-            f"has {tokens:,} tokens, fewer than the {needed:,} of one batch on all ranks",
+            f"has {tokens:,} tokens, fewer than the {needed:,} of one batch on all ranks; use more "
+            "data or a smaller validation.local_batch_size",
         )
 
 
 def _check_token_shards(
     job_config: JobConfig, schedule: Schedule, tokenizer: BaseTokenizer | None, dp_degree: int
 ) -> Mixture:
+    """Check that the token shards of training open and have enough tokens for a step."""
     section, path = token_shards_section(job_config), job_config.training.dataset_path
     if bool(section.paths) == (path is not None):
         raise ConfigError(
             "training.dataset_path",
             path,
-            f'training.dataset = "{DATASET}" needs a folder here, or several in '
-            f"token_shards.paths = {section.paths}, and not both",
+            f'training.dataset = "{DATASET}" needs either a folder here, or several in '
+            f"token_shards.paths, but not both (token_shards.paths = {section.paths})",
         )
     if len({Path(folder).resolve() for folder in section.paths}) < len(section.paths):
         raise ConfigError("token_shards.paths", section.paths, "must be different folders")
@@ -162,7 +176,7 @@ def _check_token_shards(
         raise ConfigError(
             "token_shards.weights",
             section.weights,
-            f"must be one for each of the {len(section.paths)} folders in token_shards.paths",
+            f"must have one for each of the {len(section.paths)} folders in token_shards.paths",
         )
     try:
         mixture = open_mixture(job_config, tokenizer)
@@ -175,6 +189,8 @@ def _check_token_shards(
     windows, _ = mixture.take(mixture.start(), shape.sequences, shape.data_tokens + 1)
     if len(windows) < shape.sequences:
         raise ConfigError(
-            "token_shards.at_end", section.at_end, "there are too few tokens for the first step"
+            "token_shards.at_end",
+            section.at_end,
+            "there are too few tokens for the first step; add data, or set it to 'repeat'",
         )
     return mixture

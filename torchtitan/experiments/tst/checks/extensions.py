@@ -1,4 +1,4 @@
-"""What a job may name beyond TorchTitan's own: flavors, datasets, and the user's extension."""
+"""Register what a job may use beyond TorchTitan: our flavors and datasets, the user's extension."""
 
 import importlib
 
@@ -12,10 +12,10 @@ from ..errors import ConfigError, in_one_line
 def register_extensions(job_config: JobConfig) -> None:
     """Register this package's flavors and datasets, and import ``experimental.custom_import``.
 
-    The latter may register models, datasets, and converters.
+    The imported module may register models, datasets, and converters.
 
     Raises:
-        ConfigError: if it cannot be imported.
+        ConfigError: if the module cannot be imported.
     """
     models.register()
     datasets.register()

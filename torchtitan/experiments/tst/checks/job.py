@@ -1,7 +1,4 @@
-"""Everything that would stop a job, from config and files alone.
-
-It runs before a process group or a device is touched.
-"""
+"""Check a job from its config and files, before a process group or a device is used."""
 
 import os
 import tempfile
@@ -36,17 +33,17 @@ def check_job(
     """Check that the job can run.
 
     Args:
-        job_config: of the job.
-        ranks: processes that it is to run on; None for those of this launch.
-        machine: whether this machine is one that it is to run on.
-        files: whether its tokenizer, data, folders and checkpoints are here.
+        job_config: config of the job.
+        ranks: number of processes of the job; None for those of this launch.
+        machine: check this machine, too; set it if the job runs here.
+        files: check tokenizer, data, folders and checkpoints, too; set it if they are here.
 
     Returns:
-        The checkpoint that it loads, as :func:`.checkpoint.check_loading` tells.
+        The checkpoint that the job loads, from :func:`.checkpoint.check_loading`.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
-        CheckpointError: if the config contradicts the checkpoint that the job would go on from.
+        ConfigError: if the job cannot run; names the key, its value and what is allowed.
+        CheckpointError: if the config contradicts the checkpoint that the job would resume from.
     """
     ranks = ranks or _ranks(job_config)
     schedule = check_config(job_config, ranks)
@@ -65,17 +62,17 @@ def check_job(
 
 
 def check_config(job_config: JobConfig, ranks: int) -> Schedule:
-    """Check what needs neither files nor this machine: the values, and how they fit together.
+    """Check the values of a config and that they fit together, without files or this machine.
 
     Args:
-        job_config: of the job.
-        ranks: processes that it is to run on.
+        job_config: config of the job.
+        ranks: number of processes of the job.
 
     Returns:
         The job's schedule.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: if the job cannot run; names the key, its value and what is allowed.
     """
     check_values(job_config)
     register_extensions(job_config)
@@ -88,13 +85,13 @@ def check_config(job_config: JobConfig, ranks: int) -> Schedule:
         raise ConfigError(
             "resilience.max_skipped_steps",
             skipped,
-            "must be 0 with optimizer.early_step_in_backward, whose steps cannot be held back",
+            "must be 0 with optimizer.early_step_in_backward = true, which cannot skip a step",
         )
     return schedule
 
 
 def _check_folders(job_config: JobConfig) -> None:
-    """Files can be made where the run will want to make them."""
+    """Check that the run can create files in its folders."""
     dump_folder = Path(job_config.job.dump_folder)
     places = {"job.dump_folder": dump_folder}
     if job_config.checkpoint.enable and not job_config.checkpoint.load_only:
@@ -113,6 +110,6 @@ def _check_folders(job_config: JobConfig) -> None:
 
 
 def _ranks(job_config: JobConfig) -> int:
-    """Processes of this launch."""
+    """Return the number of processes of this launch."""
     name = "WORLD_SIZE" if job_config.comm.mode == "default" else "NGPU"
     return int(os.environ.get(name, "1"))

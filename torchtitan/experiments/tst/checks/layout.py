@@ -1,4 +1,4 @@
-"""What must fit together in a job's layout: ranks, lengths, batches and stages."""
+"""Check the layout of a job: its degrees of parallelism must fit ranks, lengths and batches."""
 
 import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.config import JobConfig
@@ -11,10 +11,10 @@ from .model import model_args_of
 
 
 def check_layout(job_config: JobConfig, schedule: Schedule, ranks: int) -> None:
-    """Check that ``ranks`` processes can share the job as its degrees say.
+    """Check that the degrees of a job fit ``ranks`` processes and the rest of the job.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: if they do not fit.
     """
     _check_lengths(job_config, schedule)
     _check_pipeline(job_config)
@@ -26,32 +26,32 @@ def check_layout(job_config: JobConfig, schedule: Schedule, ranks: int) -> None:
 
 
 def _check_lengths(job_config: JobConfig, schedule: Schedule) -> None:
-    """Sequences of every stage, of recovery and of validation fit the model as it is laid out."""
+    """Check the sequence lengths of every stage, of recovery and of validation."""
     training, validation = job_config.training, job_config.validation
     layout = job_config.parallelism
     tensor, context = layout.tensor_parallel_degree, layout.context_parallel_degree
     divisor = 2 * tensor * context
-    of_layout = (
-        f"which must be a multiple of {divisor}: 2 * parallelism.tensor_parallel_degree = {tensor} "
+    multiple = (
+        f"must be a multiple of {divisor}: 2 * parallelism.tensor_parallel_degree = {tensor} "
         f"* parallelism.context_parallel_degree = {context}"
     )
     spec = train_spec_module.get_train_spec(job_config.model.name)
     module = getattr(spec.parallelize_fn, "__module__", "")
     in_parts = tensor * context > 1
-    lengths: dict[int, str] = {}  # length in latents: its stage, if there are several
+    lengths: dict[int, str] = {}  # length in latents -> its stage, if there are several
     if in_parts:
         for stage in schedule.stages:
             shape = schedule.batch_shape(stage.first, training.local_batch_size, training.seq_len)
             of_stage = f" in bags of {stage.bag_size}" if len(schedule.stages) > 1 else ""
             lengths.setdefault(shape.latents, of_stage)
-    if in_parts or module.startswith("torchtitan.models."):  # whose models ask for it always
+    if in_parts or module.startswith("torchtitan.models."):  # these models always check it
         lengths.setdefault(training.seq_len, "")
     for latents, of_stage in lengths.items():
         if latents % divisor:
             raise ConfigError(
                 "training.seq_len",
                 training.seq_len,
-                f"gives {latents} latents{of_stage}, {of_layout}",
+                f"gives {latents} latents{of_stage}, which {multiple}",
             )
     if not validation.enable:
         return
@@ -59,15 +59,14 @@ def _check_lengths(job_config: JobConfig, schedule: Schedule) -> None:
         raise ConfigError(
             "validation.seq_len",
             validation.seq_len,
-            f"must be at most training.seq_len = {training.seq_len} tokens: the model's length",
+            f"must be at most training.seq_len = {training.seq_len}, the model's sequence length",
         )
     if in_parts and validation.seq_len % divisor:
-        raise ConfigError(
-            "validation.seq_len", validation.seq_len, f"is a number of tokens, {of_layout}"
-        )
+        raise ConfigError("validation.seq_len", validation.seq_len, multiple)
 
 
 def _check_ranks(job_config: JobConfig, ranks: int) -> None:
+    """Check that the product of the degrees is the number of ranks."""
     layout = job_config.parallelism
     _check_experts(job_config)
     wanted, free = ranks_of_layout(job_config)
@@ -75,13 +74,14 @@ def _check_ranks(job_config: JobConfig, ranks: int) -> None:
         raise ConfigError(
             "parallelism.data_parallel_shard_degree",
             layout.data_parallel_shard_degree,
-            f"with the other degrees makes {'a multiple of ' if free else ''}{wanted} ranks, and "
-            f"there are {ranks}" + ("" if free else "; -1 takes as many as there are"),
+            f"with the other degrees needs {'a multiple of ' if free else ''}{wanted} ranks, but "
+            f"there are {ranks}; change the number of ranks or a degree"
+            + ("" if free else " (-1 uses all ranks)"),
         )
 
 
 def _check_experts(job_config: JobConfig) -> None:
-    """Ranks that share experts are those that shard the other parameters."""
+    """Check that the ranks which share experts are the ranks which shard other parameters."""
     layout, model_args = job_config.parallelism, model_args_of(job_config)
     degree, tensor = layout.expert_parallel_degree, layout.tensor_parallel_degree
     of_experts = layout.expert_tensor_parallel_degree
@@ -96,8 +96,8 @@ def _check_experts(job_config: JobConfig) -> None:
         raise ConfigError(
             "parallelism.expert_parallel_degree",
             degree,
-            f"times expert_tensor_parallel_degree = {of_experts} must divide {shards}, "
-            "parallelism.data_parallel_shard_degree x context_parallel_degree x "
+            f"times expert_tensor_parallel_degree = {of_experts} must divide {shards}, the product "
+            "of parallelism.data_parallel_shard_degree, context_parallel_degree and "
             "tensor_parallel_degree",
         )
     has_experts = getattr(model_args, "moe_enabled", hasattr(model_args, "moe_args"))
@@ -110,40 +110,44 @@ def _check_experts(job_config: JobConfig) -> None:
 
 
 def _check_seed_checkpoint(job_config: JobConfig, ranks: int) -> None:
+    """Check that a job that creates a seed checkpoint runs on one rank."""
     key = "checkpoint.create_seed_checkpoint"
     if not job_config.checkpoint.create_seed_checkpoint:
         return
     if not job_config.checkpoint.enable:
         raise ConfigError(key, True, "needs checkpoint.enable = true")
     if ranks > 1:
-        raise ConfigError(key, True, f"needs 1 rank, not {ranks}")
+        raise ConfigError(key, True, f"needs 1 rank, not {ranks}; launch one process")
 
 
 def _check_offload(job_config: JobConfig, ranks: int) -> None:
+    """Check that CPU offload is used with FSDP only."""
     layout, seed = job_config.parallelism, job_config.checkpoint.create_seed_checkpoint
     replicas = layout.data_parallel_replicate_degree * layout.tensor_parallel_degree
-    shards = ranks // (replicas * layout.pipeline_parallel_degree)  # context parallel ones, too
+    shards = ranks // (replicas * layout.pipeline_parallel_degree)  # includes context parallel
     if job_config.training.enable_cpu_offload and shards == 1 and not seed:
         raise ConfigError(
             "training.enable_cpu_offload",
             True,
-            "needs FSDP, parallelism.data_parallel_shard_degree above 1; without it there is none",
+            "needs FSDP, so parallelism.data_parallel_shard_degree must be above 1",
         )
 
 
 def _check_batch(job_config: JobConfig, dp_degree: int) -> None:
+    """Check that the global batch can be divided into micro-batches of all ranks."""
     training = job_config.training
     at_once = training.local_batch_size * dp_degree
     if training.global_batch_size > 0 and training.global_batch_size % at_once:
         raise ConfigError(
             "training.global_batch_size",
             training.global_batch_size,
-            f"must be a multiple of {at_once}, training.local_batch_size = "
-            f"{training.local_batch_size} on {dp_degree} data-parallel ranks",
+            f"must be a multiple of {at_once}: training.local_batch_size = "
+            f"{training.local_batch_size} times {dp_degree} data-parallel ranks",
         )
 
 
 def _check_pipeline(job_config: JobConfig) -> None:
+    """Check that the model has a pipeline, and that batches divide into its microbatches."""
     layout, batch_size = job_config.parallelism, job_config.training.local_batch_size
     if (degree := layout.pipeline_parallel_degree) <= 1:
         return
@@ -152,7 +156,7 @@ def _check_pipeline(job_config: JobConfig) -> None:
         raise ConfigError(
             "parallelism.pipeline_parallel_degree",
             degree,
-            f"must be 1: TorchTitan has no pipeline of model.name = {job_config.model.name!r}",
+            f"must be 1: TorchTitan has no pipeline for model.name = {job_config.model.name!r}",
         )
     size = layout.pipeline_parallel_microbatch_size
     if batch_size % size:
@@ -166,12 +170,14 @@ def _check_pipeline(job_config: JobConfig) -> None:
         raise ConfigError(
             "validation.local_batch_size",
             validation.local_batch_size,
-            f"must be a multiple of {microbatches}, the pipeline's microbatches of "
-            f"training.local_batch_size = {batch_size}",
+            f"must be a multiple of {microbatches}, the pipeline's number of microbatches "
+            f"(training.local_batch_size = {batch_size} / "
+            f"parallelism.pipeline_parallel_microbatch_size = {size})",
         )
 
 
 def _check_lm_head(job_config: JobConfig) -> None:
+    """Check that the LM head can be computed in chunks."""
     chunks = lm_head_section(job_config).chunks
     if chunks == 1:
         return
@@ -179,8 +185,8 @@ def _check_lm_head(job_config: JobConfig) -> None:
         raise ConfigError(
             "lm_head.chunks",
             chunks,
-            f"must be 1 with parallelism.pipeline_parallel_degree = {degree}, whose microbatches "
-            "cut the logits: parallelism.pipeline_parallel_microbatch_size",
+            f"must be 1 with parallelism.pipeline_parallel_degree = {degree}; to save memory, "
+            "lower parallelism.pipeline_parallel_microbatch_size instead",
         )
     for name in job_config.model.converters:
         kind, _, precision = name.rpartition(".")
@@ -190,6 +196,6 @@ def _check_lm_head(job_config: JobConfig) -> None:
                 raise ConfigError(
                     "lm_head.chunks",
                     chunks,
-                    f'must be 1 where the LM head is quantized; "output" in {name}.filter_fqns '
-                    "leaves it alone",
+                    f'must be 1 if the LM head is quantized; add "output" to {name}.filter_fqns to '
+                    "leave it as it is",
                 )

@@ -1,4 +1,4 @@
-"""What a job needs of the machine that it runs on, asked before a device is in use."""
+"""Check that this machine has what a job needs, before a device is used."""
 
 import os
 import sys
@@ -20,18 +20,18 @@ def check_machine(job_config: JobConfig) -> None:
     """Check that this machine has what the job needs.
 
     Raises:
-        ConfigError: naming the key, its value and what it needs.
+        ConfigError: if it lacks a GPU or a package; names the key, its value and what it needs.
     """
     async_mode = job_config.checkpoint.async_mode
     if async_mode == AsyncMode.ASYNC_WITH_PINNED_MEM and device_type == "cpu":
         raise ConfigError(
-            "checkpoint.async_mode", async_mode, 'needs an accelerator; on CPU there is "async"'
+            "checkpoint.async_mode", async_mode, 'needs an accelerator; use "async" on CPU'
         )
     if job_config.profiling.enable_memory_snapshot and device_type == "cpu":
         raise ConfigError(
             "profiling.enable_memory_snapshot",
             True,
-            "needs an accelerator; its allocator is what keeps the record",
+            "needs an accelerator, because it records the memory of one; set it to false on CPU",
         )
     if job_config.metrics.enable_wandb and not _is_installed("wandb"):
         raise ConfigError(
@@ -48,11 +48,14 @@ def _is_installed(package: str) -> bool:
 
 
 def _check_converter(job_config: JobConfig, name: str) -> None:
+    """Check that a quantization has its package and a GPU that supports it."""
     if not name.startswith("quantize."):
         return
     names = job_config.model.converters
     if not _is_installed("torchao"):
-        raise ConfigError("model.converters", names, f"{name} needs the package torchao")
+        raise ConfigError(
+            "model.converters", names, f"{name} needs the package torchao: pip install torchao"
+        )
     if name.endswith(".mx"):
         able = has_cuda_capability(*_GPU_OF_MX)
         if name == "quantize.linear.mx":
@@ -65,19 +68,20 @@ def _check_converter(job_config: JobConfig, name: str) -> None:
         )
         gpu = "GPU of compute capability 8.9 or later, such as H100"
         if name == "quantize.linear.float8":
-            gpu += "; elsewhere, quantize.linear.float8.emulate = true without compile.enable"
+            gpu += "; elsewhere, set quantize.linear.float8.emulate = true without compile.enable"
     if not able:
         raise ConfigError("model.converters", names, f"{name} needs a {gpu}")
 
 
 def check_launch(job_config: JobConfig) -> None:
-    """Check that a launcher has started this process.
+    """Check that a launcher started this process.
 
     Raises:
-        ConfigTextError: if none has.
+        ConfigTextError: if none did.
     """
     missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name not in os.environ]
     if missing and job_config.comm.mode == "default":
         raise ConfigTextError(
-            f"{', '.join(missing)}: not set; start a job with `tst train` or torchrun"
+            f"{', '.join(missing)}: not set in the environment; start the job with `tst train` or "
+            "torchrun"
         )

@@ -1,4 +1,4 @@
-"""The model that a job builds, without memory, and keys that name its modules."""
+"""The model of a job, built without memory, and checks of the keys that name its modules."""
 
 import copy
 from collections import Counter
@@ -28,20 +28,24 @@ def model_args_of(job_config: JobConfig) -> Any:
     try:
         flavors = train_spec_module.get_train_spec(name).model_args
     except ValueError as error:
-        raise ConfigError("model.name", name, str(error)) from None
+        raise ConfigError(
+            "model.name", name, f"{error} Use a model of TorchTitan, such as llama3 or qwen3"
+        ) from None
     if flavor not in flavors:
-        raise ConfigError("model.flavor", flavor, f"{name} has {', '.join(flavors)}")
+        raise ConfigError(
+            "model.flavor", flavor, f"must be a flavor of {name}: {', '.join(flavors)}"
+        )
     return flavors[flavor]
 
 
 def has_experts(model_args: Any) -> bool:
-    """Return whether layers of a flavor are mixtures of experts."""
+    """Return whether a flavor has mixtures of experts."""
     moe_args = getattr(model_args, "moe_args", None)
     return moe_args is not None and getattr(model_args, "moe_enabled", True)
 
 
 def has_router_bias(job_config: JobConfig) -> bool:
-    """Return whether a bias in the router balances the experts of a job."""
+    """Return whether a job balances its experts by a bias in the router."""
     method = load_balance_section(job_config).method
     build = train_spec_module.get_train_spec(job_config.model.name).build_optimizers_fn
     of_upstream = build is build_optimizers_with_moe_load_balancing
@@ -49,7 +53,7 @@ def has_router_bias(job_config: JobConfig) -> bool:
 
 
 def model_on_meta(job_config: JobConfig) -> tuple[Any, nn.Module]:
-    """Return a job's model args and its model, whose parameters have shapes and no memory.
+    """Return a job's model args and its model on the meta device: shapes without memory.
 
     Raises:
         ConfigError: if TorchTitan refuses to build the model.
@@ -66,10 +70,10 @@ def model_on_meta(job_config: JobConfig) -> tuple[Any, nn.Module]:
 def check_module_names(job_config: JobConfig) -> None:
     """Check the keys that name modules of the model.
 
-    TorchTitan leaves a layer out of the model that no stage of a pipeline names.
+    TorchTitan would silently skip a layer that is in no stage of a pipeline.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: if a name is missing, unknown, repeated, or not of an ``nn.Linear``.
     """
     checkpointing, layout = job_config.activation_checkpoint, job_config.parallelism
     stages = layout.module_fqns_per_model_part
@@ -82,6 +86,7 @@ def check_module_names(job_config: JobConfig) -> None:
 
 
 def _check_stages(stages: list[list[str]], model: nn.Module) -> None:
+    """Check that the stages of a pipeline have each module of the model once."""
     wanted = []
     for name, child in model.named_children():
         parts = isinstance(child, nn.ModuleDict | nn.ModuleList)
@@ -89,26 +94,25 @@ def _check_stages(stages: list[list[str]], model: nn.Module) -> None:
     given = Counter(name for stage in stages for name in stage)
     for what, names in (
         ("does not name", [name for name in wanted if name not in given]),
-        ("names what is no part of the model:", [name for name in given if name not in wanted]),
-        ("names more than once", [name for name, times in given.items() if times > 1]),
+        ("names modules that do not exist:", [name for name in given if name not in wanted]),
+        ("names more than once:", [name for name, times in given.items() if times > 1]),
     ):
         if names:
             raise ConfigError(
                 _BY_HAND,
                 stages,
-                f"{what} {', '.join(names)}; its stages must hold each of {', '.join(wanted)} once",
+                f"{what} {', '.join(names)}; the stages must name each of {', '.join(wanted)} once",
             )
 
 
 def _check_linear(names: list[str], model: nn.Module) -> None:
+    """Check that names are parts of the names of ``nn.Linear`` modules only."""
     modules = dict(model.named_modules())
     for name in names:
         found = [path for path in modules if name in path]
         others = [path for path in found if not isinstance(modules[path], nn.Linear)]
         if not found or others:
-            what = (
-                f"{name!r} is in {others[0]}, which is none" if others else f"{name!r} is in none"
-            )
+            what = f"matches {others[0]}, which is not one" if others else "matches none"
             raise ConfigError(
-                _RECOMPUTED, names, f"must be parts of names of nn.Linear modules; {what}"
+                _RECOMPUTED, names, f"must be parts of names of nn.Linear modules; {name!r} {what}"
             )

@@ -1,4 +1,4 @@
-"""What must fit together in ``[superposition]``, and with the rest of the job."""
+"""Check that the keys of ``[superposition]`` fit together, and fit the rest of the job."""
 
 from torchtitan.config import JobConfig
 
@@ -9,13 +9,13 @@ from ..errors import ConfigError
 
 
 def check_superposition(job_config: JobConfig) -> Schedule:
-    """Check the section, and whether its bags fit the job's batches.
+    """Check the section, and that its bags fit the job's batches.
 
     Returns:
         The job's schedule.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: if keys do not fit together.
     """
     section = superposition_section(job_config)
     if section.bag_size != 1:
@@ -29,14 +29,18 @@ def check_superposition(job_config: JobConfig) -> Schedule:
         raise ConfigError(
             "superposition.stop_at_boundary",
             True,
-            "needs superposition steps (bag_size, steps) and checkpoint.enable",
+            "needs superposition steps (bag_size, and step_ratio or steps) and "
+            "checkpoint.enable = true",
         )
     if section.checkpoint_each_stage and schedule.enabled and not saves:
-        raise ConfigError("superposition.checkpoint_each_stage", True, "needs checkpoint.enable")
+        raise ConfigError(
+            "superposition.checkpoint_each_stage", True, "needs checkpoint.enable = true"
+        )
     return schedule
 
 
 def _check_steps(section: Superposition, total_steps: int) -> None:
+    """Check that the steps of the stages are given once, and end before the run does."""
     ratio, steps = section.step_ratio, section.steps
     if ratio is not None and steps is not None:
         raise ConfigError(
@@ -56,8 +60,8 @@ def _check_steps(section: Superposition, total_steps: int) -> None:
         raise ConfigError(
             f"superposition.{name}",
             value,
-            f"has {len(value)} values, and superposition.bag_size = {section.bag_size} has "
-            f"{stages}: give as many, or one number for all stages together",
+            f"has {len(value)} values, but superposition.bag_size = {section.bag_size} has "
+            f"{stages}; give one for each bag size, or one number for all stages together",
         )
     boundary = sum(steps_of_stages(section, total_steps))
     if boundary >= total_steps:
@@ -69,11 +73,13 @@ def _check_steps(section: Superposition, total_steps: int) -> None:
 
 
 def _check_choices(section: Superposition) -> None:
+    """Check that loss, weighting, mode and scale fit together."""
     if section.loss != "mce" and section.weighting != "uniform":
         raise ConfigError(
             "superposition.weighting",
             section.weighting,
-            f'must be "uniform" with superposition.loss = {section.loss!r}: the bag is a set',
+            f'must be "uniform" with superposition.loss = {section.loss!r}, which sees a bag as a '
+            "set",
         )
     if section.mode == "output" and section.scale == "batch":
         raise ConfigError(
@@ -84,6 +90,7 @@ def _check_choices(section: Superposition) -> None:
 
 
 def _check_shapes(job_config: JobConfig, schedule: Schedule) -> None:
+    """Check that sequences can be divided into the bags of each stage."""
     training = job_config.training
     for stage in schedule.stages:
         try:
@@ -99,6 +106,6 @@ def _check_shapes(job_config: JobConfig, schedule: Schedule) -> None:
             raise ConfigError(
                 "superposition.bag_size",
                 superposition_section(job_config).bag_size,
-                f"the next {stage.bag_size} tokens do not fit into a sequence of "
-                f"training.seq_len = {training.seq_len} tokens",
+                f"the bag size {stage.bag_size} must be at most training.seq_len = "
+                f'{training.seq_len} with superposition.mode = "output"',
             )

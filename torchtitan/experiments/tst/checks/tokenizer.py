@@ -1,4 +1,4 @@
-"""Whether a job's tokenizer opens, and fits its model."""
+"""Check that a job's tokenizer opens, and fits its model."""
 
 import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.components.tokenizer import BaseTokenizer
@@ -11,13 +11,13 @@ from .model import model_args_of
 
 
 def check_tokenizer(job_config: JobConfig) -> BaseTokenizer | None:
-    """Check the tokenizer.
+    """Open the tokenizer and check that it fits the model.
 
     Returns:
-        The tokenizer; None for a model that has none.
+        The tokenizer; None for a model without one.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: if it cannot be opened or does not fit.
     """
     path, model_args = job_config.model.hf_assets_path, model_args_of(job_config)
     spec = train_spec_module.get_train_spec(job_config.model.name)
@@ -32,25 +32,24 @@ def check_tokenizer(job_config: JobConfig) -> BaseTokenizer | None:
         raise ConfigError(
             "model.hf_assets_path",
             path,
-            f"its tokenizer has {count:,} "
-            f"entries, more than the {model_args.vocab_size:,} of model.flavor = "
-            f"{job_config.model.flavor!r}",
+            f"its tokenizer has {count:,} entries, more than the {model_args.vocab_size:,} of "
+            f"model.flavor = {job_config.model.flavor!r}; use the model's own tokenizer",
         )
     _check_documents_end(job_config, tokenizer)
     return tokenizer
 
 
 def _check_documents_end(job_config: JobConfig, tokenizer: BaseTokenizer) -> None:
-    """Attention within documents finds them by their EOS token."""
+    """Check that there is an EOS token if attention needs it to tell documents apart."""
     model_args = model_args_of(job_config)
-    masks = getattr(model_args, "attn_type", "sdpa") in ("flex", "varlen")  # as upstream's trainer
+    masks = getattr(model_args, "attn_type", "sdpa") in ("flex", "varlen")  # as in upstream
     within = masks and getattr(model_args, "attn_mask_type", "causal") == "block_causal"
     if within and getattr(tokenizer, "eos_id", None) is None:
         raise ConfigError(
             "model.flavor",
             job_config.model.flavor,
             f'its attention ({model_args.attn_type}, attn_mask_type = "block_causal") finds the '
-            "ends of documents by the EOS token, and the tokenizer in model.hf_assets_path = "
+            "ends of documents by the EOS token, but the tokenizer in model.hf_assets_path = "
             f"{job_config.model.hf_assets_path!r} has none; set eos_token in its "
-            "tokenizer_config.json, or take a flavor without such attention",
+            "tokenizer_config.json, or use a flavor without document masks",
         )
