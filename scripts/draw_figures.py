@@ -40,13 +40,10 @@ SIZES = {"title": 18, "label": 15, "note": 14}  # of text, in px
 
 def style() -> str:
     """Return the style sheet of every figure."""
-    rules = [
-        "text { font-family: system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif }"
-    ]
+    rules = ["text { font-family: system-ui, 'Segoe UI', Helvetica, Arial, sans-serif }"]
     rules += [f".{name} {{ font-size: {size}px }}" for name, size in SIZES.items()]
     rules += [".title, .bold { font-weight: 600 }", ".middle { text-anchor: middle }"]
-    rules += [".end { text-anchor: end }", ".dashed { stroke-dasharray: 5 4 }"]
-    rules += colors(LIGHT, *INK["light"])
+    rules += [".dashed { stroke-dasharray: 5 4 }", *colors(LIGHT, *INK["light"])]
     dark = "\n  ".join(colors(DARK, *INK["dark"]))
     return "\n".join([*rules, f"@media (prefers-color-scheme: dark) {{\n  {dark}\n}}"])
 
@@ -56,8 +53,7 @@ def colors(shapes: dict[str, tuple[str, str]], ink: str, faint: str) -> list[str
     rules = [f".{name} {{ fill: {fill}; stroke: {line} }}" for name, (fill, line) in shapes.items()]
     rules += [f"text {{ fill: {ink} }}", f".faint {{ fill: {faint} }}"]
     rules += [f".line {{ stroke: {faint}; fill: none; stroke-width: 1.5 }}"]
-    rules += [f".rule {{ stroke: {shapes['panel'][1]} }}"]
-    return [*rules, f".head {{ fill: {faint} }}"]
+    return [*rules, f".head {{ fill: {faint} }}", f".rule {{ stroke: {shapes['panel'][1]} }}"]
 
 
 class Figure:
@@ -110,16 +106,10 @@ class Figure:
         return "\n".join([self.head, *self.parts, "</svg>"]) + "\n"
 
 
-def bag(i: int) -> list[str]:
-    """Return the words of bag i."""
-    return STORY.split()[4 * i : 4 * i + 4]
-
-
 def tst() -> Figure:
     """The method and its two phases."""
-    figure = Figure(
-        900, 560, "Token Superposition Training: bags of tokens first, then single tokens"
-    )
+    figure = Figure(900, 560, "Token Superposition Training: bags of tokens, then single tokens")
+    words = STORY.split()
     figure.text(28, 40, "Superposition: bags of s = 4 tokens", "title")
     figure.lines(28, 82, ["data tokens"], "label faint")
     figure.lines(28, 160, ["embeddings,", "averaged"], "label faint")
@@ -127,14 +117,14 @@ def tst() -> Figure:
     for i in range(3):
         x = 176 + i * 236
         middle = x + 108
-        figure.tokens(x, 60, bag(i), f"bag{i}")
+        figure.tokens(x, 60, words[4 * i :][:4], f"bag{i}")
         for j in range(4):
             figure.line(x + 25.5 + j * 55, 94, middle, 146)
         figure.box(middle - 46, 146, 92, 36, f"bag{i}", radius=18)
         figure.text(middle, 169, "latent", "label middle")
         figure.arrow(middle, 182, middle, 212)
         figure.arrow(middle, 256, middle, 286)
-        figure.tokens(x, 290, bag(i + 1), f"bag{i + 1}")
+        figure.tokens(x, 290, words[4 * i + 4 :][:4], f"bag{i + 1}")
     figure.box(176, 212, 688, 44, "box", radius=8)
     figure.text(520, 239, "Transformer and LM head of an ordinary model", "label middle bold")
     run(figure)
@@ -260,8 +250,8 @@ def stages() -> Figure:
     return figure
 
 
-# Layers of the package, as in pyproject.toml: a room imports from those below it only.
-ROOMS = (
+# As in pyproject.toml: each layer imports only from those below it.
+LAYERS = (
     ("__main__ | extension", "the command tst; flavors and data for TorchTitan's trainer"),
     ("commands", "a module for each command: parse, call, print"),
     ("testing | start | train", "many ranks for tests; check and start a job; a rank's entry"),
@@ -277,48 +267,73 @@ ROOMS = (
 )
 
 
-def rooms() -> Figure:
+def layers() -> Figure:
     """The layers of the package."""
-    figure = Figure(900, 40 * len(ROOMS) + 44, "The layers of the package; imports point down")
-    for i, (names, purpose) in enumerate(ROOMS):
+    figure = Figure(900, 40 * len(LAYERS) + 44, "The layers of the package; imports point down")
+    for i, (names, purpose) in enumerate(LAYERS):
         y = 24 + 40 * i
         figure.box(60, y, 240, 32, "bag0" if "core" in names else "box", radius=6)
         figure.text(180, y + 21, names, "note middle bold")
         figure.text(316, y + 21, purpose, "note")
-    figure.arrow(36, 28, 36, 40 * len(ROOMS) + 16)
+    figure.arrow(36, 28, 36, 40 * len(LAYERS) + 16)
     return figure
 
 
+# What happens one after the other, where, and whether it is this package's code.
 BATCH = (
-    ("windows of s·L + 1 tokens", "data/shards, data/text", "bag0"),
-    ("inputs, labels (B, s·L)", "data/loader.py", "bag0"),
-    ("fold into bags (B, L, s)", "core/bags.py", "bag0"),
-    ("masks; context-parallel sharding", "TorchTitan, with one id for each bag", "box"),
-    ("mean embedding (B, L, d)", "core/embedding.py", "bag0"),
-    ("transformer (B, L, d)", "TorchTitan", "box"),
-    ("LM head: logits (B, L, V)", "TorchTitan; core/head.py in chunks", "box"),
-    ("bag loss, one number", "core/losses.py", "bag0"),
-    ("backward, clipping", "TorchTitan", "box"),
-    ("loss and gradient finite?", "resilience/step_check.py", "bag0"),
-    ("optimizer and learning rate", "TorchTitan", "box"),
-    ("metrics, then a checkpoint if due", "training/metrics.py, resilience/checkpoint", "bag0"),
+    ("windows of s·L + 1 tokens", "data/shards, data/text", True),
+    ("inputs, labels (B, s·L)", "data/loader.py", True),
+    ("fold into bags (B, L, s)", "core/bags.py", True),
+    ("masks; context-parallel sharding", "TorchTitan, with one id for each bag", False),
+    ("mean embedding (B, L, d)", "core/embedding.py", True),
+    ("transformer (B, L, d)", "TorchTitan", False),
+    ("LM head: logits (B, L, V)", "TorchTitan; core/head.py in chunks", False),
+    ("bag loss, one number", "core/losses.py", True),
+    ("backward, clipping", "TorchTitan", False),
+    ("loss and gradient finite?", "resilience/step_check.py", True),
+    ("optimizer and learning rate", "TorchTitan", False),
+    ("metrics, then a checkpoint if due", "training/metrics.py, resilience/checkpoint", True),
+)
+CONFIG = (
+    ("read the TOML and the command line", "config/manager.py", True),
+    ("check type and range of each key", "config/values.py", True),
+    ("check all that would stop the job", "checks/job.py", True),
+    ("launch the ranks", "start.py, launch.py", True),
+    ("on each rank: read and check again", "train.py, training/trainer.py", True),
+    ("build loader, model, optimizer", "TorchTitan, from training/train_spec.py", False),
+    ("load a checkpoint, train", "TorchTitan, training/trainer.py", False),
+)
+CHECKPOINT = (
+    ("a save is due", "TorchTitan; resilience/checkpoint/manager.py", False),
+    ("write saving-N, with checksums", "resilience/checkpoint/writer.py", True),
+    ("write manifest.json", "resilience/checkpoint/manifests.py", True),
+    ("link boundary, rename to step-N", "resilience/checkpoint/moves.py", True),
+    ("purge old ones, keep the marked ones", "resilience/checkpoint/manager.py", True),
+    ("next launch: which can be resumed?", "resilience/checkpoint/inventory.py", True),
+    ("are the files intact?", "resilience/checkpoint/damage.py", True),
+    ("does the config agree?", "checks/agreement.py", True),
+    ("load plain values and tensors only", "resilience/checkpoint/reader.py", True),
 )
 
 
-def batch() -> Figure:
-    """The way of a batch through a superposition step."""
-    figure = Figure(900, 48 * len(BATCH) + 40, "The way of a batch through a superposition step")
-    for i, (what, where, kind) in enumerate(BATCH):
+def walk(title: str, steps: tuple[tuple[str, str, bool], ...]) -> Figure:
+    """What happens one after the other."""
+    figure = Figure(900, 48 * len(steps) + 34, title)
+    for i, (what, where, ours) in enumerate(steps):
         y = 24 + 48 * i
-        figure.box(28, y, 400, 34, kind, radius=6)
-        figure.text(228, y + 22, what, "label middle")
-        figure.text(452, y + 22, where, "label faint")
+        figure.box(28, y, 340, 34, "bag0" if ours else "box", radius=6)
+        figure.text(198, y + 22, what, "label middle")
+        figure.text(392, y + 22, where, "label faint")
         if i:
-            figure.arrow(228, y - 14, 228, y - 1)
+            figure.arrow(198, y - 14, 198, y - 1)
     return figure
 
 
-FIGURES = {draw.__name__: draw for draw in (tst, fold, modes, scale, stages, rooms, batch)}
+FIGURES = {draw.__name__: draw for draw in (tst, fold, modes, scale, stages, layers)} | {
+    "batch": lambda: walk("From a batch to an optimizer step in superposition", BATCH),
+    "config": lambda: walk("From a config to a running job", CONFIG),
+    "checkpoint": lambda: walk("From a save to the next launch", CHECKPOINT),
+}
 
 
 def main():

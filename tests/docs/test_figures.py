@@ -1,5 +1,6 @@
 """The diagrams of the docs are what the script draws, and their texts have room."""
 
+import re
 import xml.etree.ElementTree as ET
 from itertools import combinations
 from typing import NamedTuple
@@ -40,8 +41,6 @@ def texts(figure: ET.Element) -> list[Area]:
         left = float(text.attrib["x"])
         if "middle" in kinds:
             left -= width / 2
-        elif "end" in kinds:
-            left -= width
         baseline = float(text.attrib["y"])
         found.append(Area(left, baseline - 0.75 * size, left + width, baseline + 0.2 * size, words))
     return found
@@ -89,7 +88,14 @@ def test_a_figure_has_the_same_shapes_in_dark_mode(name):
     assert all(f".{kind} {{ fill" in dark for kind in draw_figures.DARK)
 
 
-def test_the_rooms_are_the_layers_that_import_linter_checks():
+def test_the_layers_are_those_that_import_linter_checks():
     project = tomli.loads((ROOT / "pyproject.toml").read_text())
     package = project["tool"]["importlinter"]["contracts"][0]
-    assert [names for names, _ in draw_figures.ROOMS] == package["layers"]
+    assert [names for names, _ in draw_figures.LAYERS] == package["layers"]
+
+
+@pytest.mark.parametrize("name", draw_figures.FIGURES)
+def test_modules_named_in_a_figure_exist(name):
+    figure = draw_figures.FIGURES[name]().svg()
+    for path in re.findall(r"[\w/]+\.py\b|\b(?:data|resilience)/\w+", figure):
+        assert (ROOT / "torchtitan/experiments/tst" / path).exists(), path
