@@ -35,7 +35,7 @@ DARK = {
     "none": ("#0f1420", "#4a525e"),
 }
 INK = {"light": ("#1f2328", "#59636e"), "dark": ("#e8edf3", "#a0aab5")}
-SIZES = {"title": 18, "label": 15, "note": 14}  # of text, in px
+SIZES = {"title": 20, "label": 17, "note": 15.5}  # of text, in px
 
 
 def style() -> str:
@@ -79,7 +79,7 @@ class Figure:
     def lines(self, x: float, y: float, texts: list[str], kind: str = "label"):
         """Write lines of text, the first with its baseline at y."""
         for i, text in enumerate(texts):
-            self.text(x, y + 20 * i, text, kind)
+            self.text(x, y + 21 * i, text, kind)
 
     def line(self, x0: float, y0: float, x1: float, y1: float, kind: str = "line"):
         """Draw a line."""
@@ -255,7 +255,7 @@ LAYERS = (
     ("__main__ | extension", "the command tst; flavors and data for TorchTitan's trainer"),
     ("commands", "a module for each command: parse, call, print"),
     ("testing | start | train", "many ranks for tests; check and start a job; a rank's entry"),
-    ("results | launch", "compare, report, export, evaluate; torchrun that passes signals"),
+    ("results | launch", "compare, report, export, evaluate; start torchrun"),
     ("planning", "before a run: cost, layouts, memory, sweeps"),
     ("training", "the trainer of both phases, loss, metrics, validation"),
     ("checks", "everything that would stop a job, found before it starts"),
@@ -272,9 +272,9 @@ def layers() -> Figure:
     figure = Figure(900, 40 * len(LAYERS) + 44, "The layers of the package; imports point down")
     for i, (names, purpose) in enumerate(LAYERS):
         y = 24 + 40 * i
-        figure.box(60, y, 240, 32, "bag0" if "core" in names else "box", radius=6)
-        figure.text(180, y + 21, names, "note middle bold")
-        figure.text(316, y + 21, purpose, "note")
+        figure.box(56, y, 262, 32, "bag0" if "core" in names else "box", radius=6)
+        figure.text(187, y + 21, names, "note middle bold")
+        figure.text(334, y + 21, purpose, "note")
     figure.arrow(36, 28, 36, 40 * len(LAYERS) + 16)
     return figure
 
@@ -295,11 +295,11 @@ BATCH = (
     ("metrics, then a checkpoint if due", "training/metrics.py, resilience/checkpoint", True),
 )
 CONFIG = (
-    ("read the TOML and the command line", "config/manager.py", True),
+    ("read TOML and command line", "config/manager.py", True),
     ("check type and range of each key", "config/values.py", True),
     ("check all that would stop the job", "checks/job.py", True),
     ("launch the ranks", "start.py, launch.py", True),
-    ("on each rank: read and check again", "train.py, training/trainer.py", True),
+    ("each rank reads and checks again", "train.py, training/trainer.py", True),
     ("build loader, model, optimizer", "TorchTitan, from training/train_spec.py", False),
     ("load a checkpoint, train", "TorchTitan, training/trainer.py", False),
 )
@@ -308,7 +308,7 @@ CHECKPOINT = (
     ("write saving-N, with checksums", "resilience/checkpoint/writer.py", True),
     ("write manifest.json", "resilience/checkpoint/manifests.py", True),
     ("link boundary, rename to step-N", "resilience/checkpoint/moves.py", True),
-    ("purge old ones, keep the marked ones", "resilience/checkpoint/manager.py", True),
+    ("purge old ones, keep marked ones", "resilience/checkpoint/manager.py", True),
     ("next launch: which can be resumed?", "resilience/checkpoint/inventory.py", True),
     ("are the files intact?", "resilience/checkpoint/damage.py", True),
     ("does the config agree?", "checks/agreement.py", True),
