@@ -49,7 +49,7 @@ def test_plan_of_stages(tst, tmp_path):
     assert rows["B200 hours"][-1] == "34.0", "as with one bag size"
     assert f"Data: {sum(tokens) + 1024 * 20_000:,} tokens of" in result.stdout
     assert (
-        "the paper's runs have one bag size; near the mean of these stages, s = 4.7:"
+        "the paper's runs have one bag size; the losses near the mean of these stages, s = 4.7:"
         in result.stdout
     )
     (columns,) = (line.split()[3:] for line in lines if "r \\ s" in line)
@@ -61,7 +61,7 @@ def test_memory_of_stages(tst):
     result = tst("plan", DEMO, "--superposition.bag_size=8,2")
     assert result.code == 0, result.stderr
     for stage in ("superposition (s=8)", "superposition (s=2)", "recovery"):
-        assert f"at the fullest moment of a step of {stage}: " in result.stdout
+        assert f"at the peak of a step of {stage}: " in result.stdout
 
 
 def test_plan_of_another_machine(tst, tokens):

@@ -1,4 +1,4 @@
-"""Jobs for many GPUs, built and played without them."""
+"""Jobs for many GPUs, built and simulated without them."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def build():
         model = (config.model, config.parallelism, config.activation_checkpoint, config.compile)
         job = str((*model, training, ranks))
         if job not in builds:
-            builds[job] = dry_run(config, ranks, play=False)
+            builds[job] = dry_run(config, ranks, simulate=False)
         return builds[job]
 
     return build_once
@@ -52,7 +52,7 @@ def test_every_config_is_built_for_its_ranks(path, build):
 
 def test_its_data_need_not_be_here():
     data = ["--training.dataset=jsonl", "--training.dataset_path=/none/*.jsonl"]
-    assert dry_run(load(PAPER.parent / "debug/llama3.toml", *data), 8, play=False).mesh
+    assert dry_run(load(PAPER.parent / "debug/llama3.toml", *data), 8, simulate=False).mesh
 
 
 FEW_TOKENS = ["--training.local_batch_size=1", "--validation.local_batch_size=1"]
@@ -118,7 +118,7 @@ MOE = ROOT / "train_configs" / "debug" / "qwen3_moe.toml"
         ),
     ],
 )
-def test_layouts_and_variants_are_played(path, ranks, args, mesh):
+def test_layouts_and_variants_are_simulated(path, ranks, args, mesh):
     if ranks > 1 and not any("shard_degree" in arg for arg in args):
         args = [*args, "--parallelism.data_parallel_shard_degree=-1"]
     run = dry_run(load(path, *args), ranks)
@@ -152,7 +152,7 @@ def test_more_sequences_take_more_memory_and_more_ranks_less_state():
         (["--activation_checkpoint.mode=memory_budget", "--compile.enable"], "memory_budget"),
     ],
 )
-def test_what_cannot_be_played_says_so(args, reason):
+def test_what_cannot_be_simulated_says_so(args, reason):
     run = dry_run(load(MOE, *args, "--superposition.bag_size=1"), 4)
     assert not run.memory and reason in run.untraced
 

@@ -1,5 +1,5 @@
 """The memory of a plan's layouts, which is computed, against that of the dry run, which is
-played."""
+simulated."""
 
 import dataclasses
 
@@ -97,7 +97,7 @@ def shapes(monkeypatch):
 @pytest.mark.parametrize(
     "case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], ids=str
 )
-def test_memory_is_that_of_a_played_step(shapes, case):
+def test_memory_is_that_of_a_simulated_step(shapes, case):
     """Balanced and at worst; optimizer states to the byte."""
     shapes(case.model, case.layers)
     config = SuperpositionConfigManager().parse_args(case.arguments)
@@ -107,8 +107,8 @@ def test_memory_is_that_of_a_played_step(shapes, case):
     ranks = pipeline_ranks(config, case.layout.pipeline, shape.layers)
     memory = LayoutMemory(config, shape)
     batch = Batch(case.sequences, ACCUMULATION, case.length)
-    for worst, played in ((False, run.memory), (True, run.worst_case)):
-        for expected in played.values():  # of recovery, the only stage of a baseline
+    for worst, simulated in ((False, run.memory), (True, run.worst_case)):
+        for expected in simulated.values():  # of recovery, the only stage of a baseline
             planned = memory.of(case.layout, batch, ranks, worst)
             assert planned.peak == pytest.approx(expected.peak, rel=TOLERANCE)
             assert planned.optimizer == expected.optimizer

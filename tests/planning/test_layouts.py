@@ -163,7 +163,7 @@ def test_without_a_global_batch_the_jobs_own_stays():
 
 
 def test_other_architectures_are_refused():
-    with pytest.raises(ConfigError, match=r"model.name = 'deepseek_v3': layouts are listed for"):
+    with pytest.raises(ConfigError, match=r"model.name = 'deepseek_v3': must be llama3 or qwen3: "):
         job = load("debug/llama3", "--model.name=deepseek_v3", "--model.flavor=debugmodel")
         layouts_of(job, machine(4))
 

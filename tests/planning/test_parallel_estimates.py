@@ -11,7 +11,7 @@ from torchtitan.models.qwen3 import qwen3_args
 from jobs import ROOT
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.planning import trials
-from torchtitan.experiments.tst.planning.dry_run import DryRun, Memory, dry_run, play_rank
+from torchtitan.experiments.tst.planning.dry_run import DryRun, Memory, dry_run, simulate_rank
 from torchtitan.experiments.tst.planning.plan import GPUS
 from torchtitan.experiments.tst.upstream.fake_parallel import Routing
 
@@ -117,7 +117,7 @@ def test_each_rank_of_a_pipeline_has_its_layers(degrees, ranks, divided):
     config = load(DENSE, "--training.local_batch_size=4", **degrees)
     memory = {}
     for rank, names in ((0, FIRST), (1, LAST)):
-        memory[rank] = recovery(play_rank(config, ranks, rank))
+        memory[rank] = recovery(simulate_rank(config, ranks, rank))
         assert memory[rank].optimizer == states_by_hand(config, names, **divided)
         assert memory[rank].pipeline_rank == rank
     assert recovery(dry_run(config, ranks)) == max(memory.values(), key=lambda of: of.peak)
@@ -134,11 +134,13 @@ def test_each_rank_of_a_pipeline_has_its_layers(degrees, ranks, divided):
     ],
 )
 def test_few_micro_batches_stand_for_all(schedule, rank):
-    """Except where a schedule divides backward: there all are played in any case."""
+    """Except where a schedule divides backward: there all are simulated in any case."""
     args = [f"--parallelism.pipeline_parallel_schedule={schedule}"]
     args += ["--training.local_batch_size=8", "--activation_checkpoint.mode=none"]
     config = load(DENSE, *args, pp=2, shard=2)
-    few, many = (recovery(play_rank(config, 4, rank, repeats=repeats)) for repeats in (True, False))
+    few, many = (
+        recovery(simulate_rank(config, 4, rank, repeats=repeats)) for repeats in (True, False)
+    )
     assert few.peak == pytest.approx(many.peak, rel=1e-4)
     assert few.gradients == many.gradients
 
@@ -147,7 +149,7 @@ def test_gpipe_holds_all_micro_batches_and_1f1b_as_many_as_there_are_ranks():
     def peak(schedule, micro_batches):
         args = [f"--parallelism.pipeline_parallel_schedule={schedule}"]
         args += [f"--training.local_batch_size={micro_batches}"]
-        return recovery(play_rank(load(DENSE, *args, pp=2, shard=1), 2, 0)).peak
+        return recovery(simulate_rank(load(DENSE, *args, pp=2, shard=1), 2, 0)).peak
 
     # input, and gradient of the output, of a micro-batch of 64 latents: int64, 64 in float32
     buffers = 64 * (8 + 8) + 64 * 64 * 4
@@ -247,10 +249,10 @@ def test_a_larger_degree_needs_no_more_states(path, name):
 
 
 def test_deepep_is_named_as_left_out():
-    """It is played as the standard backend."""
+    """It is simulated as the standard backend."""
     args = ["--model.name=deepseek_v3", "--model.flavor=debugmodel"]
     args += ["--parallelism.expert_parallel_comm_backend=deepep"]
-    run = dry_run(load(MOE, *args, shard=4, ep=2), 4, play=False)
+    run = dry_run(load(MOE, *args, shard=4, ep=2), 4, simulate=False)
     assert run.left_out == ("parallelism.expert_parallel_comm_backend",)
 
 
@@ -258,7 +260,7 @@ def test_a_line_of_a_job_names_the_worst_case_and_the_pipeline_rank():
     def line(path, ranks, *args):
         base = [f"--job.config_file={ROOT / 'train_configs' / path}.toml"]
         base += ["--training.local_batch_size=4", "--validation.no-enable"]
-        text, fits = trials.try_job([*base, *args], ranks, GPUS["B200"], play=True)
+        text, fits = trials.try_job([*base, *args], ranks, GPUS["B200"], simulate=True)
         assert fits
         return text
 

@@ -17,8 +17,8 @@ from torchtitan.experiments.tst.planning.dry_run import dry_run
 from torchtitan.experiments.tst.planning.plan import default_ranks, make_plan
 
 TST = ("--superposition.bag_size=4", "--superposition.step_ratio=0.3")
-NOT_PLAYED = {name: job for name, job in (INTEGRATION | OTHERS).items() if job.reason == OFFLOAD}
-PLAYED = {name: job for name, job in (INTEGRATION | OTHERS).items() if name not in NOT_PLAYED}
+NOT_SIMULATED = {name: job for name, job in (INTEGRATION | OTHERS).items() if job.reason == OFFLOAD}
+SIMULATED = {name: job for name, job in (INTEGRATION | OTHERS).items() if name not in NOT_SIMULATED}
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def load(tmp_path):
     return load
 
 
-def try_job(config, ranks, play):
-    run, plan = dry_run(config, ranks, play), make_plan(config, ranks)
+def try_job(config, ranks, simulate):
+    run, plan = dry_run(config, ranks, simulate), make_plan(config, ranks)
     assert math.prod(size for name, size in run.mesh.items() if name not in ("ep", "etp")) == ranks
     assert ranks % default_ranks(config) == 0
     assert plan.data_parallel_ranks == dp_degree(config, ranks)
@@ -60,16 +60,16 @@ def test_checks(load, name):
     check_config(*load((INTEGRATION | PUBLISHED)[name]))
 
 
-@pytest.mark.parametrize("name", NOT_PLAYED)
+@pytest.mark.parametrize("name", NOT_SIMULATED)
 def test_a_job_whose_memory_is_not_estimated(load, name):
-    run = try_job(*load(NOT_PLAYED[name]), play=True)
-    assert not run.memory and NOT_PLAYED[name].reason in run.untraced
+    run = try_job(*load(NOT_SIMULATED[name]), simulate=True)
+    assert not run.memory and NOT_SIMULATED[name].reason in run.untraced
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PLAYED)
+@pytest.mark.parametrize("name", SIMULATED)
 def test_a_job_whose_memory_is_estimated(load, name):
-    check_memory(*load(PLAYED[name]), PLAYED[name].reason)
+    check_memory(*load(SIMULATED[name]), SIMULATED[name].reason)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_a_published_config(load, name, monkeypatch):
 
 
 def check_memory(config, ranks, reason):
-    run = try_job(config, ranks, play=True)
+    run = try_job(config, ranks, simulate=True)
     if reason:
         assert not run.memory and reason in run.untraced
         return
@@ -109,7 +109,7 @@ def small(*args):
 
 @pytest.mark.parametrize("attention", ["flex", "varlen"])
 def test_masked_attention_takes_the_memory_of_sdpa(attention):
-    """On CPU it is played with the whole mask written out."""
+    """On CPU it is simulated with the whole mask written out."""
     run = dry_run(small(f"--model.flavor=demo_{attention}"), 4)
     plain = dry_run(small(), 4)
     assert len(run.memory) == 2

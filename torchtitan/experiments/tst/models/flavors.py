@@ -17,8 +17,8 @@ _QWEN3_EXPERTS = MoEArgs(
     score_before_experts=False,
 )
 
-# small enough for CPU. Upstream's debugmodel_moe takes minutes a step there, and its
-# debugmodel ties embedding and LM head, which torch 2.13 refuses to shard as upstream asks it to.
+# Small enough for a CPU. There a step of upstream's debugmodel_moe takes minutes. Upstream's
+# debugmodel ties embedding and LM head, and torch 2.13 refuses to shard those as upstream asks.
 _QWEN3_TINY = Qwen3ModelArgs(
     vocab_size=2048,
     head_dim=32,
@@ -30,11 +30,11 @@ _QWEN3_TINY = Qwen3ModelArgs(
 )
 
 LLAMA3 = {
-    # The model of train_configs/demo: 0.24M parameters, small enough to be over-trained in minutes
-    # on a laptop, as the paper's runs are over-trained in hours on a cluster.
+    # The model of train_configs/demo: 0.24M parameters. A laptop over-trains it in minutes, as the
+    # paper's clusters over-train their models in hours.
     "demo": TransformerModelArgs(dim=64, n_layers=2, n_heads=4, vocab_size=1024, multiple_of=64),
-    # A smaller one for scripts/replicate.py: 0.09M parameters, so that dozens of runs see 100
-    # latents a parameter and more in some hours of 2 cores.
+    # A smaller model for scripts/replicate.py: 0.09M parameters. Two cores train dozens of runs in
+    # some hours, each on 100 or more latents per parameter.
     "demo_small": TransformerModelArgs(
         dim=32, n_layers=2, n_heads=2, vocab_size=1024, multiple_of=32
     ),
@@ -49,8 +49,8 @@ LLAMA3 = {
         ffn_dim_multiplier=0.75,
     ),
     # The paper's dense models: the shapes of SmolLM2-135M, SmolLM2-360M and SmolLM3-3B in Llama 3's
-    # code, with its vocabulary and untied embeddings. RoPE's theta is not printed: this is
-    # Llama 3's.
+    # code, with its vocabulary and untied embeddings. The paper does not give RoPE's theta, so this
+    # is Llama 3's.
     "270M": dataclasses.replace(_LLAMA3, dim=576, n_layers=30, n_heads=9, n_kv_heads=3),
     "600M": dataclasses.replace(_LLAMA3, dim=960, n_layers=32, n_heads=15, n_kv_heads=5),
     "3B": dataclasses.replace(
@@ -59,8 +59,8 @@ LLAMA3 = {
 }
 
 QWEN3 = {
-    # The paper's mixture of experts is of the Qwen3 family; its shape is not printed. This one is
-    # our reconstruction, after Qwen3-30B-A3B: 10.10B parameters, of which a token uses 1.04B.
+    # The paper's mixture of experts belongs to the Qwen3 family. The paper does not give its shape,
+    # so this is our reconstruction after Qwen3-30B-A3B: 10.10B parameters; a token uses 1.04B.
     "10B-A1B": Qwen3ModelArgs(
         dim=1024,
         n_layers=24,
@@ -89,6 +89,6 @@ QWEN3 = {
 
 
 def register() -> None:
-    """Add the flavors to TorchTitan's; those that a user has registered under a name stay."""
+    """Add the flavors to TorchTitan's. Flavors that a user registered under their names stay."""
     for flavors, ours in ((llama3_args, LLAMA3), (qwen3_args, QWEN3)):
         flavors.update({name: args for name, args in ours.items() if name not in flavors})

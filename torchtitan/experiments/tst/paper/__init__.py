@@ -1,7 +1,7 @@
-"""The paper's figures (arXiv 2605.06546): its runs, and loss over bag size and share of steps.
+"""The paper's figures (arXiv 2605.06546): its runs, and the loss over bag size and step ratio.
 
-``runs.json`` holds the 13 runs of Tables 1 to 3, ``loss_*.csv`` Tables 4 to 7: rows r, columns s,
-final training loss. What the paper leaves blank is missing.
+``runs.json`` holds the 13 runs of Tables 1 to 3. ``loss_*.csv`` hold Tables 4 to 7, the final
+training loss: a row for each r, a column for each s. Cells that are blank in the paper are missing.
 """
 
 import csv
@@ -13,7 +13,7 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 
-# Share of steps in superposition, and for each size the bag sizes, that the paper finds good
+# The range of step ratios, and for each model the range of bag sizes, that the paper recommends
 GOOD_STEP_RATIOS = (0.2, 0.4)
 GOOD_BAG_SIZES = {"270M": (3, 8), "600M": (6, 10), "3B": (6, 6), "10B-A1B": (16, 16)}
 PARAMETERS = {
@@ -26,20 +26,20 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run of Table 1.
+    """A run of the paper's Table 1.
 
     Attributes:
-        name: that of its config in ``train_configs/paper``.
-        model: the flavor.
+        name: name of its config in ``train_configs/paper``.
+        model: flavor of the model.
         method: "baseline", "tst" or "tst_reinit".
-        total_steps: of both phases.
-        superposition_steps: of these, steps in superposition; None for a baseline.
+        total_steps: steps of both phases.
+        superposition_steps: steps in superposition; None for a baseline.
         bag_size: s; None for a baseline.
-        total_tokens: data tokens as printed, such as "105B".
-        superposition_tokens: of these, data tokens read in superposition; None for a baseline.
-        b200_hours: GPU hours as printed.
-        final_loss: training loss, nats per token.
-        scores: 0-shot accuracy of each benchmark that is printed, percent.
+        total_tokens: data tokens as the paper prints them, such as "105B".
+        superposition_tokens: data tokens read in superposition; None for a baseline.
+        b200_hours: GPU hours as the paper prints them.
+        final_loss: final training loss, nats per token.
+        scores: 0-shot accuracy on each benchmark that the paper prints, percent.
     """
 
     name: str
@@ -56,13 +56,13 @@ class Run:
 
     @property
     def latents(self) -> int:
-        """Positions that the transformer sees in all steps, 2^21 or 2^23 in each."""
+        """Positions that the transformer sees in all steps; 2^21 or 2^23 in each step."""
         return self.total_steps * (2**23 if self.model == "10B-A1B" else 2**21)
 
 
 @functools.cache
 def runs() -> dict[str, Run]:
-    """The runs of Table 1 by name, in its order."""
+    """Return the runs of Table 1 by name, in the table's order."""
     names = {f.name for f in fields(Run)}
     found = {}
     for entry in json.loads((_FOLDER / "runs.json").read_text()):
@@ -75,14 +75,14 @@ def runs() -> dict[str, Run]:
 
 @dataclass(frozen=True)
 class Surface:
-    """Final training loss over the share of steps in superposition and the bag size.
+    """The final training loss over step ratio and bag size.
 
     Attributes:
-        model: the flavor.
-        parameters: of the model.
-        steps: of each run.
+        model: flavor of the model.
+        parameters: number of parameters of the model.
+        steps: steps of each run.
         weighting: ``superposition.weighting`` of all runs.
-        baseline: loss without superposition, if there is such a run.
+        baseline: loss without superposition; None without such a run.
         losses: loss by (r, s).
     """
 
@@ -95,23 +95,23 @@ class Surface:
 
     @property
     def title(self) -> str:
-        """What it is of."""
+        """Model, steps and weighting, for people."""
         return f"{self.model}, {self.steps:,} steps, {self.weighting}"
 
     @property
     def ratios(self) -> list[float]:
-        """The r, ascending."""
+        """The values of r, ascending."""
         return sorted({r for r, _ in self.losses})
 
     @property
     def bag_sizes(self) -> list[int]:
-        """The s, ascending."""
+        """The values of s, ascending."""
         return sorted({s for _, s in self.losses})
 
 
 @functools.cache
 def surfaces() -> list[Surface]:
-    """Tables 4 to 7."""
+    """Return the paper's Tables 4 to 7."""
     return [
         _read_surface("loss_270m_20k.csv", "270M", 20_000, "uniform"),
         _read_surface("loss_270m_100k.csv", "270M", 100_000, "uniform"),
@@ -130,12 +130,12 @@ def _read_surface(file: str, model: str, steps: int, weighting: str) -> Surface:
 
 
 def nearest_model(parameters: int) -> str:
-    """The paper's model nearest in its number of parameters, as a ratio."""
+    """Return the paper's model whose number of parameters is nearest, as a ratio."""
     return min(PARAMETERS, key=lambda name: abs(math.log(PARAMETERS[name] / parameters)))
 
 
 def nearest_surface(parameters: int, steps: int, weighting: str) -> Surface:
-    """The surface nearest in weighting, then in parameters, then in steps."""
+    """Return the surface that is nearest in weighting, then in parameters, then in steps."""
 
     def distance(surface: Surface) -> tuple[bool, float, float]:
         return (

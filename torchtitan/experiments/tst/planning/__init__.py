@@ -1,1 +1,1 @@
-"""What a job will cost, before it has a machine: the plan, the dry run, the paper's figures."""
+"""Estimates before a job runs: its plan, its dry run, and the layouts that fit."""

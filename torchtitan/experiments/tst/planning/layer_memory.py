@@ -1,4 +1,4 @@
-"""The activations of a layer: what it saves for backward, and what its backward holds besides."""
+"""The activation memory of a layer: what its forward saves, and what its backward adds."""
 
 import dataclasses
 import enum
@@ -15,12 +15,12 @@ _NORM = 2 * _FLOAT32  # bytes of an element that a norm saves: two copies in flo
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """A forward of one micro-batch on a rank.
+    """The forward pass of one micro-batch on a rank.
 
     Attributes:
-        layout: of the job.
-        latents: of the rank, which those of its group of tensor parallelism share.
-        worst: whether routers send as many of them as they can to this rank's experts.
+        layout: layout of the job.
+        latents: latents of the rank; the ranks of its tensor-parallel group share them.
+        worst: whether routers send as many latents as they can to this rank's experts.
     """
 
     layout: Layout
@@ -29,37 +29,37 @@ class Forward:
 
     @property
     def of_sequence_parallel(self) -> int:
-        """Latents of this rank alone, between the layers' products."""
+        """Latents of this rank alone where tensor parallelism shards the sequence."""
         return self.latents // self.layout.tensor
 
     @property
     def autocasts(self) -> bool:
-        """Whether latents stay in float32, and products of them are cast each."""
+        """Whether latents stay in float32, and each product casts its inputs."""
         return self.layout.without_fsdp
 
 
 class Recomputed(enum.Enum):
-    """What backward recomputes of a layer."""
+    """The part of a layer that backward recomputes."""
 
     NO = enum.auto()
-    OPERATORS = enum.auto()  # all but the outputs of some operators
+    OPERATORS = enum.auto()  # everything except the outputs of some operators
     ALL = enum.auto()
 
 
 class LayerMemory:
-    """Bytes of a layer's activations.
+    """Estimates the activation memory of a layer, in bytes.
 
     Args:
-        shape: of the model.
-        checkpointing: of the job.
-        compute: bytes of an element that is computed with.
+        shape: shape of the model.
+        checkpointing: ``[activation_checkpoint]`` of the job.
+        compute: bytes of an element in the dtype of computation.
     """
 
     def __init__(self, shape: ModelShape, checkpointing: ActivationCheckpoint, compute: int):
         self.shape, self.checkpointing, self.compute = shape, checkpointing, compute
 
     def recomputed(self, layers: int) -> list[Recomputed]:
-        """Return what backward recomputes of each of so many layers."""
+        """Return the part of each of ``layers`` layers that backward recomputes."""
         mode, option = self.checkpointing.mode, self.checkpointing.selective_ac_option
         if mode in ("none", "memory_budget"):
             return [Recomputed.NO] * layers
@@ -72,7 +72,7 @@ class LayerMemory:
         ]
 
     def kept(self, forward: Forward, layers: int) -> list[int]:
-        """Return what each layer keeps from its forward to its backward."""
+        """Return the bytes that each layer keeps from its forward to its backward."""
         input = self.input(forward)
         sizes = {
             Recomputed.NO: self.saved(forward),
@@ -82,20 +82,20 @@ class LayerMemory:
         return [sizes[recomputed] for recomputed in self.recomputed(layers)]
 
     def input(self, forward: Forward) -> int:
-        """Return the size of a layer's input."""
+        """Return the bytes of a layer's input."""
         size = _FLOAT32 if forward.autocasts else self.compute
         return forward.of_sequence_parallel * self.shape.dim * size
 
     def norm(self, forward: Forward) -> int:
-        """Return what a norm of the latents saves."""
+        """Return the bytes that a norm of the latents saves."""
         return forward.of_sequence_parallel * self.shape.dim * _NORM
 
     def backward(self, forward: Forward, index: int) -> int:
-        """Return what a layer holds at the fullest moment of its backward.
+        """Return the bytes that a layer holds at the peak of its backward.
 
         Args:
-            forward: that it was.
-            index: of the layer, from 0.
+            forward: the forward pass before it.
+            index: number of the layer, from 0.
         """
         shape, layout = self.shape, forward.layout
         held = self.saved(forward)
@@ -111,12 +111,12 @@ class LayerMemory:
         return held + 3 * hidden + 2 * gradient
 
     def saved(self, forward: Forward) -> int:
-        """Return what the layer saves without activation checkpointing."""
+        """Return the bytes that the layer saves without activation checkpointing."""
         latents, compute = forward.latents, self.compute
         dim = latents * self.shape.dim * compute
         products = 2 * dim  # inputs of attention and of the feed-forward layer
         if forward.autocasts:
-            products = 5 * dim  # for each product of its own
+            products = 5 * dim  # a copy for each product
         total = 2 * self.norm(forward) + products + self._attention(forward)
         total += 4 * latents * self.shape.hidden // forward.layout.tensor * compute
         if self.shape.experts:
@@ -136,7 +136,7 @@ class LayerMemory:
         return total
 
     def _experts(self, forward: Forward) -> int:
-        """The routed experts with their router."""
+        """Return the bytes that the routed experts and their router save."""
         shape, layout, latents = self.shape, forward.layout, forward.latents
         rows = self.rows(forward)
         tensor = layout.expert_tensor if layout.expert > 1 else layout.tensor
@@ -146,7 +146,7 @@ class LayerMemory:
         return router + experts + latents * shape.top_k * shape.dim * _FLOAT32
 
     def rows(self, forward: Forward) -> int:
-        """Return the rows that the rank's experts see, padding included."""
+        """Return the number of rows that the rank's experts process, padding included."""
         shape, layout = self.shape, forward.layout
         latents = forward.of_sequence_parallel if layout.lends_tensor_ranks else forward.latents
         local = math.ceil(shape.experts / layout.expert)
@@ -156,8 +156,9 @@ class LayerMemory:
         return rows + local * TOKEN_GROUP_ALIGN_SIZE_M
 
     def _outputs_of_operators(self, forward: Forward) -> int:
-        """Outputs that selective checkpointing of operators saves: of every second product, of
-        attention, and of reduce-scatters.
+        """Return the bytes that selective checkpointing of operators saves.
+
+        It saves the outputs of every second product, of attention, and of reduce-scatters.
         """
         shape, latents, tensor = self.shape, forward.latents, forward.layout.tensor
         queries = latents * shape.heads * shape.head_dim // tensor
@@ -165,7 +166,7 @@ class LayerMemory:
         outputs = 2 * queries + keys  # wq, attention, wv
         if shape.hidden:
             outputs += latents * shape.hidden // tensor  # w1
-            outputs += latents * shape.dim  # w2, whose sum over ranks is yet to come
+            outputs += latents * shape.dim  # w2, before its sum over the ranks
         if tensor > 1:
             outputs += 2 * forward.of_sequence_parallel * shape.dim
         return outputs * self.compute + latents * shape.heads // tensor * _FLOAT32

@@ -1,9 +1,9 @@
-"""The memory of a rank under any layout, from the shapes of tensors and without playing a step.
+"""The memory of a rank under any layout, from the shapes of tensors, without simulating a step.
 
-A step of recovery has three moments that may be the fullest: the loss, when every layer's
-activations are saved; the begin of a layer's backward, when the layer is recomputed and FSDP has
-gathered the one before; and its end, when the layer's gradients wait for their reduction. The terms
-are what the eager trainer allocates, as ``tst dry-run`` adds it up.
+Memory may peak at three moments of a step of recovery: at the loss, when every layer's activations
+are saved; at the beginning of a layer's backward, when the layer is recomputed and FSDP has
+gathered the one before; and at its end, when the layer's gradients wait for their reduction. The
+terms are what the eager trainer allocates, as ``tst dry-run`` adds it up.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from .layer_memory import Forward, LayerMemory
 from .model_shape import Layout, ModelShape, Part
 from .pipeline_stages import PipelineRank
 
-_STATES = 2  # of Adam, in the dtype of the parameters
-_STEP = 4  # bytes of the number of steps, which Adam has for each parameter
-_LOSS = 12  # bytes of a logit at the fullest moment of cross-entropy and its backward
-_LOSS_OF_CHUNK = 14  # in the LM head in chunks, which has the logits and their gradients at once
-_LOSS_PARALLEL = 4  # more of both, of a rank's part of the vocabulary
+_STATES = 2  # Adam's, in the dtype of the parameters
+_STEP = 4  # bytes of the step counter that Adam has for each parameter
+_LOSS = 12  # bytes per logit at the peak of cross-entropy and its backward
+_LOSS_OF_CHUNK = 14  # the same with the LM head in chunks: logits and their gradients at once
+_LOSS_PARALLEL = 4  # additional bytes of both per logit with loss parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Batch:
     """The sequences of a step on a rank.
 
     Attributes:
-        local: sequences in a micro-batch, training.local_batch_size.
+        local: sequences in a micro-batch (training.local_batch_size).
         accumulation: micro-batches in a step.
         length: latents in a sequence.
     """
@@ -41,7 +41,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Bytes of an element: of parameters, of computation, and of gradients that are reduced."""
+    """Bytes of an element of the parameters, in computation, and of gradients in a reduction."""
 
     parameter: int
     compute: int
@@ -57,7 +57,7 @@ class Precision:
 
 @dataclasses.dataclass(frozen=True)
 class _Weights:
-    """Elements of a rank's parameters: of a layer with its experts, and of the other parts."""
+    """Number of elements of a rank's parameters: of a layer with experts, and of other parts."""
 
     layer: Part
     embedding: Part
@@ -72,16 +72,16 @@ class _Weights:
 
     @property
     def gathered(self) -> int:
-        """Elements if all of them were gathered."""
+        """Elements when all parameters are gathered."""
         return self.layers * self.layer.gathered + self.embedding.gathered + self.head.gathered
 
 
 class LayoutMemory:
-    """The memory of any rank of a job.
+    """Estimates the memory of any rank of a job.
 
     Args:
-        job_config: of the job.
-        shape: of its model.
+        job_config: the job's config.
+        shape: shape of the job's model.
     """
 
     def __init__(self, job_config: JobConfig, shape: ModelShape):
@@ -95,14 +95,14 @@ class LayoutMemory:
     def of(
         self, layout: Layout, batch: Batch, ranks: list[PipelineRank], worst: bool = False
     ) -> Memory:
-        """Return the memory of the rank of the pipeline that needs most, in a step of recovery.
+        """Return the memory in a step of recovery, of the pipeline rank that needs most.
 
         Args:
-            layout: of the job.
-            batch: of a rank.
-            ranks: of the pipeline.
-            worst: whether routers send as many latents as they can to this rank's experts; all
-                experts get the same number otherwise.
+            layout: layout of the job.
+            batch: batch of a rank.
+            ranks: the ranks of the pipeline.
+            worst: whether routers send as many latents as they can to this rank's experts;
+                otherwise all experts get the same number.
         """
         memories = [self._of_rank(layout, batch, rank, worst) for rank in ranks]
         fullest = max(range(len(ranks)), key=lambda rank: memories[rank].peak)
@@ -137,7 +137,7 @@ class LayoutMemory:
         )
 
     def _head(self, forward: Forward, weights: _Weights) -> int:
-        """Bytes of the last norm, the LM head and the loss, at their fullest moment."""
+        """Return the bytes of the last norm, the LM head and the loss at their peak."""
         precision, latents = self.precision, forward.latents
         vocabulary, of_loss = self.shape.vocabulary, 0
         if forward.layout.tensor > 1 and not self.gathers_logits:
@@ -145,13 +145,13 @@ class LayoutMemory:
             of_loss = _LOSS_PARALLEL
         hidden = latents * self.shape.dim * precision.compute
         norm = self.layer.norm(forward) + hidden
-        if forward.layout.pipeline > 1:  # which keeps the output of its last stage
+        if forward.layout.pipeline > 1:  # a pipeline keeps the output of its last stage
             of_loss += precision.compute
         if self.chunks == 1:
             return norm + (of_loss + _LOSS) * latents * vocabulary
         # the gradients of the hidden states and of the weight are computed along with the loss
         logits = (of_loss + _LOSS_OF_CHUNK) * math.ceil(latents / self.chunks) * vocabulary
-        copies = 1 if forward.layout.without_fsdp else 2  # FSDP has the last gathered in a buffer
+        copies = 1 if forward.layout.without_fsdp else 2  # FSDP has a buffer of what it gathered
         return norm + hidden + copies * weights.head.gathered * precision.compute + logits
 
     def _under_fsdp(self, forward: Forward, batch: Batch, weights: _Weights) -> Memory:
@@ -194,7 +194,10 @@ class LayoutMemory:
         return self._fullest(weights, moments)
 
     def _without_fsdp(self, forward: Forward, batch: Batch, weights: _Weights) -> Memory:
-        """DDP, which has a bucket for each gradient, or a single rank; autocast keeps casts."""
+        """Return the memory under DDP, or of a single rank.
+
+        DDP has a bucket for each gradient, and autocast keeps the casts of parameters.
+        """
         precision, layers, replicas = self.precision, weights.layers, forward.layout.replicate
         parameters = weights.sharded * precision.parameter
         buckets = parameters if replicas > 1 else 0
@@ -213,14 +216,17 @@ class LayoutMemory:
     def _in_pipeline(
         self, forward: Forward, batch: Batch, rank: PipelineRank, weights: _Weights
     ) -> Memory:
-        """Parameters stay gathered and gradients whole until the last micro-batch."""
+        """Return the memory of a pipeline rank.
+
+        Parameters stay gathered and gradients unsharded until the last micro-batch.
+        """
         precision, layers = self.precision, weights.layers
         parameters = weights.sharded * precision.parameter + weights.gathered * precision.compute
         gradients = weights.gathered * precision.reduce
         if batch.accumulation > 1:
             gradients += weights.sharded * precision.parameter
         kept = self.layer.kept(forward, layers)
-        # what stages receive has a buffer for each micro-batch
+        # stages have a buffer for what they receive in each micro-batch
         buffers = (batch.local // self.microbatch) * rank.stages * 2 * self.layer.input(forward)
         head = self._head(forward, weights) if rank.head else 0
         rest = rank.in_flight * sum(kept) + buffers
@@ -228,7 +234,12 @@ class LayoutMemory:
         return self._fullest(weights, [(parameters, gradients, int(rest + max(head, transient)))])
 
     def _fullest(self, weights: _Weights, moments: list[tuple[int, int, int]]) -> Memory:
-        """Return the fullest of moments, each of parameters, gradients and the rest (bytes)."""
+        """Return the memory at the moment that needs most.
+
+        Args:
+            weights: weights of the rank.
+            moments: bytes of parameters, of gradients and of the rest at each moment.
+        """
         optimizer = _STATES * weights.sharded * self.precision.parameter + _STEP * weights.tensors
         # the optimizer's step
         whole = weights.sharded * self.precision.parameter

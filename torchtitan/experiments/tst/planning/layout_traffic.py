@@ -1,8 +1,8 @@
 """Bytes that a rank communicates in a step under any layout, from the shapes of tensors.
 
-A rank's bytes are those that it receives, as rings move them: (n - 1) / n of what n ranks gather or
-reduce-scatter, twice that for an all-reduce. Of a ring's bytes, a node's ranks share what crosses
-the network; in an all-to-all each rank gets its own from every other rank.
+A rank's bytes are the bytes that it receives in ring algorithms: (n - 1) / n of what n ranks gather
+or reduce-scatter, and twice that in an all-reduce. The ranks of a node share the ring's bytes that
+cross the network. In an all-to-all, each rank receives its own bytes from every other rank.
 """
 
 import dataclasses
@@ -16,9 +16,8 @@ from .model_shape import Layout, ModelShape, Part
 from .pipeline_stages import PipelineRank
 
 KINDS = ("FSDP", "DDP", "TP", "CP", "EP", "PP")
-_NUMBERS_OF_LOSS = (
-    3  # for each latent, in float32, that ranks with parts of the vocabulary exchange
-)
+# numbers in float32 that ranks with parts of the vocabulary exchange for each latent
+_NUMBERS_OF_LOSS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +25,8 @@ class Traffic:
     """Bytes that a rank receives in a step.
 
     Attributes:
-        local: over NVLink, from the ranks of its node.
-        across: over the network, from other nodes.
+        local: bytes over NVLink, from the ranks of its node.
+        across: bytes over the network, from other nodes.
     """
 
     local: float = 0
@@ -35,25 +34,31 @@ class Traffic:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """All bytes."""
         return self.local + self.across
 
     def __add__(self, other: "Traffic") -> "Traffic":
-        """Return both together."""
+        """Return the sum of both."""
         return Traffic(self.local + other.local, self.across + other.across)
 
     def __mul__(self, times: float) -> "Traffic":
-        """Return so many times the bytes."""
+        """Return ``times`` times the bytes."""
         return Traffic(self.local * times, self.across * times)
 
     def seconds(self, nvlink: float, network: float) -> float:
-        """Return the time at two bandwidths (bytes per second and GPU), which are used at once."""
+        """Return the seconds at two bandwidths (bytes per second and GPU), both used at once."""
         return max(self.local / nvlink, self.across / network)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Ranks that communicate: so many, so far from each other, on nodes of so many."""
+    """Ranks that communicate with each other.
+
+    Attributes:
+        size: number of ranks.
+        stride: distance between two neighbors, in ranks.
+        node: GPUs of a node.
+    """
 
     size: int
     stride: int
@@ -65,7 +70,7 @@ class Group:
         return max(1, min(self.size, self.node // self.stride))
 
     def ring(self, share: float) -> Traffic:
-        """Return what each rank receives if each gives every other rank ``share`` bytes once."""
+        """Return what each rank receives when each sends ``share`` bytes to every other rank."""
         received = share * (self.size - 1)
         crossing = 1 / self.on_node if self.size > self.on_node else 0
         return Traffic(received * (1 - crossing), received * crossing)
@@ -75,12 +80,12 @@ class Group:
         return self.ring(2 * size / self.size)
 
     def all_to_all(self, size: float) -> Traffic:
-        """Return what each rank receives if each spreads ``size`` bytes over all ranks."""
+        """Return what each rank receives when each spreads ``size`` bytes over all ranks."""
         share = size / self.size
         return Traffic(share * (self.on_node - 1), share * (self.size - self.on_node))
 
     def neighbor(self, size: float) -> Traffic:
-        """Return what a rank receives if the one before it sends ``size`` bytes."""
+        """Return what a rank receives when the rank before it sends ``size`` bytes."""
         if self.size == 1:
             return Traffic()
         crossing = 1 / self.on_node if self.size > self.on_node else 0
@@ -88,11 +93,11 @@ class Group:
 
 
 class LayoutTraffic:
-    """The communication of a job's ranks.
+    """Estimates the communication of a job's ranks.
 
     Args:
-        job_config: of the job.
-        shape: of its model.
+        job_config: the job's config.
+        shape: shape of the job's model.
         node: GPUs of a node.
     """
 
@@ -104,12 +109,12 @@ class LayoutTraffic:
         self.gathers_logits = job_config.parallelism.disable_loss_parallel
 
     def of(self, layout: Layout, batch: Batch, ranks: list[PipelineRank]) -> dict[str, Traffic]:
-        """Return the bytes of a step by kind, of the rank of the pipeline that receives most.
+        """Return the bytes of a step by kind, of the pipeline rank that receives most.
 
         Args:
-            layout: of the job.
-            batch: of a rank.
-            ranks: of the pipeline.
+            layout: layout of the job.
+            batch: batch of a rank.
+            ranks: the ranks of the pipeline.
         """
         each = [self._of_rank(layout, batch, rank) for rank in ranks]
         return max(each, key=lambda kinds: sum(traffic.total for traffic in kinds.values()))
@@ -132,7 +137,7 @@ class LayoutTraffic:
         return {kind: traffic * batch.accumulation for kind, traffic in kinds.items()}
 
     def _fsdp(self, layout: Layout, name: str, part: Part) -> Traffic:
-        """Gathers for forward and backward, and the reduce-scatter of gradients.
+        """Return FSDP's traffic: gathers for forward and backward, and reduce-scatter of gradients.
 
         A pipeline gathers once for all micro-batches of a local batch.
         """
@@ -148,28 +153,28 @@ class LayoutTraffic:
         return group.ring(part.sharded * (gathers * precision.compute + precision.reduce))
 
     def _ddp(self, layout: Layout, part: Part) -> Traffic:
-        """All-reduce of gradients over replicas, of shards where there are any."""
+        """Return the all-reduce of gradients over replicas: of whole gradients, or of shards."""
         group = Group(layout.replicate, layout.shards * layout.tensor, self.node)
         size = self.precision.parameter if layout.without_fsdp else self.precision.reduce
         return group.all_reduce(part.sharded * size)
 
     def _tensor_in_layer(self, forward: Forward, recomputed: Recomputed) -> Traffic:
-        """Gathers before and reduce-scatters after attention and feed-forward layer."""
+        """Return tensor parallelism's gathers and reduce-scatters around attention and MLP."""
         layout, shape = forward.layout, self.shape
         group = Group(layout.tensor, 1, self.node)
         whole = forward.latents * shape.dim * self.precision.compute
-        # twice two of each, as each is the other's backward; what is recomputed gathers again
+        # twice two of each, because each is the other's backward; a recomputed layer gathers again
         times = 8 + {Recomputed.NO: 0, Recomputed.OPERATORS: 2, Recomputed.ALL: 4}[recomputed]
         if not shape.experts or layout.tensor == 1:
             return group.ring(whole / layout.tensor) * times
-        # the gradients of what goes to router and experts are all-reduced, and then cut
+        # the gradients of the inputs of router and experts are all-reduced, and then cut
         traffic = group.ring(whole / layout.tensor) * (times - 1)
         scores = forward.latents * shape.experts * self.precision.compute
         parts = scores + whole * (1 if layout.lends_tensor_ranks else shape.top_k)
         return traffic + group.all_reduce(parts)
 
     def _tensor_outside(self, forward: Forward, rank: PipelineRank) -> Traffic:
-        """The embedding, and the LM head with the loss."""
+        """Return tensor parallelism's traffic at the embedding, the LM head and the loss."""
         tensor, latents = forward.layout.tensor, forward.latents
         group = Group(tensor, 1, self.node)
         compute = self.precision.compute
@@ -182,7 +187,10 @@ class LayoutTraffic:
         return traffic + group.all_reduce(latents * _NUMBERS_OF_LOSS * 4)
 
     def _context(self, forward: Forward, recomputed: Recomputed) -> Traffic:
-        """Keys and values of all ranks, and their gradients, in float32 in ring attention."""
+        """Return context parallelism's traffic: keys and values of all ranks, and their gradients.
+
+        Ring attention sends the gradients in float32.
+        """
         layout, shape = forward.layout, self.shape
         group = Group(layout.context, layout.tensor, self.node)
         keys = 2 * forward.latents * shape.kv_heads * shape.head_dim // layout.tensor
@@ -196,7 +204,7 @@ class LayoutTraffic:
         return gathered * (3 if recomputed is Recomputed.ALL else 2) + gradients
 
     def _expert(self, forward: Forward, recomputed: Recomputed) -> Traffic:
-        """Latents to their experts and back, with balanced routers."""
+        """Return expert parallelism's traffic: latents to their experts and back, balanced."""
         layout, shape = forward.layout, self.shape
         group = Group(layout.expert, layout.expert_tensor, self.node)
         latents = forward.of_sequence_parallel if layout.lends_tensor_ranks else forward.latents
@@ -204,7 +212,7 @@ class LayoutTraffic:
         return group.all_to_all(size) * (4 if recomputed is Recomputed.NO else 6)
 
     def _pipeline(self, forward: Forward, rank: PipelineRank) -> Traffic:
-        """Latents from the stages before, and gradients from those after."""
+        """Return the pipeline's traffic: latents from stages before, gradients from those after."""
         layout = forward.layout
         group = Group(layout.pipeline, layout.ranks // layout.pipeline, self.node)
         size = forward.of_sequence_parallel * self.shape.dim * self.precision.compute

@@ -1,7 +1,7 @@
-"""The layouts that a job could have on a number of GPUs, each with memory and communication.
+"""The layouts that a job can have on a number of GPUs, each with its memory and communication.
 
-Every way to write the ranks as a product of degrees is put to the checks that a job has to pass;
-what remains is estimated from shapes, without playing a step (:mod:`.layout_memory`,
+Every way to write the ranks as a product of degrees goes through the checks of a job. Layouts that
+pass are estimated from shapes, without simulating a step (:mod:`.layout_memory`,
 :mod:`.layout_traffic`), so that 1,024 ranks take seconds.
 """
 
@@ -40,7 +40,7 @@ KEYS = {
     "expert": "expert_parallel_degree",
     "expert_tensor": "expert_tensor_parallel_degree",
 }
-_OVERLAPS = ("FSDP", "DDP")  # communication beside the computation of other layers
+_OVERLAPS = ("FSDP", "DDP")  # communication that overlaps with the computation of other layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Machine:
     """The GPUs that layouts are listed for.
 
     Attributes:
-        gpu: their kind.
-        ranks: their number.
+        gpu: kind of GPU.
+        ranks: number of GPUs.
         node: GPUs of a node.
-        mfu: share of the peak that a step computes with, communication aside.
+        mfu: MFU of a step without its communication, in (0, 1].
     """
 
     gpu: Gpu
@@ -61,24 +61,24 @@ class Machine:
 
     @property
     def usable(self) -> float:
-        """Bytes of a GPU less what the CUDA context, NCCL and fragmentation take."""
+        """Bytes of a GPU without the reserve for CUDA context, NCCL and fragmentation."""
         return (1 - RESERVE) * self.gpu.memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A layout that TorchTitan accepts, with what a step of it takes on each GPU.
+    """A layout that TorchTitan accepts, with what a step needs on each GPU.
 
     Attributes:
-        layout: its degrees.
-        batch: of a data-parallel rank.
-        memory: at the fullest moment of a step of recovery, with balanced experts.
-        worst: the same if as many latents as can go to one rank's experts; the same as ``memory``
-            where ranks do not share experts.
+        layout: degrees of the parallelisms.
+        batch: batch of a data-parallel rank.
+        memory: memory at the peak of a step of recovery, with balanced experts.
+        worst: the same when as many latents as possible go to one rank's experts; equal to
+            ``memory`` where ranks do not share experts.
         traffic: bytes by kind.
-        compute: seconds of computation, the idle time of a pipeline included.
+        compute: seconds of computation, including a pipeline's idle time.
         hidden: seconds of FSDP's and DDP's communication, which overlaps with computation.
-        exposed: seconds of the other kinds, which computation waits for.
+        exposed: seconds of the other kinds of communication, which computation waits for.
     """
 
     layout: Layout
@@ -102,9 +102,9 @@ class Candidate:
 
     @property
     def order(self) -> tuple[float, ...]:
-        """Smaller is better: time, communication, fewer parallelisms, memory at worst.
+        """Sort key, smaller is better: time, communication, number of parallelisms, worst memory.
 
-        Times that agree in two digits are the same.
+        Times that agree in two digits count as equal.
         """
         times = (float(f"{seconds:.2g}") for seconds in (self.step, self.communication))
         degrees = dataclasses.astuple(self.layout)
@@ -116,12 +116,12 @@ class Layouts:
     """The layouts of a job.
 
     Attributes:
-        shape: of the model.
-        sequences: in a step, of all ranks.
-        fitting: those that fit the memory, the fastest first.
-        nearest: of those that do not, the one that needs least; None if all fit.
-        too_large: the number of those that do not.
-        refused: the number of layouts that cannot run, by the reason.
+        shape: shape of the model.
+        sequences: sequences in a step on all ranks.
+        fitting: layouts that fit in memory, the fastest first.
+        nearest: the layout that needs least memory of those that do not fit; None if all fit.
+        too_large: number of layouts that do not fit.
+        refused: number of layouts that cannot run, by the reason.
     """
 
     shape: ModelShape
@@ -133,22 +133,22 @@ class Layouts:
 
     @property
     def choice(self) -> Candidate | None:
-        """The fastest of those whose worst case fits, else of all that fit; None without any."""
+        """The fastest layout whose worst case fits, else the fastest that fits; None without."""
         return self.fitting[0] if self.fitting else None
 
 
 def layouts_of(job_config: JobConfig, machine: Machine) -> Layouts:
     """Return the layouts of a job on any number of ranks.
 
-    All have the job's keys except for the degrees and, where it must be smaller,
+    All layouts have the job's keys, except for the degrees and, where it must be smaller,
     ``training.local_batch_size``. The sequences of a step are those of the job's own layout.
 
     Args:
-        job_config: of the job.
-        machine: to run on.
+        job_config: the job's config.
+        machine: the GPUs to run on.
 
     Raises:
-        ConfigError: for a job that cannot run in any layout, or of another architecture.
+        ConfigError: for a job that cannot run in any layout, or an architecture that is not known.
     """
     check_values(job_config)
     register_extensions(job_config)
@@ -157,7 +157,7 @@ def layouts_of(job_config: JobConfig, machine: Machine) -> Layouts:
 
 
 def degrees_of(ranks: int, shape: ModelShape) -> Iterator[Layout]:
-    """Yield every layout of so many ranks whose experts can be divided as its degrees say."""
+    """Yield every layout of ``ranks`` ranks whose degrees can divide the model's experts."""
     for pipeline, tensor, context, replicate in itertools.product(_divisors(ranks), repeat=4):
         others = pipeline * tensor * context * replicate
         if ranks % others:
@@ -177,7 +177,7 @@ def _divisors(number: int) -> list[int]:
 
 
 class _Search:
-    """What all layouts of a job share."""
+    """The search for the layouts of a job."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class _Search:
                 candidate = self._largest_that_fits(layout)
             except ConfigError as error:
                 refused[str(error).partition(" = ")[0]] += 1
-                refusal = refusal or error  # the first, of FSDP alone
+                refusal = refusal or error  # the first one, of FSDP alone
                 continue
             (fitting if self._fits(candidate) else too_large).append(candidate)
         if refusal and not fitting + too_large:
@@ -220,7 +220,7 @@ class _Search:
         """Return the layout with the job's local batch, or the largest smaller one that fits.
 
         Raises:
-            ConfigError: if the layout cannot run with any.
+            ConfigError: if the layout cannot run with any local batch.
         """
         _check_model(layout, self.shape)
         of_rank, rest = divmod(self.sequences, layout.data_parallel)
@@ -228,7 +228,7 @@ class _Search:
             raise ConfigError(
                 "training.global_batch_size",
                 self.sequences,
-                f"must be a multiple of {layout.data_parallel} data-parallel ranks",
+                f"must be a multiple of the {layout.data_parallel} data-parallel ranks",
             )
         local = self.job_config.training.local_batch_size
         smallest, refusal = None, None
@@ -236,9 +236,9 @@ class _Search:
             try:
                 smallest = self._candidate(layout, size, of_rank // size)
             except ConfigError as error:
-                refusal = refusal or error  # that of the largest local batch
+                refusal = refusal or error  # the error of the largest local batch
                 if layout.pipeline == 1:
-                    break  # only a pipeline asks something of the local batch
+                    break  # only a pipeline restricts the local batch
                 continue
             if self._fits(smallest):
                 break
@@ -248,10 +248,10 @@ class _Search:
         return smallest
 
     def _candidate(self, layout: Layout, local: int, accumulation: int) -> Candidate:
-        """Return a layout that can run.
+        """Return a layout with its estimates.
 
         Raises:
-            ConfigError: if it cannot.
+            ConfigError: if the layout cannot run.
         """
         config = self._config(layout, local)
         check_combinations(config, self.model_args)
@@ -287,7 +287,7 @@ class _Search:
 
 
 def _check_model(layout: Layout, shape: ModelShape) -> None:
-    """Check what TorchTitan finds out when it shards the model or runs its first step.
+    """Check what TorchTitan itself checks when it shards the model or runs its first step.
 
     Raises:
         ConfigError: naming the key, its value and what is allowed.
@@ -305,7 +305,7 @@ def _check_model(layout: Layout, shape: ModelShape) -> None:
             f"parallelism.{KEYS['shard']}",
             1,
             "must be above 1 with tensor, pipeline or expert parallelism: without FSDP, TorchTitan "
-            "computes in float32, and it does not have DDP with them",
+            "computes in float32, and it does not combine DDP with them",
         )
     for parameter in shape.parameters["experts"]:
         ranks, dim = parameter.fsdp(layout)
@@ -313,5 +313,6 @@ def _check_model(layout: Layout, shape: ModelShape) -> None:
             raise ConfigError(
                 f"parallelism.{KEYS['expert']}",
                 layout.expert,
-                f"leaves {ranks} ranks to shard each expert, which must divide its width {width}",
+                f"leaves {ranks} ranks to shard each expert: that number must divide the expert's "
+                f"width, {width}",
             )

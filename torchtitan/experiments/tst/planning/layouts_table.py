@@ -1,4 +1,4 @@
-"""The layouts of a job as a table."""
+"""The layouts of a job as a table of text."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from .layout_traffic import KINDS
 from .layouts import KEYS, Candidate, Layouts, Machine
 from .model_shape import Layout
 
-# degrees by TorchTitan's names of its meshes
+# names of the degrees by TorchTitan's names of its meshes
 _MESHES = {
     "dp_replicate": "replicate",
     "dp_shard": "shard",
@@ -23,13 +23,13 @@ _Cells = Callable[[Candidate], str]
 
 
 def table(job_config: JobConfig, layouts: Layouts, machine: Machine, rows: int) -> list[str]:
-    """Return what layouts a job has, the best of them in a row each, and the one to take.
+    """Return lines of text: how many layouts fit, the best ones as a table, and the one to take.
 
     Args:
-        job_config: of the job.
-        layouts: of it.
-        machine: that they are for.
-        rows: to show at most.
+        job_config: the job's config.
+        layouts: layouts of the job.
+        machine: the GPUs that the layouts are for.
+        rows: maximum number of layouts in the table.
     """
     shown = layouts.fitting[:rows]
     lines = [*_head(job_config, layouts, machine), *_counts(layouts, machine)]
@@ -59,7 +59,7 @@ def _head(job_config: JobConfig, layouts: Layouts, machine: Machine) -> list[str
         f"Time: computation at {100 * machine.mfu:.0f} % MFU; each GPU receives "
         f"{gpu.nvlink / _GB:.0f} GB/s over NVLink and {gpu.network / _GB:.0f} GB/s over the "
         "network",
-        "Columns: param to worst, GB at the fullest moment of a step of recovery; FSDP to network, "
+        "Columns: param to worst, GB at the peak of a step of recovery; FSDP to network, "
         "GB that a GPU receives in a step; comm and step, seconds",
     ]
 
@@ -127,7 +127,7 @@ def _choice(layouts: Layouts, machine: Machine) -> list[str]:
     if (best := layouts.choice) is None:
         return []
     share = 100 * best.memory.peak / machine.gpu.memory
-    reason = "all communication fits beside the computation"
+    reason = "all communication overlaps with computation"
     if (waiting := best.step - best.compute) > 0:
         reason = f"computation waits {_short(waiting)} s for communication, the least of all"
     changes = [
@@ -147,12 +147,12 @@ def _choice(layouts: Layouts, machine: Machine) -> list[str]:
 
 
 def _short(number: float) -> str:
-    """Return a number with three digits, or without decimal places if it has more."""
+    """Return a number with three digits, or without decimal places from 100 on."""
     return f"{number:.0f}" if number >= 100 or not number else f"{number:.3g}"
 
 
 def name_of(layout: Layout) -> str:
-    """Return a layout by the sizes of its meshes that are not 1."""
+    """Return the name of a layout: the sizes of its meshes that are not 1."""
     sizes = {mesh: getattr(layout, name) for mesh, name in _MESHES.items()}
     named = [f"{mesh} {size}" for mesh, size in sizes.items() if size > 1]
     return ", ".join(named) or "1 GPU"

@@ -1,4 +1,4 @@
-"""The shape of a model of Llama 3's or Qwen 3's architecture, and what a rank has of it."""
+"""The shape of a Llama 3 or Qwen 3 model, and the part of it that a rank has."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from ..errors import ConfigError
 
 KNOWN = ("llama3", "qwen3")
 
-# The dimension that TorchTitan's tensor parallelism shards, of weights by the end of their names.
+# The dimension of a weight that TorchTitan's tensor parallelism shards, by the end of its name.
 _TENSOR_DIM = {
     **dict.fromkeys(("tok_embeddings", "output", "wq", "wk", "wv", "w1", "w3"), 0),
     **dict.fromkeys(("wo", "w2"), 1),
@@ -20,7 +20,7 @@ _TENSOR_DIM = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Degrees of parallelism, as ``[parallelism]`` has them.
+    """Degrees of parallelism, as in ``[parallelism]``.
 
     Attributes:
         replicate: data_parallel_replicate_degree.
@@ -42,7 +42,7 @@ class Layout:
 
     @property
     def ranks(self) -> int:
-        """The number of ranks."""
+        """Number of ranks."""
         return self.replicate * self.shard * self.context * self.tensor * self.pipeline
 
     @property
@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """Ranks that FSDP shards a parameter over; those of context parallelism are among them."""
+        """Ranks that FSDP shards a parameter over, including those of context parallelism."""
         return self.shard * self.context
 
     @property
@@ -62,14 +62,12 @@ class Layout:
 
     @property
     def lends_tensor_ranks(self) -> bool:
-        """Whether ranks of tensor parallelism have different experts, and route part of the tokens
-        each.
-        """
+        """Whether tensor-parallel ranks have different experts, and each routes some tokens."""
         return self.expert > 1 and self.expert_tensor < self.tensor
 
     @property
     def without_fsdp(self) -> bool:
-        """Whether each rank has whole parameters: DDP, or a single rank."""
+        """Whether parameters are not sharded by FSDP: DDP, or a single rank."""
         return self.shards == 1
 
 
@@ -78,9 +76,9 @@ class Parameter:
     """A parameter of the model.
 
     Attributes:
-        shape: of the whole.
+        shape: shape of the whole parameter.
         tensor_dim: the dimension that tensor parallelism shards; None for none.
-        expert: whether it belongs to the routed experts, whose number is its first dimension.
+        expert: whether it belongs to the routed experts; their number is its first dimension.
     """
 
     shape: tuple[int, ...]
@@ -88,7 +86,7 @@ class Parameter:
     expert: bool
 
     def of_rank(self, layout: Layout) -> list[int]:
-        """Return the shape that rank 0 has when FSDP has gathered the parameter."""
+        """Return the shape on rank 0 when FSDP has gathered the parameter."""
         shape, tensor = list(self.shape), layout.tensor
         if self.expert and layout.expert > 1:
             tensor = layout.expert_tensor
@@ -98,7 +96,7 @@ class Parameter:
         return shape
 
     def fsdp(self, layout: Layout) -> tuple[int, int]:
-        """Return the ranks that FSDP shards the parameter over, and the dimension.
+        """Return the number of ranks that FSDP shards the parameter over, and the dimension.
 
         Upstream shards experts along their width where there are more ranks than experts.
         """
@@ -110,12 +108,12 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Elements of a group of parameters that FSDP gathers at once.
+    """Number of elements of a group of parameters that FSDP gathers at once.
 
     Attributes:
-        sharded: kept on each rank, padding included.
-        gathered: on a rank while they are gathered, padding included.
-        ranks: that they are sharded over.
+        sharded: elements that each rank keeps, padding included.
+        gathered: elements on a rank while they are gathered, padding included.
+        ranks: number of ranks that they are sharded over.
     """
 
     sharded: int
@@ -123,30 +121,30 @@ class Part:
     ranks: int
 
     def __add__(self, other: "Part") -> "Part":
-        """Return the elements of both, which may be sharded over other ranks each."""
+        """Return the elements of both; they may be sharded over different numbers of ranks."""
         return Part(self.sharded + other.sharded, self.gathered + other.gathered, self.ranks)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelShape:
-    """What memory and communication of a model depend on.
+    """The properties of a model that its memory and communication depend on.
 
     Attributes:
         dim: width of the latents.
-        layers: number of layers, all alike.
-        heads: of queries.
-        kv_heads: of keys and values.
+        layers: number of layers; all are alike.
+        heads: number of query heads.
+        kv_heads: number of key-value heads.
         head_dim: width of a head.
         hidden: width of the dense feed-forward layer, or of the shared experts; 0 without.
-        vocabulary: entries.
+        vocabulary: number of entries of the vocabulary.
         attention: "sdpa", "flex" or "varlen".
         qk_norm: whether queries and keys are normalised.
-        experts: routed experts of a layer; 0 in a dense model.
-        top_k: experts that a latent is routed to.
+        experts: number of routed experts of a layer; 0 in a dense model.
+        top_k: number of experts that a latent is routed to.
         expert_hidden: width of a routed expert.
-        flops: of a latent, forward and backward, as upstream counts them for MFU.
-        parameters: of the parts "embedding", "layer" (one of them, without routed experts),
-            "experts" (of one layer) and "head" (the last norm and the LM head).
+        flops: FLOPs of a latent, forward and backward, as upstream counts them for MFU.
+        parameters: the parameters of each part: "embedding", "layer" (one layer, without routed
+            experts), "experts" (of one layer) and "head" (the last norm and the LM head).
     """
 
     dim: int
@@ -165,7 +163,7 @@ class ModelShape:
     parameters: dict[str, tuple[Parameter, ...]]
 
     def part(self, name: str, layout: Layout) -> Part:
-        """Return the elements of a part of the model on a rank."""
+        """Return the number of elements of a part of the model on a rank."""
         sharded = gathered = 0
         ranks = layout.shards
         for parameter in self.parameters[name]:
@@ -178,16 +176,17 @@ class ModelShape:
 
 
 def shape_of(job_config: JobConfig) -> ModelShape:
-    """Return the shape of a job's model, which is built once, without memory.
+    """Return the shape of a job's model. The model is built once, on the meta device.
 
     Raises:
-        ConfigError: if TorchTitan refuses to build the model, or its architecture is another.
+        ConfigError: if TorchTitan refuses to build the model, or its architecture is not known.
     """
     if job_config.model.name not in KNOWN:
         raise ConfigError(
             "model.name",
             job_config.model.name,
-            f"layouts are listed for {' and '.join(KNOWN)} only; `tst dry-run` tries one layout",
+            f"must be {' or '.join(KNOWN)}: layouts are listed for these only. For another model, "
+            "`tst dry-run` tries one layout",
         )
     args, model = model_on_meta(job_config)
     parts: dict[str, list[Parameter]] = {"embedding": [], "layer": [], "experts": [], "head": []}
@@ -198,7 +197,7 @@ def shape_of(job_config: JobConfig) -> ModelShape:
         owner = name.removesuffix(".weight").rpartition(".")[2]
         dim = _TENSOR_DIM.get(owner)
         if dim is not None and expert:
-            dim += 1  # the first is the experts'
+            dim += 1  # the first dimension is the number of experts
         where = "embedding" if name.startswith("tok_embeddings") else "head"
         if name.startswith("layers."):
             where = "experts" if expert else "layer"

@@ -1,4 +1,4 @@
-"""The parts of a model that the ranks of a pipeline have, and how many micro-batches they keep."""
+"""The parts of a model on the ranks of a pipeline, and the micro-batches that the ranks keep."""
 
 import dataclasses
 import math
@@ -21,11 +21,11 @@ class PipelineRank:
     """One rank of a pipeline.
 
     Attributes:
-        layers: of all its stages.
-        stages: their number.
+        layers: number of layers in all its stages.
+        stages: number of its stages.
         embedding: whether it has the first stage.
-        head: whether it has the last one.
-        in_flight: micro-batches of one stage whose activations it keeps at once, a mean over its
+        head: whether it has the last stage.
+        in_flight: micro-batches whose activations it keeps at once for a stage, a mean over its
             stages.
     """
 
@@ -37,12 +37,12 @@ class PipelineRank:
 
 
 def pipeline_ranks(job_config: JobConfig, degree: int, layers: int) -> list[PipelineRank]:
-    """Return the ranks of a pipeline that the checks accept, in their order.
+    """Return the ranks of a pipeline that has passed the checks, in order.
 
     Args:
-        job_config: whose schedule, micro-batch and stages are taken; not its degree.
-        degree: ranks of the pipeline; 1 for none.
-        layers: of the model.
+        job_config: the job's config; its degree is ignored.
+        degree: number of ranks of the pipeline; 1 for no pipeline.
+        layers: number of layers of the model.
     """
     if degree == 1:
         return [PipelineRank(layers, 1, True, True, 1)]
@@ -70,7 +70,7 @@ def microbatches_of(job_config: JobConfig) -> int:
 def bubble(ranks: list[PipelineRank], microbatches: int) -> float:
     """Return the idle time of a pipeline as a share of the time that it computes.
 
-    That of 1F1B and its interleaved form; zero-bubble schedules idle less.
+    The formula is that of 1F1B and its interleaved form. Zero-bubble schedules idle less.
     """
     return (len(ranks) - 1) / (microbatches * ranks[0].stages)
 
@@ -101,14 +101,14 @@ def _rank(
 
 
 def _in_flight(rank: int, degree: int, stages: int, schedule: type) -> float:
-    """Micro-batches that a rank keeps for a stage, where there are enough of them."""
+    """Return the micro-batches that a rank keeps for a stage when there are enough of them."""
     if schedule in (ScheduleGPipe, ScheduleLoopedBFS):
         return math.inf
     if schedule in (ScheduleInterleavedZeroBubble, ScheduleZBVZeroBubble):
-        return degree  # an activation is kept until the backward of the weights
+        return degree  # activations are kept until the backward of the weights
     if schedule is ScheduleDualPipeV:
         return degree + 1 / stages
-    # 1F1B warms up with one micro-batch for each later rank, interleaved with two and one for each
-    # of its other stages and ranks
+    # 1F1B warms up with one micro-batch for each later rank. Its interleaved form warms up with two
+    # for each later rank, and with one for each other stage of each rank.
     first, each = (1, 1) if stages == 1 else ((stages - 1) * degree + 1, 2)
     return (first + each * (degree - 1 - rank)) / stages

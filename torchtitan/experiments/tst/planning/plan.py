@@ -1,4 +1,4 @@
-"""What a run comes to, from its config alone: steps, tokens, FLOPs, hours, data."""
+"""The plan of a run, from its config alone: steps, tokens, FLOPs, hours and data."""
 
 from dataclasses import dataclass
 
@@ -20,10 +20,10 @@ class Gpu:
     """A kind of GPU.
 
     Attributes:
-        name: as on the command line.
-        peak_flops: dense bfloat16 FLOPs per second, as upstream counts MFU against.
-        memory: bytes.
-        nvlink: bytes per second that it receives from GPUs of its node, as its maker states.
+        name: name on the command line.
+        peak_flops: peak of dense bfloat16 FLOPs per second, as in upstream's MFU.
+        memory: bytes of memory.
+        nvlink: bytes per second that it receives from GPUs of its node, by its maker's figures.
         network: bytes per second that it receives from other nodes, with one network card each.
     """
 
@@ -34,7 +34,7 @@ class Gpu:
     network: float = 50e9
 
 
-# Upstream's table of peaks (tools.utils.get_peak_flops) also looks at this machine.
+# Upstream's table of peaks (tools.utils.get_peak_flops) is not used: it also looks at this machine.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -51,10 +51,10 @@ class StagePlan:
     """One stage of superposition, or recovery.
 
     Attributes:
-        stage: which.
-        data_tokens_per_step: read by all ranks.
-        latents_per_step: positions that the transformer sees, on all ranks.
-        flops_per_step: forward and backward, on all ranks, as upstream counts them.
+        stage: the stage.
+        data_tokens_per_step: data tokens that all ranks read.
+        latents_per_step: positions that the transformer sees on all ranks.
+        flops_per_step: FLOPs of forward and backward on all ranks, as upstream counts them.
     """
 
     stage: Stage
@@ -64,38 +64,38 @@ class StagePlan:
 
     @property
     def steps(self) -> int:
-        """The number of its steps."""
+        """Number of its steps."""
         return self.stage.steps
 
     @property
     def data_tokens(self) -> int:
-        """Read in all its steps."""
+        """Data tokens read in all its steps."""
         return self.steps * self.data_tokens_per_step
 
     @property
     def latents(self) -> int:
-        """Seen by the transformer in all its steps."""
+        """Latents in all its steps."""
         return self.steps * self.latents_per_step
 
     @property
     def flops(self) -> float:
-        """Of all its steps."""
+        """FLOPs of all its steps."""
         return self.steps * self.flops_per_step
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run comes to.
+    """The plan of a run: its steps, tokens and FLOPs.
 
     Attributes:
-        ranks: GPUs.
-        parameters: of the model, in total.
-        sequences: in an ordinary step: ranks x local batch x accumulation.
-        data_parallel_ranks: of these.
+        ranks: number of GPUs.
+        parameters: total number of parameters of the model.
+        sequences: sequences in an ordinary step: data-parallel ranks x local batch x accumulation.
+        data_parallel_ranks: number of data-parallel ranks.
         local_batch_size: sequences in a micro-batch.
         accumulation: micro-batches in a step.
-        stages: of superposition, in their order, and recovery as the last.
-        tokens_needed: data tokens taken from the sources, which is one more for each sequence.
+        stages: the stages of superposition in order, and recovery as the last.
+        tokens_needed: data tokens taken from the sources: one more than read for each sequence.
     """
 
     ranks: int
@@ -109,22 +109,22 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
+        """Steps of the whole run."""
         return sum(stage.steps for stage in self.stages)
 
     @property
     def data_tokens(self) -> int:
-        """Of the whole run."""
+        """Data tokens of the whole run."""
         return sum(stage.data_tokens for stage in self.stages)
 
     @property
     def latents(self) -> int:
-        """Of the whole run."""
+        """Latents of the whole run."""
         return sum(stage.latents for stage in self.stages)
 
     @property
     def flops(self) -> float:
-        """Of the whole run."""
+        """FLOPs of the whole run."""
         return sum(stage.flops for stage in self.stages)
 
     @property
@@ -134,12 +134,12 @@ class Plan:
 
     @property
     def recovery(self) -> StagePlan:
-        """The last of the stages."""
+        """The recovery phase."""
         return self.stages[-1]
 
     @property
     def mean_bag_size(self) -> float:
-        """Over the steps of superposition; 1 without any."""
+        """Mean bag size over the steps of superposition; 1 without any."""
         stages = [planned.stage for planned in self.superposition]
         tokens = sum(stage.steps * stage.bag_size for stage in stages)
         return tokens / sum(stage.steps for stage in stages) if stages else 1
@@ -153,12 +153,12 @@ class Plan:
         )
 
     def gpu_hours(self, gpu: Gpu, mfu: float) -> float:
-        """Hours on one GPU that reaches the share ``mfu`` of its peak."""
+        """Return the GPU hours at an MFU in (0, 1]."""
         return self.flops / (gpu.peak_flops * mfu * 3600)
 
 
 def count(number: float) -> str:
-    """Such as 104.86B."""
+    """Return a number in short form, such as 104.86B."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if number >= unit:
             return f"{number / unit:.2f}{name}"
@@ -166,17 +166,17 @@ def count(number: float) -> str:
 
 
 def default_ranks(job_config: JobConfig) -> int:
-    """GPUs that the layout of the config makes; the fewest if it takes as many as there are.
+    """Return the number of GPUs of the config's layout, or the least if it takes all there are.
 
     Raises:
-        ConfigError: for a value that a key cannot have.
+        ConfigError: for a value that its key does not allow.
     """
     check_values(job_config)
     return ranks_of_layout(job_config)[0]
 
 
 def make_plan(job_config: JobConfig, ranks: int) -> Plan:
-    """The plan of a config that :func:`..checks.job.check_config` has passed.
+    """Return the plan of a config that has passed :func:`..checks.job.check_config`.
 
     Raises:
         ConfigError: if TorchTitan refuses to build the model.
@@ -211,7 +211,7 @@ def make_plan(job_config: JobConfig, ranks: int) -> Plan:
 
 
 def parameters_of(job_config: JobConfig) -> int:
-    """Number of parameters of the model.
+    """Return the number of parameters of the model.
 
     Raises:
         ConfigError: if TorchTitan refuses to build the model.
@@ -221,9 +221,9 @@ def parameters_of(job_config: JobConfig) -> int:
 
 
 def mfu_of_paper(job_config: JobConfig, plan: Plan) -> float | None:
-    """MFU that the paper's B200 hours come to for this flavor's baseline; None for other flavors.
+    """Return the MFU of the paper's baseline of this flavor, by its B200 hours; None for others.
 
-    The FLOPs of a latent are those of this config: the paper does not print its sequence length.
+    The FLOPs of a latent are those of this config: the paper does not give its sequence length.
     """
     run = next((run for run in paper.runs().values() if run.model == job_config.model.flavor), None)
     if run is None:
@@ -233,7 +233,7 @@ def mfu_of_paper(job_config: JobConfig, plan: Plan) -> float | None:
 
 
 def describe_data(job_config: JobConfig, plan: Plan) -> list[str]:
-    """Data needed against data there, a line for each source."""
+    """Return the tokens needed and the tokens available, a line for each source."""
     if not is_token_shards(job_config.training):
         dataset = job_config.training.dataset
         return [f"{plan.tokens_needed:,} tokens of {dataset}, tokenized while training"]
@@ -244,7 +244,7 @@ def describe_data(job_config: JobConfig, plan: Plan) -> list[str]:
         folders = section.paths or [str(job_config.training.dataset_path)]
         weights = section.weights
         whole = f"{plan.tokens_needed:,} tokens of {', '.join(folders)}"
-        return [whole + (f" in parts of {weights}" if weights else ""), f"not all there: {error}"]
+        return [whole + (f" with weights {weights}" if weights else ""), f"not complete: {error}"]
     lines = []
     for source, share in zip(mixture.sources, mixture.shares, strict=True):
         needed = share * plan.tokens_needed

@@ -1,4 +1,4 @@
-"""A job's plan in words: what it costs, and what the paper found at its size."""
+"""A job's plan as text: what it costs, and what the paper found at its size."""
 
 import math
 
@@ -37,9 +37,9 @@ def memory_lines(config: JobConfig, ranks: int, gpu: Gpu) -> list[str]:
     """Return the memory of a step of each stage and of recovery, or why it is not estimated.
 
     Args:
-        config: of the job.
-        ranks: GPUs.
-        gpu: their kind.
+        config: the job's config.
+        ranks: number of GPUs.
+        gpu: kind of GPU.
 
     Raises:
         ConfigError: if the job cannot run.
@@ -48,7 +48,7 @@ def memory_lines(config: JobConfig, ranks: int, gpu: Gpu) -> list[str]:
         run = dry_run(config, ranks)
     except ConfigError:
         raise
-    except Exception as error:  # a fault, without which there is a plan all the same
+    except Exception as error:  # a bug; the rest of the plan is still valid
         return [f"could not be estimated: {in_one_line(error)}"]
     if run.untraced:
         return [run.untraced.removeprefix("memory is ")]
@@ -58,20 +58,20 @@ def memory_lines(config: JobConfig, ranks: int, gpu: Gpu) -> list[str]:
         rank = f" of rank {of_stage.pipeline_rank} of the pipeline" if "pp" in run.mesh else ""
         lines.append(
             f"{of_stage.peak / 1e9:.1f} GB of {gpu.memory / 1e9:.0f} GB on each GPU{rank} at the "
-            f"fullest moment of a step of {stage}: {of_stage.parameters / 1e9:.1f} parameters, "
+            f"peak of a step of {stage}: {of_stage.parameters / 1e9:.1f} parameters, "
             f"{of_stage.gradients / 1e9:.1f} gradients, {of_stage.optimizer / 1e9:.1f} optimizer, "
             f"{of_stage.rest / 1e9:.1f} activations and other"
         )
     if run.worst_case:
         worst = max(of_stage.peak for of_stage in run.worst_case.values())
         lines.append(
-            f"{worst / 1e9:.1f} GB at worst: if routers send all tokens to one GPU's experts"
+            f"{worst / 1e9:.1f} GB at worst, when routers send all tokens to one GPU's experts"
         )
     return lines + left_out
 
 
 def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[str]:
-    """The paper's good range for this size, and its losses around the config's values."""
+    """Return the paper's good ranges at this size, and its losses near the config's values."""
     model = paper.nearest_model(plan.parameters)
     (low, high), (least, most) = paper.GOOD_BAG_SIZES[model], paper.GOOD_STEP_RATIOS
     bag_sizes = f"s = {low}" if low == high else f"s from {low} to {high}"
@@ -86,7 +86,7 @@ def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[s
     s, ratio = plan.mean_bag_size, 1 - plan.recovery.steps / plan.steps
     columns = [size for size in surface.bag_sizes if abs(size - max(s, 2)) <= 2]
     if columns and len(plan.superposition) > 1:
-        mean = f"near the mean of these stages, s = {s:.1f}"
+        mean = f"the losses near the mean of these stages, s = {s:.1f}"
         lines.append(f"the paper's runs have one bag size; {mean}:")
     if columns:
         lines.append("    r \\ s" + "".join(f"{size:>8}" for size in columns))
@@ -101,7 +101,7 @@ def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[s
 
 
 def nearest_surface(job_config: JobConfig, plan: Plan) -> paper.Surface:
-    """Return the paper's losses over s and r for the model and the steps nearest to a job's."""
+    """Return the paper's losses over s and r at the model and the steps nearest to the job's."""
     weighting = superposition_section(job_config).weighting
     return paper.nearest_surface(plan.parameters, plan.steps, weighting)
 
@@ -112,12 +112,12 @@ def summary(
     """Return the plan as lines of text.
 
     Args:
-        job_config: of the job.
-        plan: of it.
-        gpu: what it is to run on.
-        mfu: share of the GPU's peak in (0, 1]; None for what the paper's hours give for its models,
-            else an assumed one.
-        memory: as :func:`memory_lines` gives it; empty to say nothing of it.
+        job_config: the job's config.
+        plan: plan of the job.
+        gpu: kind of GPU to run on.
+        mfu: MFU in (0, 1]; None for the MFU of the paper's hours for its models, and for an assumed
+            MFU otherwise.
+        memory: result of :func:`memory_lines`; empty to leave the memory away.
     """
     of_paper = mfu_of_paper(job_config, plan)
     source = "given" if mfu else "the paper's, on B200" if of_paper else "assumed"

@@ -1,4 +1,4 @@
-"""Loss over bag size, a line for each share of steps in superposition: the paper's kind of plot."""
+"""Plots of the loss over the bag size, with a line for each step ratio, as in the paper."""
 
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from ..paper import Surface
 
 
 def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: float | None = None) -> None:
-    """One panel for each surface by its title, all on the same axes of r.
+    """Draw a panel for each surface; a value of r has the same color in all.
 
     Args:
-        surfaces: by title.
-        output: the PNG.
-        mark: a bag size to point out.
+        surfaces: surfaces by the title of their panel.
+        output: the PNG file to write.
+        mark: a bag size to mark with a line.
     """
     ratios = sorted({r for surface in surfaces.values() for r in surface.ratios if r < 1})
     colors = dict(zip(ratios, plt.get_cmap("viridis")(_spread(len(ratios))), strict=True))
@@ -37,7 +37,7 @@ def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: float | None
                 surface.baseline, color="black", linestyle="--", linewidth=1, label="baseline"
             )
             gain = surface.baseline - min(surface.losses.values())
-            if gain > 0:  # far above the baseline there is nothing to see
+            if gain > 0:  # leave away what is far above the baseline
                 axes.set_ylim(surface.baseline - 1.1 * gain, surface.baseline + 0.7 * gain)
         if mark:
             axes.axvline(mark, color="tab:red", linewidth=1, label=f"s = {mark:.3g}")
@@ -61,7 +61,7 @@ def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: float | None
 def draw_lines(
     lines: dict[str, list[tuple[Any, float]]], x_label: str, y_label: str, output: Path
 ) -> None:
-    """A line for each label; numbers on a logarithmic axis if they span a factor of 4."""
+    """Draw a line for each label. The x axis is logarithmic for numbers that span a factor of 4."""
     figure, axes = plt.subplots(figsize=(6.5, 5), layout="constrained")
     xs = [x for points in lines.values() for x, _ in points]
     numbers = all(isinstance(x, (int, float)) for x in xs)

@@ -1,4 +1,4 @@
-"""Sweeps: one job with some of its values varied, as configs."""
+"""Write the configs of a sweep: one job with some of its values varied."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ BAG_SIZE, STEP_RATIO, STEPS = (
 )
 BASELINE = "baseline"
 _KINDS = {key: type_of(kind) for key, kind in kinds_of(JobConfig).items()}
-_ROOT = Path(__file__).parents[4]  # of a checkout
+_ROOT = Path(__file__).parents[4]  # the folder of a checkout
 
 
 @dataclass
@@ -34,13 +34,13 @@ class Point:
     """One run of a sweep.
 
     Attributes:
-        name: of its folder.
-        values: of each varied key; None where it has no meaning without superposition.
-        steps: of the whole run.
+        name: name of its folder.
+        values: value of each varied key; None for keys without meaning in a baseline.
+        steps: steps of the whole run.
         last_logged: the last step that is logged.
         last_validated: the last step with a validation; 0 without any.
-        toml: its config file.
-        config: the config, resolved.
+        toml: content of its config file.
+        config: the resolved config.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Point:
 
 
 def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[str]) -> list[Point]:
-    """Write a sweep's configs: FOLDER/0.toml and so on, and sweep.json.
+    """Write the configs of a sweep: FOLDER/0.toml, FOLDER/1.toml and so on, and sweep.json.
 
     Args:
-        folder: of the sweep.
-        base: TOML that all runs share.
-        vary: values of each key as on the command line; every combination is a run. Those without
-            superposition are all the same run, the baseline.
-        arguments: of the job, for all runs.
+        folder: folder of the sweep.
+        base: the TOML file of the job.
+        vary: values of each key as on the command line. Every combination is a run; all
+            combinations without superposition are one run, the baseline.
+        arguments: further arguments of all runs.
 
     Raises:
         ArgumentError: for a config that cannot run, or a folder with another sweep.
@@ -88,7 +88,9 @@ def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[st
         files[folder / f"{number}.toml"] = head + tomli_w.dumps(point.toml)
     for file, text in files.items():
         if file.exists() and _after_head(file.read_text()) != _after_head(text):
-            raise ArgumentError(f"{folder} holds another sweep ({file.name}); give a new folder")
+            raise ArgumentError(
+                f"{folder} holds another sweep: {file.name} differs. Give a new folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
         file.write_text(text)
@@ -96,19 +98,19 @@ def make(folder: Path, base: str, vary: dict[str, list[str]], arguments: list[st
 
 
 def _after_head(text: str) -> str:
-    """A file without its first line, which says what made it."""
+    """Return a text without its first line; in a config, that line says what wrote it."""
     return text.partition("\n")[2]
 
 
 def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]) -> Point:
     overrides = list(arguments)
     for key, value in values.items():
-        if _KINDS.get(key) == list[str]:  # whose items are bare on the command line
+        if _KINDS.get(key) == list[str]:  # on the command line, its items have no brackets
             value = value.removeprefix("[").removesuffix("]")
         overrides.append(f"--{key}={value}")
     for given, other in ((STEP_RATIO, STEPS), (STEPS, STEP_RATIO)):
         if given in values:
-            overrides.append(f"--{other}=None")  # one of the two says where the boundary is
+            overrides.append(f"--{other}=None")  # only one of the two may be set
     config = SuperpositionConfigManager().parse_args([f"--job.config_file={base}", *overrides])
     check_config(config, default_ranks(config))
     off = not build_schedule(config).enabled
@@ -143,50 +145,54 @@ def _point(folder: Path, base: str, values: dict[str, str], arguments: list[str]
 
 
 def value_in_words(value: Any, between: str = ", ") -> str:
-    """Return a value of a run for people; a list's items joined by ``between``."""
+    """Return a value as text for people, with the items of a list joined by ``between``."""
     return between.join(map(str, value)) if isinstance(value, list) else f"{value}"
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """Return the content of sweep.json.
+    """Return the content of the sweep.json in a folder.
 
     Raises:
-        ArgumentError: if there is none, or it is damaged.
+        ArgumentError: if it is missing or damaged.
     """
     path = folder / "sweep.json"
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise ArgumentError(f"{folder} holds no sweep (sweep.json)") from None
+        raise ArgumentError(
+            f"{folder} holds no sweep: {path.name} is missing. Make one with `tst sweep make`"
+        ) from None
     except ValueError as error:
-        raise ArgumentError(f"{path} is damaged: {error}") from error
+        raise ArgumentError(f"{path} is damaged: {error}. Make the sweep anew") from error
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, list[str]]:
     """Return the values of each key, from texts such as "superposition.bag_size=4,[8,4,2]".
 
     Raises:
-        ArgumentError: for no text, one that is none, or a key that is given twice.
+        ArgumentError: for no text, a text of another form, or a key that is given twice.
     """
     if not texts:
-        raise ArgumentError("--vary section.key=value,value: give at least one")
+        raise ArgumentError("--vary is missing: give at least one --vary section.key=value,value")
     vary: dict[str, list[str]] = {}
     for text in texts:
         key, _, values = text.partition("=")
         if not values or "." not in key:
             raise ArgumentError(f"--vary {text}: must be section.key=value,value")
         if key in vary:
-            raise ArgumentError(f"--vary {text}: {key} is given twice; its values go into one")
-        vary[key] = re.split(r",(?![^\[]*\])", values)  # and not at a comma in a list
+            raise ArgumentError(
+                f"--vary {text}: {key} is given twice. Put all its values into one --vary"
+            )
+        vary[key] = re.split(r",(?![^\[]*\])", values)  # not at a comma inside a list
     return vary
 
 
 def submission(folder: Path, runs: int) -> str | None:
-    """Return the command that submits a sweep to Slurm; None where there is no batch script.
+    """Return the command that submits a sweep to Slurm; None outside of a checkout.
 
     Args:
-        folder: of the sweep.
-        runs: of it.
+        folder: folder of the sweep.
+        runs: number of runs of the sweep.
     """
     script = _ROOT / "scripts/slurm/train.sbatch"
     if not script.is_file():

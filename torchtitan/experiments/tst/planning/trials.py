@@ -1,4 +1,4 @@
-"""Dry runs of many jobs: each in a process of its own, with what came of it in a line."""
+"""Dry runs of many jobs, each in its own process, each with its result in one line."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -10,55 +10,61 @@ from ..errors import in_one_line
 from .dry_run import dry_run
 from .plan import Gpu, default_ranks, make_plan
 
-RESERVE = 0.1  # of the memory: for the CUDA context, NCCL's buffers and fragmentation
+# share of the memory kept free for the CUDA context, NCCL's buffers and fragmentation
+RESERVE = 0.1
 
 
-def try_job(arguments: list[str], ranks: int | None, gpu: Gpu, play: bool) -> tuple[str, bool]:
-    """Return what came of a job's dry run, in a line, and whether it fits.
+def try_job(arguments: list[str], ranks: int | None, gpu: Gpu, simulate: bool) -> tuple[str, bool]:
+    """Return the result of a job's dry run in one line, and whether the job fits.
 
-    It runs in a process of its own: torch keeps meshes and rules of each job.
+    The dry run has its own process, because torch keeps meshes and sharding rules of each job.
 
     Args:
-        arguments: of the job, as on the command line.
-        ranks: GPUs; None for those of its layout.
-        gpu: their kind.
-        play: whether to play steps and estimate memory.
+        arguments: arguments of the job, as on the command line.
+        ranks: number of GPUs; None for that of the job's layout.
+        gpu: kind of GPU.
+        simulate: whether to simulate steps and estimate memory.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
         try:
-            return pool.submit(_attempt, arguments, ranks, gpu, play).result()
+            return pool.submit(_attempt, arguments, ranks, gpu, simulate).result()
         except BrokenProcessPool:
-            return "COULD NOT BE TRIED: its process was killed; is there enough memory?", False
+            return (
+                "COULD NOT BE TRIED: its process was killed. This machine may lack memory",
+                False,
+            )
 
 
 def _attempt(*job: Any) -> tuple[str, bool]:
-    """As :func:`_describe`, and what keeps the job from being tried."""
+    """Return what :func:`_describe` returns, or why the job cannot run or be tried."""
     try:
         return _describe(*job)
     except (ValueError, OSError) as error:
         return f"CANNOT RUN: {error}", False
-    except (Exception, SystemExit) as error:  # a fault, and not one of the next job
+    except (Exception, SystemExit) as error:  # a bug; the next jobs are still tried
         return f"COULD NOT BE TRIED: {in_one_line(error)}", False
 
 
-def _describe(arguments: list[str], ranks: int | None, gpu: Gpu, play: bool) -> tuple[str, bool]:
-    """What came of a job, and whether it fits.
+def _describe(
+    arguments: list[str], ranks: int | None, gpu: Gpu, simulate: bool
+) -> tuple[str, bool]:
+    """Return the result of a job's dry run in one line, and whether the job fits.
 
     Raises:
-        ValueError: if it cannot run.
+        ValueError: if the job cannot run.
     """
     config = SuperpositionConfigManager().parse_args(arguments)
     ranks = ranks or default_ranks(config)
-    run = dry_run(config, ranks, play)
+    run = dry_run(config, ranks, simulate)
     plan = make_plan(config, ranks)
     mesh = ", ".join(f"{name} {size}" for name, size in run.mesh.items()) or "no parallelism"
     text = (
         f"{ranks} {gpu.name} ({mesh}), {plan.sequences:,} sequences = {plan.data_parallel_ranks} x "
         f"{plan.local_batch_size} x {run.accumulation}"
     )
-    if run.untraced and play:
+    if run.untraced and simulate:
         return f"{text}; {run.untraced}", True
-    if run.left_out and play:
+    if run.left_out and simulate:
         text += f" (without {', '.join(run.left_out)})"
     fits = all(memory.peak <= (1 - RESERVE) * gpu.memory for memory in run.memory.values())
     for stage, memory in run.memory.items():

@@ -1,4 +1,4 @@
-"""Tensors without content, and a tracker of the memory that a step of them would take."""
+"""Fake tensors, and a tracker of the memory that a step of them would need."""
 
 import contextlib
 import dataclasses
@@ -16,18 +16,18 @@ __all__ = ["Change", "FakeTensorMode", "PeakMemory"]
 
 @dataclasses.dataclass
 class Change:
-    """What an operation adds to the memory, in bytes of each kind.
+    """The memory that an operation adds, in bytes of each kind.
 
     Attributes:
-        most: at its fullest moment.
-        end: when it is done.
+        most: added bytes at its peak.
+        end: added bytes after it.
     """
 
     most: dict[Any, int] = dataclasses.field(default_factory=dict)
     end: dict[Any, int] = dataclasses.field(default_factory=dict)
 
     def without(self, other: "Change") -> "Change":
-        """Return the change that is left if what is there after ``other`` was there before."""
+        """Return the change that is left when ``other`` has already happened."""
         most, end = (
             {kind: size - other.end[kind] for kind, size in sizes.items()}
             for sizes in (self.most, self.end)
@@ -36,16 +36,16 @@ class Change:
 
 
 class PeakMemory(MemTracker):
-    """Torch's tracker of memory, for peaks of the whole step only.
+    """Torch's memory tracker, for the peak of the whole step only.
 
-    Torch's also takes peaks of each module, which takes ten times as long and allows one forward
-    and backward of each module.
+    Torch's own also tracks the peak of each module. That takes ten times as long, and allows only
+    one forward and backward of each module.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._mod_tracker: Any = _FirstForwards(self._track_module_params_and_buffers)
-        self._fullest: dict[Any, int] = {}  # of the operation that is observed
+        self._fullest: dict[Any, int] = {}  # peak of the operation that is observed
 
     @override
     def _update_peak_stats(self, peak_state: Any) -> None:
@@ -58,7 +58,7 @@ class PeakMemory(MemTracker):
 
     @contextlib.contextmanager
     def observed(self) -> Iterator[Change]:
-        """Fill in, at the end, what happens to the memory in this context."""
+        """Yield a change, which is filled in at the end of the context."""
         change = Change()
         (snapshot,) = self._curr_mem_snap.values()
         before = self._fullest = dict(snapshot)
@@ -68,7 +68,7 @@ class PeakMemory(MemTracker):
         self._fullest = {}
 
     def repeat(self, change: Change) -> None:
-        """Count an operation that is not played, because it changes the memory as one before."""
+        """Count an operation that is not simulated, by the change of an earlier equal one."""
         (snapshot,) = self._curr_mem_snap.values()
         now = dict(snapshot)
         snapshot.update({kind: size + change.most[kind] for kind, size in now.items()})
@@ -76,7 +76,7 @@ class PeakMemory(MemTracker):
         snapshot.update({kind: size + change.end[kind] for kind, size in now.items()})
 
     def peak(self) -> tuple[int, dict[str, int]]:
-        """The fullest moment so far: all bytes, and those of each kind (PARAM, GRAD, OPT, ...)."""
+        """Return the peak so far: all bytes, and those of each kind (PARAM, GRAD, OPT, ...)."""
         (snapshot,) = self.get_tracker_snapshot("peak").values()
         kinds = {getattr(kind, "name", kind): size for kind, size in snapshot.items()}
         return kinds[_TOTAL_KEY], kinds
@@ -88,7 +88,7 @@ class _FirstForwards:
     FSDP has gathered the parameters of a module by then; the function tells the tracker of them.
     """
 
-    is_bw = False  # which tells apart activations from temporary tensors; both are "rest"
+    is_bw = False  # it tells activations from temporary tensors; here both are "rest"
 
     def __init__(self, function: Callable[[torch.nn.Module], Any]):
         self.function = function
@@ -101,10 +101,10 @@ class _FirstForwards:
         self.handle.remove()
 
     def register_user_hooks(self, *hooks: Any) -> None:
-        """Take none of the tracker's hooks, which are for peaks of each module."""
+        """Ignore the tracker's hooks, which are for the peaks of each module."""
 
     def clear_user_hooks(self) -> None:
-        """Nothing to clear."""
+        """Do nothing: there are no hooks."""
 
     def _before_forward(self, module: torch.nn.Module, args: Any) -> None:
         if module not in self.seen:

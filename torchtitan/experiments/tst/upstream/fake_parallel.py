@@ -1,6 +1,6 @@
-"""Parallelisms on tensors without content: what they hold, without the values that they read.
+"""Parallelisms on fake tensors: replacements for those that read values.
 
-Context and tensor parallelism, FSDP and schedules of pipelines run as they are.
+Context and tensor parallelism, FSDP and pipeline schedules run unchanged.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from torchtitan.distributed.expert_parallel import ExpertParallel
 from torchtitan.models.llama3.infra import parallelize
 from torchtitan.models.moe.utils import _permute
 
-from .fake_pipeline import PlayedStage
+from .fake_pipeline import SimulatedStage
 from .replaced import replaced
 
 
 @dataclasses.dataclass
 class Routing:
-    """Where routers send tokens under expert parallelism.
+    """The routers' choices under expert parallelism.
 
     Attributes:
-        top_k: experts of a token.
-        worst: whether each token goes to as many of this rank's experts as it can; if not, each
-            rank's experts receive the same number.
+        top_k: number of experts of a token.
+        worst: whether each token goes to as many of this rank's experts as possible; otherwise the
+            experts of each rank receive the same number.
     """
 
     top_k: int = 1
@@ -39,9 +39,9 @@ class Routing:
 
         Args:
             choices: rows that each rank sends: its tokens times ``top_k``.
-            ranks: of expert parallelism.
-            local_experts: experts of a rank. A token chooses different experts, and so at most
-                ``min(top_k, local_experts)`` of this rank's.
+            ranks: number of expert-parallel ranks.
+            local_experts: number of experts of a rank. A token chooses different experts, so at
+                most ``min(top_k, local_experts)`` of this rank's.
         """
         if self.worst:
             to_first = choices * min(self.top_k, local_experts) // self.top_k
@@ -51,16 +51,16 @@ class Routing:
 
 
 def _even(rows: int, parts: int) -> list[int]:
-    """``rows`` in ``parts``, the first ones one larger where it does not divide."""
+    """Divide rows into parts; the first parts get one more if they do not divide evenly."""
     return [rows // parts + (part < rows % parts) for part in range(parts)]
 
 
 @contextlib.contextmanager
 def parallel_stand_ins(routing: Routing) -> Iterator[None]:
-    """Replace what parallelisms cannot do without values, and put it back at the end.
+    """Replace in this context what parallelisms cannot do without values.
 
     Args:
-        routing: of the experts; what it says when a step is played counts.
+        routing: routing of the experts; its values are read when a step is simulated.
     """
 
     def dispatch(self: Any, module: Any, inputs: Any, mesh: DeviceMesh) -> Any:
@@ -69,7 +69,7 @@ def parallel_stand_ins(routing: Routing) -> Iterator[None]:
     with (
         replaced(ExpertParallel, "_token_dispatch", dispatch),
         replaced(parallelize, "replicate", _replicate),
-        replaced(pipeline_parallel, "PipelineStage", PlayedStage),
+        replaced(pipeline_parallel, "PipelineStage", SimulatedStage),
     ):
         yield
 
@@ -77,13 +77,13 @@ def parallel_stand_ins(routing: Routing) -> Iterator[None]:
 def _dispatch(
     parallel: Any, routing: Routing, inputs: Any, mesh: DeviceMesh
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``ExpertParallel._token_dispatch``, which reads from the counts how many tokens go where.
+    """Do what ``ExpertParallel._token_dispatch`` does, which reads the splits from the counts.
 
     Args:
-        parallel: the parallel style, which keeps what the way back needs.
-        routing: gives the splits instead.
+        parallel: the parallel style; it stores what the way back needs.
+        routing: gives the splits instead of the counts.
         inputs: rows (tokens * top_k, d) of this rank, and their number for each expert (experts,).
-        mesh: of expert parallelism.
+        mesh: mesh of expert parallelism.
     """
     rows, counts = inputs
     group, ranks = mesh.get_group(), mesh.shape[0]
@@ -100,13 +100,13 @@ def _dispatch(
 
 
 def _replicate(model: nn.Module, *, gradient_as_bucket_view: bool = False, **kwargs: Any) -> None:
-    """DDP, whose reducer reads the addresses of parameters.
+    """Stand in for DDP, whose reducer reads the addresses of parameters.
 
-    What it holds is a buffer: buckets of all gradients, unless gradients are views of them.
+    Its memory is a buffer: buckets of all gradients, unless gradients are views of the buckets.
     """
     if not gradient_as_bucket_view:
         size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         buckets = torch.empty(size, dtype=torch.uint8, device="meta")
         model.register_buffer("gradient_buckets", buckets, persistent=False)
     ddp: Any = model
-    ddp.register_comm_hook = lambda *args: None  # by which parallelize() knows DDP
+    ddp.register_comm_hook = lambda *args: None  # parallelize() recognizes DDP by it

@@ -1,7 +1,7 @@
-"""Stages of a pipeline on tensors without content.
+"""Stages of a pipeline on fake tensors.
 
-A stage gets its shapes as examples, because no other rank can send them. It plays few
-micro-batches: those in between change the memory as the second does.
+A stage gets its shapes as examples, because no other rank can send them. It simulates only some
+micro-batches: the others change the memory like the second one.
 """
 
 from collections.abc import Callable
@@ -18,50 +18,50 @@ from .parallelize import forget_shapes
 
 
 class NotRepeatableError(Exception):
-    """Micro-batches are not alike: the schedule divides backward, as those without bubbles do."""
+    """Micro-batches are not alike, because the schedule divides backward (zero bubble)."""
 
 
-class PlayedStage(PipelineStage):
-    """A stage that plays the first two micro-batches of a step and the last."""
+class SimulatedStage(PipelineStage):
+    """A stage that simulates the first two micro-batches of a step and the last."""
 
     def begin(
         self, tracker: PeakMemory, tokens: torch.Tensor, hidden: torch.Tensor, repeats: bool
     ) -> None:
-        """Forget the step before; arguments as for :func:`begin_step`."""
+        """Prepare for a step, and forget the one before; arguments as for :func:`begin_step`."""
         self.tracker, self.hidden, self.repeats = tracker, hidden, repeats
-        self.output = hidden  # the last stage's own, once it is known
-        self.changes: dict[str, Change] = {}  # of the second micro-batch, by operation
-        ranks = self.stage_index_to_group_rank  # as the schedule has set it
+        self.output = hidden  # the first forward replaces it
+        self.changes: dict[str, Change] = {}  # changes of the second micro-batch, by operation
+        ranks = self.stage_index_to_group_rank  # set by the schedule
         PipelineStage.__init__(
             self,
             self.submod,
             self.stage_index,
             self.num_stages,
-            torch.device("cpu"),  # "cpu:0" is another to a fake tensor
+            torch.device("cpu"),  # to a fake tensor, "cpu:0" is another device
             input_args=tokens if self.is_first else hidden,
             output_args=hidden,
             group=self.group,
         )
         self.stage_index_to_group_rank = ranks
 
-    def is_played(self, chunk: int) -> bool:
-        """Whether a micro-batch is played, and not counted only."""
+    def is_simulated(self, chunk: int) -> bool:
+        """Return whether a micro-batch is simulated and not only counted."""
         return not self.repeats or chunk in (0, 1, (self.chunks or 0) - 1)
 
-    def play(self, operation: str, chunk: int, function: Callable[[], Any]) -> Any:
-        """Play an operation of a micro-batch, and keep how it changes the memory."""
+    def simulate(self, operation: str, chunk: int, function: Callable[[], Any]) -> Any:
+        """Simulate an operation of a micro-batch, and record its change of the memory."""
         with self.tracker.observed() as change:
             result = function()
-        if chunk == 1:  # gradients are there and, with FSDP, gathered parameters
+        if chunk == 1:  # now gradients exist, and with FSDP parameters are gathered
             self.changes[operation] = change
         return result
 
     def repeat(self, operation: str, example: torch.Tensor | None = None) -> torch.Tensor:
-        """Count an operation as the second micro-batch's, and return its result.
+        """Count an operation like that of the second micro-batch, and return its result.
 
         Args:
-            operation: that it has had, too.
-            example: of the result, which the schedule sends and frees; None if it has none.
+            operation: name of the operation.
+            example: example of the result, which the schedule sends and frees; None if it has none.
         """
         with self.tracker.observed() as there:
             shape, dtype = ((0,), None) if example is None else (example.shape, example.dtype)
@@ -72,34 +72,34 @@ class PlayedStage(PipelineStage):
     @override
     def forward_one_chunk(self, chunk: int, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         self.chunk = chunk
-        if not self.is_played(chunk):
+        if not self.is_simulated(chunk):
             output = self.repeat("forward", self.output)
             self.fwd_cache[chunk] = ((output,), [])
             return output
         forward = super().forward_one_chunk
-        output = self.play("forward", chunk, lambda: forward(chunk, *args, **kwargs))
+        output = self.simulate("forward", chunk, lambda: forward(chunk, *args, **kwargs))
         local = output.to_local() if isinstance(output, DTensor) else output
         with unseen():
             self.output = torch.empty(local.shape, dtype=local.dtype, device="meta")
         kinds = [(tensor.dtype, tensor.shape) for tensor in (output, self.hidden)]
         if not self.is_last and kinds[0] != kinds[1]:
-            raise RuntimeError(f"stage {self.stage_index} gives {kinds[0]}, expected {kinds[1]}")
+            raise RuntimeError(f"stage {self.stage_index} returns {kinds[0]}, expected {kinds[1]}")
         return output
 
     @override
     def backward_one_chunk(self, chunk: int, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         if self.repeats and not kwargs.get("full_backward", True):
             raise NotRepeatableError("backward of weights comes later")
-        _kept = self.fwd_cache[chunk][0]  # by the schedule, too, until its next forward
-        if self.is_played(chunk):
+        _kept = self.fwd_cache[chunk][0]  # the schedule keeps it, too, until its next forward
+        if self.is_simulated(chunk):
             backward = super().backward_one_chunk
-            self.play("backward", chunk, lambda: backward(chunk, *args, **kwargs))
+            self.simulate("backward", chunk, lambda: backward(chunk, *args, **kwargs))
             return
         del self.fwd_cache[chunk]
         gradient = self.repeat("backward", None if self.is_first else self.hidden)
         self.bwd_cache[chunk] = (gradient,)
 
-    # torch 2.13 has all ranks vote on whether shapes are known
+    # in torch 2.13, all ranks vote on whether shapes are known
 
     @override
     def _warmup_forward_vote(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -111,9 +111,9 @@ class PlayedStage(PipelineStage):
 
     @override
     def _post_metadata_inference_cleanup(self) -> None:
-        """Keep gradients of micro-batches before: no inference has left any."""
+        """Do nothing: the gradients come from earlier micro-batches, not from shape inference."""
 
-    # torch before 2.13 compares inputs and outputs with the examples, those of the last stage, too
+    # torch before 2.13 compares inputs and outputs with the examples, even in the last stage
 
     def _validate_fwd_input(self, *args: Any) -> None:
         pass
@@ -123,14 +123,16 @@ class PlayedStage(PipelineStage):
 
 
 class _Loss:
-    """The loss of the micro-batch that the last stage has gone forward with."""
+    """The loss of the micro-batch whose forward the last stage has just computed."""
 
-    def __init__(self, stage: PlayedStage, compute: Callable[..., torch.Tensor]):
+    def __init__(self, stage: SimulatedStage, compute: Callable[..., torch.Tensor]):
         self.stage, self.compute = stage, compute
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.stage.is_played(self.stage.chunk):
-            return self.stage.play("loss", self.stage.chunk, lambda: self.compute(*args, **kwargs))
+        if self.stage.is_simulated(self.stage.chunk):
+            return self.stage.simulate(
+                "loss", self.stage.chunk, lambda: self.compute(*args, **kwargs)
+            )
         self.stage.repeat("loss")
         return torch.zeros(())
 
@@ -145,11 +147,11 @@ def begin_step(
     """Make the stages of a pipeline schedule ready for a step.
 
     Args:
-        schedule: whose stages are :class:`PlayedStage`.
-        tracker: of the step's memory.
-        tokens: input of the first stage, an example without content.
-        hidden: output of each stage but the last and input of each but the first, as an example.
-        repeats: whether to play the first two micro-batches and the last only.
+        schedule: schedule whose stages are :class:`SimulatedStage`.
+        tracker: tracker of the step's memory.
+        tokens: example of the first stage's input.
+        hidden: example of the hidden states between two stages.
+        repeats: whether to simulate only the first two micro-batches and the last.
     """
     forget_shapes(schedule)
     for stage in [schedule._stage] if hasattr(schedule, "_stage") else schedule._stages:

@@ -1,4 +1,4 @@
-"""The trainer of a dry run: it is built, and plays steps, on tensors without content."""
+"""The trainer of a dry run, which builds the model and runs steps on fake tensors."""
 
 import contextlib
 import copy
@@ -23,18 +23,18 @@ from ..upstream.stand_ins import TOKENIZER, attention_masks
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Memory of a rank at its fullest moment in a step, in bytes.
+    """Memory of a rank at the peak of a step, in bytes.
 
-    What torch's allocator hands out; the CUDA context, NCCL's buffers and fragmentation come on
-    top.
+    It is the memory that torch's allocator hands out. The CUDA context, NCCL's buffers and
+    fragmentation are not in it.
 
     Attributes:
-        peak: all of it.
-        parameters: sharded, and gathered at that moment.
-        gradients: sharded, and not yet reduced at that moment.
-        optimizer: its states.
+        peak: all memory.
+        parameters: parameters: the shards, and what is gathered at that moment.
+        gradients: gradients: the shards, and what is not yet reduced at that moment.
+        optimizer: states of the optimizer.
         rest: activations, temporary tensors, buffers and inputs; DDP's buckets of gradients.
-        pipeline_rank: the rank of the pipeline that needs this memory, the one that needs most.
+        pipeline_rank: rank of the pipeline that has this memory: the one that needs most.
     """
 
     peak: int
@@ -50,11 +50,11 @@ class Memory:
 
 
 def reduced(job_config: JobConfig, folder: str) -> JobConfig:
-    """Return the job without what has no part in a step, or is not played.
+    """Return the job without what does not matter in a step, or cannot be simulated.
 
     Args:
-        job_config: of the job, which stays as it is.
-        folder: of the run that writes nothing.
+        job_config: the job's config; it is not changed.
+        folder: folder of the simulated run, which writes nothing there.
     """
     config = copy.deepcopy(job_config)
     config.job.dump_folder = folder
@@ -67,7 +67,7 @@ def reduced(job_config: JobConfig, folder: str) -> JobConfig:
     config.debug.deterministic = config.activation_checkpoint.debug = False
     config.parallelism.enable_async_tensor_parallel = False
     config.parallelism.expert_parallel_comm_backend = "standard"
-    # overlapping takes threads, which have no modes of tensors; without, the order is the same
+    # overlapping runs threads without FakeTensorMode; without it, the order of steps is the same
     config.parallelism.pipeline_parallel_expert_parallel_overlap = False
     if config.activation_checkpoint.mode == "memory_budget":
         config.activation_checkpoint.mode = "none"
@@ -75,11 +75,11 @@ def reduced(job_config: JobConfig, folder: str) -> JobConfig:
 
 
 @contextlib.contextmanager
-def played_train_spec(job_config: JobConfig) -> Iterator[None]:
-    """Have the model built on fake tensors, from model args of its own, without data.
+def simulated_train_spec(job_config: JobConfig) -> Iterator[None]:
+    """Build the job's model on fake tensors in this context, without data.
 
     Args:
-        job_config: whose model it is.
+        job_config: the job's config.
     """
     name = job_config.model.name
     spec = train_spec_module.get_train_spec(name)
@@ -88,7 +88,7 @@ def played_train_spec(job_config: JobConfig) -> Iterator[None]:
         def then_fake(build: Any) -> Any:
             def build_then_fake(*args: Any, **kwargs: Any) -> Any:
                 built = build(*args, **kwargs)
-                # so far meshes have needed values, and the parameters are on the meta device
+                # only now: meshes needed values so far, and the parameters are on the meta device
                 fake.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
                 return built
 
@@ -96,15 +96,15 @@ def played_train_spec(job_config: JobConfig) -> Iterator[None]:
 
         last = "parallelize_fn"
         if job_config.parallelism.pipeline_parallel_degree > 1:
-            last = "pipelining_fn"  # which parallelizes each stage
-        played: Any = dataclasses.replace(
+            last = "pipelining_fn"  # it parallelizes each stage
+        simulated: Any = dataclasses.replace(
             spec,
             model_args=copy.deepcopy(spec.model_args),  # upstream's trainer writes into them
             build_tokenizer_fn=None,
             build_dataloader_fn=_NoData,
         )
-        played = dataclasses.replace(played, **{last: then_fake(getattr(spec, last))})
-        fake.enter_context(train_spec_as(name, played))
+        simulated = dataclasses.replace(simulated, **{last: then_fake(getattr(spec, last))})
+        fake.enter_context(train_spec_as(name, simulated))
         yield
 
 
@@ -121,25 +121,25 @@ class _NoData:
         pass
 
 
-class PlayedTrainer(SuperpositionTrainer):
-    """The trainer without what reads values, with a tracker of the step at hand."""
+class SimulatedTrainer(SuperpositionTrainer):
+    """The trainer without what reads values of tensors, with a tracker of each step's memory."""
 
     tracker: PeakMemory
     gradient_accumulation_steps: int
-    repeats = True  # whether to play few of a pipeline's micro-batches
+    repeats = True  # whether to simulate few of a pipeline's micro-batches
 
     @override
     def check(self, job_config: JobConfig) -> None:
-        pass  # its files need not be here
+        pass  # the job's files need not exist here
 
     @override
     def run_facts(self) -> dict[str, Any]:
-        return {}  # of files that need not be here
+        return {}  # they are facts of files, which need not exist here
 
     @override
     def init_distributed(self) -> ParallelDims:
         layout = super().init_distributed()
-        layout.build_mesh()  # needs values; on a single rank it would be built in the first step
+        layout.build_mesh()  # needs values; on a single rank, the first step would build it
         return layout
 
     @override
@@ -158,8 +158,8 @@ class PlayedTrainer(SuperpositionTrainer):
         return super().forward_backward_step(**kwargs)
 
     def prepare(self) -> None:
-        """Make the states of the optimizer, and have the trainer read no values in a step."""
-        self.device = torch.device("cpu")  # "cpu:0" is another to a fake tensor
+        """Create the optimizer's states, and keep the trainer from reading values in a step."""
+        self.device = torch.device("cpu")  # to a fake tensor, "cpu:0" is another device
         self.tokenizer = TOKENIZER
         for part in self.model_parts:
             model: Any = part
@@ -175,14 +175,18 @@ class PlayedTrainer(SuperpositionTrainer):
         for parameter in (p for part in self.model_parts for p in part.parameters()):
             parameter.grad = torch.zeros_like(parameter)
 
-    def play(self) -> dict[Stage, Memory]:
-        """Play the last step of recovery and of each stage; of one of stages of one bag size.
+    def simulate(self) -> dict[Stage, Memory]:
+        """Simulate the last step of recovery and of each stage.
 
-        In the middle of a pipeline, steps of the same latents are alike, and one is played.
+        Steps that are alike are simulated once: stages of the same bag size, and in the middle of a
+        pipeline all steps with the same number of latents.
+
+        Returns:
+            The memory of recovery and of one stage of each bag size.
         """
         stages = self.schedule.until(self.job_config.training.steps)
         each_bag_size = {stage.bag_size: stage for stage in stages}
-        played: dict[Any, Memory] = {}
+        simulated: dict[Any, Memory] = {}
         memory = {}
         for bag_size, stage in each_bag_size.items():
             kind: Any = bag_size
@@ -191,12 +195,12 @@ class PlayedTrainer(SuperpositionTrainer):
             ):
                 shape = self.batch_shape(stage.last)
                 kind = shape.sequences, shape.latents
-            if kind not in played:
-                played[kind] = self._play_step(stage.last)
-            memory[stage] = played[kind]
+            if kind not in simulated:
+                simulated[kind] = self._simulate_step(stage.last)
+            memory[stage] = simulated[kind]
         return memory
 
-    def _play_step(self, step: int) -> Memory:
+    def _simulate_step(self, step: int) -> Memory:
         self.step, self.tracker = step, PeakMemory()
         shape = self.batch_shape(step)
 
@@ -218,7 +222,7 @@ class PlayedTrainer(SuperpositionTrainer):
         return Memory(peak, kinds["PARAM"], kinds["GRAD"], kinds["OPT"], rank)
 
     def _begin_pipeline(self, latents: int) -> None:
-        """Tell the stages of a pipeline what they take and give, for sequences of ``latents``."""
+        """Tell a pipeline's stages the shapes of inputs and outputs, given ``latents``."""
         layout, training = self.parallel_dims, self.job_config.training
         size = self.job_config.parallelism.pipeline_parallel_microbatch_size
         length = latents // layout.cp
