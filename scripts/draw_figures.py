@@ -309,7 +309,7 @@ CHECKPOINT = (
     ("write manifest.json", "resilience/checkpoint/manifests.py", True),
     ("link boundary, rename to step-N", "resilience/checkpoint/moves.py", True),
     ("purge old ones, keep marked ones", "resilience/checkpoint/manager.py", True),
-    ("next launch: which can be resumed?", "resilience/checkpoint/inventory.py", True),
+    ("next launch: which can resume?", "resilience/checkpoint/inventory.py", True),
     ("are the files intact?", "resilience/checkpoint/damage.py", True),
     ("does the config agree?", "checks/agreement.py", True),
     ("load plain values and tensors only", "resilience/checkpoint/reader.py", True),
