@@ -1,4 +1,4 @@
-"""The rooms of the package form layers: import-linter's contracts in pyproject.toml."""
+"""The package's folders form layers: import-linter's contracts in pyproject.toml."""
 
 import ast
 import os

@@ -34,8 +34,8 @@ def test_paths_exist(page):
 
 
 @of_each_page
-def test_modules_named_in_a_room_exist(page):
-    """A module may be named from its room: `core/losses.py`."""
+def test_modules_named_from_a_folder_exist(page):
+    """A module may be named from the folder above its own: `core/losses.py`."""
     for name in re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text()):
         folders = (ROOT, PACKAGE, page.parent, *(p for p in PACKAGE.rglob("*") if p.is_dir()))
         assert any((folder / name).exists() for folder in folders), name
