@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check style, types and shell scripts, as .ci/run and pre-commit do.
+# Check style, types, shell scripts and the readability of the docs, as .ci/run and pre-commit do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh dev
@@ -7,3 +7,4 @@ ruff check
 ruff format --check
 mypy
 shellcheck run_train.sh .ci/run scripts/*.sh scripts/slurm/*
+python scripts/check_docs.py
