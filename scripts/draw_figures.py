@@ -107,7 +107,7 @@ class Figure:
 
 
 def tst() -> Figure:
-    """The method and its two phases."""
+    """Draw the method and its two phases."""
     figure = Figure(900, 560, "Token Superposition Training: bags of tokens, then single tokens")
     words = STORY.split()
     figure.text(28, 40, "Superposition: bags of s = 4 tokens", "title")
@@ -156,7 +156,7 @@ def run(figure: Figure):
 
 
 def fold() -> Figure:
-    """How a sequence is cut into bags of inputs and targets."""
+    """Draw how a sequence is cut into bags of inputs and targets."""
     figure = Figure(900, 300, "One sequence of 16 tokens, cut into bags of 4: inputs and targets")
     figure.lines(28, 48, ["tokens", "(B, s·L)"], "label faint")
     figure.lines(28, 148, ["inputs", "(B, L, s)"], "label faint")
@@ -181,7 +181,7 @@ def fold() -> Figure:
 
 
 def modes() -> Figure:
-    """What goes in and what is predicted in each mode."""
+    """Draw what goes in and what is predicted in each mode."""
     figure = Figure(900, 232, "The modes full, input and output of superposition")
     inputs, targets = ["1", "2", "3", "4"], ["5", "6", "7", "8"]
     columns = (
@@ -202,7 +202,7 @@ def modes() -> Figure:
 
 
 def scale() -> Figure:
-    """Two ways to read s times the tokens in a step."""
+    """Draw the two ways to read s times the tokens in a step."""
     figure = Figure(
         900, 280, "An ordinary step, and one of superposition in both scales, for s = 2"
     )
@@ -229,7 +229,7 @@ def scale() -> Figure:
 
 
 def stages() -> Figure:
-    """Superposition in stages."""
+    """Draw superposition in stages."""
     figure = Figure(900, 252, "Superposition in stages, with bag sizes of 8, 4 and 2")
     left, bottom, unit, tenth = 176, 190, 17, 66
     figure.lines(28, 104, ["data tokens", "a step"], "label faint")
@@ -268,7 +268,7 @@ LAYERS = (
 
 
 def layers() -> Figure:
-    """The layers of the package."""
+    """Draw the layers of the package."""
     figure = Figure(900, 40 * len(LAYERS) + 44, "The layers of the package; imports point down")
     for i, (names, purpose) in enumerate(LAYERS):
         y = 24 + 40 * i
@@ -312,12 +312,12 @@ CHECKPOINT = (
     ("next launch: which can resume?", "resilience/checkpoint/inventory.py", True),
     ("are the files intact?", "resilience/checkpoint/damage.py", True),
     ("does the config agree?", "checks/agreement.py", True),
-    ("load plain values and tensors only", "resilience/checkpoint/reader.py", True),
+    ("load plain values and tensors", "resilience/checkpoint/reader.py", True),
 )
 
 
 def walk(title: str, steps: tuple[tuple[str, str, bool], ...]) -> Figure:
-    """What happens one after the other."""
+    """Draw steps, one after the other."""
     figure = Figure(900, 48 * len(steps) + 34, title)
     for i, (what, where, ours) in enumerate(steps):
         y = 24 + 48 * i
