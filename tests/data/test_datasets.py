@@ -245,7 +245,9 @@ def test_another_text_key_contradicts_the_checkpoint(make_config):
     key = "text_dataset.text_key"
     earlier, other = {"run": facts(), "step": 1}, facts("--text_dataset.text_key=content")
     assert contradictions(earlier, facts(), []) == []
-    assert contradictions(earlier, other, []) == [f"{key} = 'content', in the checkpoint 'text'"]
+    assert contradictions(earlier, other, []) == [
+        f"{key} = 'content', but 'text' in the checkpoint"
+    ]
     assert contradictions(earlier, other, ["dataloader"]) == []
     del earlier["run"][key]  # as of an earlier version
     assert contradictions(earlier, other, []) == []
@@ -320,5 +322,5 @@ def test_the_files_are_announced(make_config, tmp_path, caplog):
     caplog.set_level("INFO")
     announce_text("training", loader)
     assert "Data: training reads 1 file (1 .jsonl)" in caplog.text
-    left_out = "3 left out: 1 hidden (.d.jsonl); 2 of another kind (b.json, c.csv)"
-    assert left_out in caplog.text
+    skipped = "3 skipped: 1 hidden (.d.jsonl); 2 of another kind (b.json, c.csv)"
+    assert skipped in caplog.text

@@ -1,4 +1,4 @@
-"""Which files are read, and which are left out and why."""
+"""Which files are read, and which are skipped and why."""
 
 import os
 import shutil
@@ -43,14 +43,14 @@ def below(folder, files):
 def test_a_folder(folder):
     files = data_files(str(folder), JSONL)
     assert below(folder, files.read) == READ
-    assert {reason: set(names) for reason, names in files.left_out.items()} == {
+    assert {reason: set(names) for reason, names in files.skipped.items()} == {
         "hidden": {".ipynb_checkpoints/", ".b.jsonl", "_temporary/", "b/.e/"},
         "of 0 bytes": {"0.jsonl"},
         "of another kind": OTHER,
     }
     assert str(files) == "5 files (2 .json.gz, 2 .jsonl, 1 .jsonl.zst)"
     assert files.warning() == (
-        "8 left out: 4 hidden (.b.jsonl, .ipynb_checkpoints/, _temporary/, ...); "
+        "8 skipped: 4 hidden (.b.jsonl, .ipynb_checkpoints/, _temporary/, ...); "
         "1 of 0 bytes (0.jsonl); 3 of another kind (README, b.json, t.parquet)"
     )
 
@@ -90,7 +90,7 @@ def test_folders_that_a_pattern_matches_are_named(folder):
     assert below(folder, files.read) == ["b.json"]
     assert "1 folders that the pattern matches" in files.warning()
     assert "b/" in files.warning()
-    assert not data_files(f"{folder}/**", JSONL).left_out.get("folders that the pattern matches")
+    assert not data_files(f"{folder}/**", JSONL).skipped.get("folders that the pattern matches")
 
 
 def test_a_pattern_reads_a_file_once_where_links_lead_back(folder):
@@ -145,7 +145,7 @@ def test_a_folder_whose_name_is_a_pattern(folder):
         ("none*", "the pattern matches nothing"),
         ("b/[c]", "the pattern matches only folders"),
         ("0*", r"the pattern has no file to read .*1 of 0 bytes \(.*0\.jsonl\)"),
-        ("_temporary", r"the folder has no file to read \(\.jsonl, .*: 1 left out: 1 hidden"),
+        ("_temporary", r"the folder has no file to read \(\.jsonl, .*: 1 skipped: 1 hidden"),
     ],
 )
 def test_nothing_to_read(folder, path, said):
@@ -161,7 +161,7 @@ def test_urls(folder):
         files = data_files("memory://corpus", JSONL)
         assert below("corpus", files.read) == READ
         assert files.read[0] == "memory:///corpus/[c].json.gz"
-        assert set(files.left_out["of another kind"]) == OTHER
+        assert set(files.skipped["of another kind"]) == OTHER
         assert data_files("memory://corpus/README", JSONL).read == ["memory://corpus/README"]
         assert below("corpus", data_files("memory://corpus/**", JSONL).read) == READ
         assert below("corpus", data_files("memory://corpus/[ab].json*", JSONL).read) == ["a.jsonl"]

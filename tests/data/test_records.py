@@ -39,7 +39,7 @@ LINES = {  # of JSON: the texts, or what is said of record 1
     "a surrogate pair": (b'{"text": "\\ud83d\\ude42"}', ["🙂"]),
     "a lone surrogate elsewhere": (b'{"x": "\\ud800", "text": "b"}', ["b"]),
     "a lone surrogate": (b'{"text": "b\\ud800"}', r"has a lone surrogate, '\\ud800'"),
-    "null": (b'{"text": null}', "its field 'text' is null, and must be a string"),
+    "null": (b'{"text": null}', "its field 'text' is null, but must be a string"),
     "a number": (b'{"text": 1}', "its field 'text' is a number"),
     "true": (b'{"text": true}', "its field 'text' is true or false"),
     "an object": (b'{"text": {"text": "b"}}', "its field 'text' is a JSON object"),
@@ -47,10 +47,10 @@ LINES = {  # of JSON: the texts, or what is said of record 1
         b'{"content": "b", "id": 1}',
         "no field 'text'; its fields are 'content', 'id'",
     ),
-    "no object": (b'"text"', "it is a string; one JSON object per line"),
-    "an array": (b'[{"text": "b"}]', "it is a JSON array; one JSON object per line"),
-    "an array on many lines": (b"[", "begins a JSON array; one JSON object per line"),
-    "no JSON": (b"{'text': 'b'}", "it is not valid JSON .*one JSON object per line"),
+    "no object": (b'"text"', "it is a string; each line must be one JSON object"),
+    "an array": (b'[{"text": "b"}]', "it is a JSON array; each line must be one JSON object"),
+    "an array on many lines": (b"[", "it is the beginning of a JSON array; each line must be"),
+    "no JSON": (b"{'text': 'b'}", "it is not valid JSON .*each line must be one JSON object"),
     "two in a line": (A + A, r"it is not valid JSON \(Extra data"),
     "too deep": (b'{"x": ' + b"[" * 200_000, "it is not valid JSON"),
     "cut off": (A[:-3], "it is not valid JSON"),
@@ -164,7 +164,7 @@ def test_what_a_download_left_behind_is_named(tmp_path, name):
 def test_parquet_of_another_name(tmp_path):
     path = tmp_path / "0123456789abcdef"
     pq.write_table(pa.table({"text": ["a"]}), path)
-    with pytest.raises(RecordError, match=f"^{path} is Parquet and not JSON lines"):
+    with pytest.raises(RecordError, match=f"^{path} is Parquet, not JSON lines"):
         list(read_documents(str(path)))
 
 

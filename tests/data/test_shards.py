@@ -97,7 +97,7 @@ DAMAGES = {
     "missing metadata": (remove("00000.ds.metadata"), "00000.ds.metadata is missing"),
     "truncated": (
         lambda folder: edit(folder, "00001.ds", lambda content: content[:-4]),
-        "00001.ds is truncated: it has 4 tokens, and its metadata says 6",
+        "00001.ds is truncated: it has 4 tokens, but its metadata says 6",
     ),
     "too long": (
         lambda folder: edit(folder, "00001.ds", lambda content: content * 2),
@@ -113,7 +113,7 @@ DAMAGES = {
     ),
     "index of another shard": (
         lambda folder: shutil.copy(folder / "00000.ds.index", folder / "00001.ds.index"),
-        "00001.ds.index ends its last document at token 9, and 00001.ds has 6",
+        "00001.ds.index ends its last document at token 9, but 00001.ds has 6",
     ),
     "metadata cut off": (metadata("unknown|2"), "00001.ds.metadata is not datatrove's"),
     "metadata without a number": (metadata("unknown|2\nsix\n6 T"), "00001.ds.metadata is not"),
@@ -124,7 +124,7 @@ DAMAGES = {
     ),
     "two tokenizers": (
         metadata("gpt2|2\n6\n6 T"),
-        "00001.ds has tokenizer = 'gpt2' in its metadata, 00000.ds beside it 'unknown'",
+        "00001.ds has tokenizer = 'gpt2' in its metadata, but 00000.ds has 'unknown'",
     ),
     "two widths": (
         lambda folder: (
@@ -132,7 +132,7 @@ DAMAGES = {
             write_shards(folder, [[[1]], [[2]]], 4),
             write_shards(folder, [[[1]]], 2),
         ),
-        "00001.ds has token_bytes = 4 in its metadata, 00000.ds beside it 2",
+        "00001.ds has token_bytes = 4 in its metadata, but 00000.ds has 2",
     ),
     "another tokenizer": (
         lambda folder: write_shards(folder, [[[1]], [[2]]], 2, f"x (xxh3 {'0' * 16})"),
@@ -140,23 +140,23 @@ DAMAGES = {
     ),
     "ids beyond the vocabulary": (
         lambda folder: write_shards(folder, [[[1]], [[2, 1024]]]),
-        "00001.ds has token id 1024 at token 1, and the run's tokenizer (model.hf_assets_path) ",
+        "00001.ds has token id 1024 at token 1, but the run's tokenizer (model.hf_assets_path) ",
     ),
     "unfinished": (
         corpus_file(complete=False, shards={}),
-        "its tokenization was not finished; run `tst tokenize`",
+        "its tokenization was not finished; run the same `tst tokenize` command",
     ),
     "a listed shard is missing": (
         corpus_file(complete=True, shards=SHARDS | {"00002.ds": 1}),
-        "00002.ds has None tokens, and corpus.json beside it says 1",
+        "00002.ds has no tokens, but corpus.json in the same folder says 1",
     ),
     "a shard too many": (
         corpus_file(complete=True, shards={"00000.ds": 9}),
-        "00001.ds has 6 tokens, and corpus.json beside it says None",
+        "00001.ds has 6 tokens, but corpus.json in the same folder says none",
     ),
     "a shard of another corpus": (
         corpus_file(complete=True, shards=SHARDS | {"00001.ds": 7}),
-        "00001.ds has 6 tokens, and corpus.json beside it says 7",
+        "00001.ds has 6 tokens, but corpus.json in the same folder says 7",
     ),
     "corpus.json cut off": (
         lambda folder: (folder / "corpus.json").write_text('{"complete": tr'),

@@ -88,7 +88,7 @@ def test_nothing_to_read(corpus, tmp_path):
     write_jsonl(source / "a.jsonl", ["a"])
     pq.write_table(pa.table({"text": ["a"]}), source / "a.parquet")
     with pytest.raises(
-        TokenizationError, match=r"one of the two, and found 2 files \(1 \.jsonl, 1"
+        TokenizationError, match=r"must have either .*, but has 2 files \(1 \.jsonl, 1"
     ):
         tokenize(source, out, options)
 
@@ -142,7 +142,7 @@ def test_what_is_read_is_said(two_files, corpus, tmp_path, capsys):
     tokenize(two_files, tmp_path / "out", Options(str(corpus / "tokenizer")))
     said = capsys.readouterr()
     assert "Reading 2 files (2 .jsonl)" in said.out
-    assert "1 left out: 1 of another kind (b.json)" in said.err
+    assert "1 skipped: 1 of another kind (b.json)" in said.err
 
 
 def test_a_folder_that_holds_something_else(texts, corpus, tmp_path):

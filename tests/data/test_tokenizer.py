@@ -98,7 +98,7 @@ def test_dropout_that_cannot_be_switched_off_is_refused(folder, monkeypatch):
     change(folder, add_dropout)
     kept = property(lambda self: 0.5, lambda self, value: None)
     monkeypatch.setattr(Tokenizer, "model", type("Model", (), {"dropout": kept})())
-    with pytest.raises(TokenizerError, match=r"^tokenizer.json: dropout .* must be null"):
+    with pytest.raises(TokenizerError, match=r"^tokenizer.json: set dropout .* to null"):
         open_tokenizer(folder)
 
 
@@ -259,7 +259,7 @@ DAMAGES = {
     ),
     "another model itself": (
         lambda folder: put(spiece__model="x")(folder) / "spiece.model",
-        ["is a file, and must be a folder", "save_pretrained"],
+        ["is a file, but must be a folder", "save_pretrained"],
     ),
     "SentencePiece": (put(tokenizer__model="x"), ["has tokenizer.model", "save_pretrained"]),
     "no files": (put(), ["has no tokenizer", "It has no files"]),
@@ -304,7 +304,7 @@ DAMAGES = {
     ),
     "merges that TorchTitan takes for comments": (
         put(vocab__json=VOCABULARY, merges__txt="#version: 0.2\na b\n# #\n"),
-        ["merges.txt, line 3: TorchTitan takes the merge b'# #' for a comment", "save_pretrained"],
+        ["merges.txt, line 3: TorchTitan reads the merge b'# #' as a comment", "save_pretrained"],
     ),
     "a post-processor with ids of another vocabulary": (
         with_post_processor_id(99999),

@@ -68,7 +68,7 @@ def localize(logits: torch.Tensor) -> tuple[torch.Tensor, VocabularyShard | None
 
 
 class Logits:
-    """Logits (N, V), float32 or wider, with the reads that a loss needs. All are differentiable."""
+    """Logits (N, V), float32 or wider, with the differentiable operations that a loss needs."""
 
     def __init__(self, z: torch.Tensor):
         self.z = z

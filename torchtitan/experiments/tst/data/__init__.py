@@ -1,1 +1,1 @@
-"""Data that upstream's loaders do not cover."""
+"""Training data: tokenizers, text corpora, token shards, and the loaders that read them."""

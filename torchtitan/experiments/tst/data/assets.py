@@ -1,4 +1,4 @@
-"""Tokenizers and configs from the Hugging Face hub, as ``model.hf_assets_path`` wants them."""
+"""Download tokenizers and configs from the Hugging Face hub, for ``model.hf_assets_path``."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -26,7 +26,7 @@ ASSETS = {
 
 
 class AssetsError(UserError, RuntimeError):
-    """Assets that the hub does not give; the message says why."""
+    """Assets that cannot be downloaded; the message says why."""
 
 
 def download(
@@ -36,21 +36,21 @@ def download(
     token: str | None = None,
     revision: str | None = None,
 ) -> Path:
-    """Fetch assets of a model into ``local_dir`` / its name.
+    """Download assets of a model into a folder with its name, below ``local_dir``.
 
     Args:
-        repo_id: owner/name on the hub.
+        repo_id: owner/name of the model on the hub.
         assets: some of :data:`ASSETS`.
-        local_dir: above the folder to fill.
-        token: of the hub; by default HF_TOKEN, or that of ``hf auth login``.
+        local_dir: parent of the folder to fill.
+        token: token of the hub; by default HF_TOKEN, or that of ``hf auth login``.
         revision: branch, tag or commit; by default main.
 
     Returns:
         The folder.
 
     Raises:
-        AssetsError: for a name, permission or connection that fails, if the model has none of one
-            of the assets, or if its tokenizer cannot be read.
+        AssetsError: if the name, the permission or the connection fails, if the model lacks one of
+            the assets, or if its tokenizer cannot be read.
     """
     folder = local_dir / repo_id.rpartition("/")[2]
     patterns = [pattern for name in assets for pattern in ASSETS[name]]
@@ -58,7 +58,7 @@ def download(
         snapshot_download(
             repo_id, allow_patterns=patterns, local_dir=folder, token=token, revision=revision
         )
-    except Exception as error:  # the hub's have no common class but this one
+    except Exception as error:  # the hub's errors have no other common class
         raise AssetsError(f"{repo_id}: {error}") from error
     names = [path.name for path in folder.iterdir()]
     for asset in assets:
@@ -73,7 +73,7 @@ def download(
 
 
 def vocabulary(folder: Path) -> int:
-    """Return the number of entries of a tokenizer that was fetched.
+    """Return the number of entries of a downloaded tokenizer.
 
     Raises:
         TokenizerError: if it cannot be read.

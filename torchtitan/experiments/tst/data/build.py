@@ -1,4 +1,4 @@
-"""Which loader a job gets."""
+"""Choose the loader of a job."""
 
 from datasets import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -22,10 +22,17 @@ def build_dataloader(
     job_config: JobConfig,
     infinite: bool = True,
 ) -> BaseDataLoader:
-    """A ``TrainSpec.build_dataloader_fn`` in the place of upstream's for text.
+    """Build the loader of training data: the train spec's function instead of upstream's.
 
-    More than one worker process for text is upstream's own loader, which shares the data out to its
-    workers. The checks of a job's data allow it without superposition only.
+    With more than one worker process for text, it is upstream's own loader, which splits the data
+    over its workers. The checks of a job allow this without superposition only.
+
+    Args:
+        dp_world_size: number of data-parallel ranks.
+        dp_rank: data-parallel rank of this process.
+        tokenizer: tokenizer of the run.
+        job_config: config of the run.
+        infinite: restart upstream's loader at the end of the data.
     """
     if is_token_shards(job_config.training):
         return ShardsDataloader(dp_world_size, dp_rank, tokenizer, job_config)
@@ -43,14 +50,17 @@ def build_validation_dataloader(
     job_config: JobConfig,
     infinite: bool = False,
 ) -> BaseDataLoader:
-    """In the place of upstream's ``build_text_validation_dataloader``."""
+    """Build the loader of validation data, instead of ``build_text_validation_dataloader``.
+
+    The arguments are those of :func:`build_dataloader`.
+    """
     if is_token_shards(job_config.validation):
         return ShardsValidationDataloader(dp_world_size, dp_rank, tokenizer, job_config, infinite)
     return TextLoader("validation", dp_world_size, dp_rank, tokenizer, job_config, infinite)
 
 
 def announce_text(section: Section, loader: BaseDataLoader) -> None:
-    """Log how many files a section's text dataset is, and warn of those that are not read."""
+    """Log how many files of text a section reads, and warn about files that it skips."""
     files = None
     if isinstance(loader, StreamsDataloader):
         files = loader.files
@@ -59,17 +69,17 @@ def announce_text(section: Section, loader: BaseDataLoader) -> None:
     if files:
         logger.info(f"Data: {section} reads {files}")
         if warning := files.warning():
-            logger.warning(f"Data: {section} does not read everything: {warning}")
+            logger.warning(f"Data: {section} does not read all files: {warning}")
 
 
 def check_workers(dataloader: StatefulDataLoader) -> None:
-    """Refuse worker processes that would each read the whole of upstream's text dataset.
+    """Check that worker processes do not each read the whole of upstream's text dataset.
 
-    Only a streaming dataset is split over its workers; of a map-style one, n workers give every
-    window n times (torchtitan 0.2.2).
+    Upstream splits only a streaming dataset over its workers. With n workers, a map-style dataset
+    yields every window n times (torchtitan 0.2.2).
 
     Raises:
-        ValueError: naming the number of workers and the limit.
+        ValueError: if there is more than one worker for a map-style dataset.
     """
     dataset, workers = dataloader.dataset, dataloader.num_workers
     map_style = isinstance(dataset, HuggingFaceTextDataset) and isinstance(
@@ -77,6 +87,6 @@ def check_workers(dataloader: StatefulDataLoader) -> None:
     )
     if map_style and workers > 1:
         raise ValueError(
-            f"training.dataloader.num_workers = {workers}: must be at most 1, as each worker would "
-            "read the whole of a dataset that is not streaming"
+            f"training.dataloader.num_workers = {workers}: must be at most 1, because each worker "
+            "would read all of a dataset that is not streaming"
         )

@@ -1,8 +1,8 @@
-"""The demo's corpus and tokenizer, made from this interpreter's standard-library sources.
+"""Make the demo's corpus and tokenizer from the sources of Python's standard library.
 
-Nothing is downloaded; the text is what the running Python brings, about 30 MB where its tests are
-installed. Files are cut into pieces and the pieces shuffled: batches of consecutive windows of one
-long file hurt small runs.
+Nothing is downloaded: the text is part of the running Python, about 30 MB if its tests are
+installed. Files are cut into pieces, and the pieces are shuffled. Otherwise a batch would hold
+consecutive windows of one long file, which hurts small runs.
 """
 
 import json
@@ -20,12 +20,12 @@ from .errors import DataError
 from .shards.token_shards import CORPUS_FILE
 from .shards.tokenization_options import Machine, Options
 
-FOLDER = Path("outputs/demo/corpus")  # that the jobs of the demo read
-TOKENS = "tokens"  # in it: train.jsonl as token shards
+FOLDER = Path("outputs/demo/corpus")  # the folder that the demo's jobs read
+TOKENS = "tokens"  # the folder in it with train.jsonl as token shards
 VOCAB_SIZE = 1024  # that of the llama3 flavor "demo"
 PIECE_CHARACTERS = 700  # about 256 tokens, one superposition sequence of the demo
 VALIDATION_SHARE = 0.05  # of the files
-TOKENIZER_CHARACTERS = 4_000_000  # text that the tokenizer is trained on
+TOKENIZER_CHARACTERS = 4_000_000  # of the text that the tokenizer is trained on
 SPECIAL_TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
 
 
@@ -40,12 +40,12 @@ def read_texts(paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
         try:
             yield path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):  # such as Python's own tests of encodings
+        except (UnicodeDecodeError, OSError):  # some of Python's own tests are not UTF-8
             continue
 
 
 def cut(source: str) -> Iterator[str]:
-    """Yield pieces of whole lines, each of at least PIECE_CHARACTERS but the last."""
+    """Yield pieces of whole lines; all except the last have at least PIECE_CHARACTERS."""
     piece, length = [], 0
     for line in source.splitlines(keepends=True):
         piece.append(line)
@@ -58,7 +58,7 @@ def cut(source: str) -> Iterator[str]:
 
 
 def train_tokenizer(pieces: list[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE of ``vocab_size`` entries."""
+    """Train a byte-level BPE tokenizer with ``vocab_size`` entries."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -77,12 +77,12 @@ def make_corpus(folder: Path, sources: Iterable[str], vocab_size: int = VOCAB_SI
     """Write train.jsonl, validation.jsonl and tokenizer/ into ``folder``, all of it or nothing.
 
     Args:
-        folder: of the corpus; must not exist.
+        folder: folder of the corpus; must not exist.
         sources: text of each file; 5 % of the files are held out for validation.
         vocab_size: entries of the tokenizer, which is trained on the training files.
 
     Raises:
-        DataError: for fewer than two files.
+        DataError: if there are fewer than two files.
     """
     shuffle = random.Random(0).shuffle
     sources = list(sources)
@@ -111,13 +111,13 @@ def make_corpus(folder: Path, sources: Iterable[str], vocab_size: int = VOCAB_SI
 
 
 def make_if_read(job_config: JobConfig) -> None:
-    """Make the corpus in ``outputs/demo/corpus`` if a job reads it and it is not there.
+    """Make the corpus in ``outputs/demo/corpus`` if a job reads it and it does not exist.
 
     Args:
-        job_config: its paths are looked at.
+        job_config: config of the job, with the paths that it reads.
 
     Raises:
-        ModuleNotFoundError: if it reads token shards, and the extra that makes them is missing.
+        ModuleNotFoundError: if the job reads token shards, and the extra ``data`` is not installed.
     """
     corpus, tokens = FOLDER.absolute(), (FOLDER / TOKENS).absolute()
     paths = (
@@ -129,7 +129,7 @@ def make_if_read(job_config: JobConfig) -> None:
     if not any(path.is_relative_to(corpus) for path in read):
         return
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(FOLDER.with_name(f".{FOLDER.name}.lock")):  # where several jobs start
+    with FileLock(FOLDER.with_name(f".{FOLDER.name}.lock")):  # several jobs may start at once
         if not FOLDER.exists():
             print("Making the demo corpus from the standard library's sources", flush=True)
             make_corpus(FOLDER, read_sources())
@@ -138,7 +138,7 @@ def make_if_read(job_config: JobConfig) -> None:
 
 
 def tokenize_corpus(folder: Path) -> None:
-    """Write train.jsonl of ``folder`` as token shards, ``folder``/tokens, unless they are there."""
+    """Tokenize train.jsonl of ``folder`` into ``folder``/tokens, unless that is complete."""
     if not _is_complete(folder / TOKENS):
         from .shards.executors import tokenize
 

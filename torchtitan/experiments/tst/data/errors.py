@@ -4,8 +4,8 @@ from ..errors import UserError
 
 
 class DataError(UserError, RuntimeError):
-    """Data that cannot be read, or not any more; the message names them."""
+    """Data that cannot be read, or can no longer be read; the message names it."""
 
 
 class RecordError(DataError):
-    """A record that is no document, or a file that cannot be read; the message names both."""
+    """A record that is not a document, or a file that cannot be read; the message names both."""

@@ -1,4 +1,4 @@
-"""What the loaders of training data have in common."""
+"""The base class of the loaders of training data."""
 
 import signal
 from abc import abstractmethod
@@ -21,13 +21,13 @@ Section = Literal["training", "validation"]
 
 
 class PhaseDataloader(BaseDataLoader):
-    """Micro-batches shaped for the step that they are of.
+    """A loader whose micro-batches have the shape of the step that they are for.
 
-    Its state travels with the batches: it is that of the batches handed out, and not of those that
-    a worker process or a thread has read ahead.
+    Its state travels with the batches. So the state counts the batches that were returned, and not
+    those that a worker process or a thread has read ahead.
 
     Attributes:
-        options: for a ``DataLoader`` that hands batches through as they are.
+        options: arguments for a ``DataLoader`` that returns batches as they are.
     """
 
     _state: str
@@ -41,11 +41,11 @@ class PhaseDataloader(BaseDataLoader):
 
     @abstractmethod
     def begin(self, completed_steps: int) -> None:
-        """Have the next ``iter()`` start with the batches of step ``completed_steps + 1``."""
+        """Make the next ``iter()`` start with the batches of step ``completed_steps + 1``."""
 
     @abstractmethod
     def _batches(self) -> Iterable[StatedBatch]:
-        """Inputs, labels and the state after them; no state within a step."""
+        """Return inputs, labels and the state after them; the state is None within a step."""
 
     @override
     def __iter__(self) -> Iterator[Batch]:
@@ -60,13 +60,13 @@ def named_errors(job_config: JobConfig, section: Section) -> Iterator[None]:
     """Add the section's dataset and path to any error in reading its data.
 
     Raises:
-        DataError: for any error.
+        DataError: for any error inside the context.
     """
     try:
         yield
-    except Exception as error:  # whatever the dataset's files and hub may raise
+    except Exception as error:  # the dataset's files or the hub may raise anything
         config = getattr(job_config, section)
-        # of a worker process or a thread it comes with a traceback before it
+        # From a worker process or a thread, the message begins with a traceback.
         cause = "".join(str(error).strip().splitlines()[-1:])
         if not isinstance(error, DataError):
             cause = f"{type(error).__name__}: {cause}"
@@ -77,6 +77,9 @@ def named_errors(job_config: JobConfig, section: Section) -> Iterator[None]:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Survive what a cluster sends to all processes; a second SIGTERM is the parent's own."""
+    """Ignore the first stop signal, which a cluster sends to all processes of a job.
+
+    A second one, such as SIGTERM from the parent, ends the worker.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -1,7 +1,7 @@
-"""Opening a tokenizer: upstream's class, with the settings off that would change documents.
+"""Open a tokenizer: upstream's class, without the settings that would change documents.
 
-Every part of this package that needs a tokenizer opens it here, so that tokenizing a corpus and
-tokenizing while training give the same ids.
+Every part of this package opens its tokenizer here. So tokenizing a corpus and tokenizing while
+training give the same ids.
 """
 
 import codecs
@@ -31,7 +31,7 @@ _CONVERT = (
     "Convert it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER) "
     f"writes {_TOKENIZER}"
 )
-_RARE = "\U00012000"  # a cuneiform sign, in no vocabulary but of bytes
+_RARE = "\U00012000"  # a cuneiform sign, which only vocabularies of bytes have
 
 
 class TokenizerError(UserError, ValueError):
@@ -39,18 +39,18 @@ class TokenizerError(UserError, ValueError):
 
 
 def open_tokenizer(folder: str | os.PathLike) -> HuggingFaceTokenizer:
-    """Open the tokenizer of a folder, as ``model.hf_assets_path`` names it.
+    """Open the tokenizer of a folder, such as ``model.hf_assets_path``.
 
-    Truncation, padding and BPE dropout are switched off, with a warning where they would change
-    token ids. Where BOS and EOS are one token, ``eos_id`` is known, and a document has the token
-    at its beginning only, as with upstream's class.
+    Truncation, padding and BPE dropout are switched off, with a warning if they would change token
+    ids. If BOS and EOS are the same token, ``eos_id`` is set, and a document has the token at its
+    beginning only, as with upstream's class.
 
     Args:
-        folder: with the files that upstream reads: ``tokenizer.json``, or a vocabulary and
+        folder: folder with the files that upstream reads: ``tokenizer.json``, or a vocabulary and
             ``merges.txt``; and ``tokenizer_config.json``.
 
     Raises:
-        TokenizerError: naming the file at fault, and what to do.
+        TokenizerError: if a file is missing or wrong; names the file and says what to do.
     """
     tokenizer = _WholeDocuments(Path(folder))
     _check_unknown_text(tokenizer.tokenizer, tokenizer.file)
@@ -58,17 +58,17 @@ def open_tokenizer(folder: str | os.PathLike) -> HuggingFaceTokenizer:
         count := entries(tokenizer)
     ):
         raise TokenizerError(
-            f"{tokenizer.file.name}: its post-processor adds id {highest} to documents, and the "
+            f"{tokenizer.file.name}: its post-processor adds id {highest} to documents, but the "
             f"vocabulary has {count:,} entries; correct the ids of its special tokens"
         )
     return tokenizer
 
 
 def build_tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
-    """Build a job's tokenizer: a ``TrainSpec.build_tokenizer_fn``.
+    """Build a job's tokenizer, as ``TrainSpec.build_tokenizer_fn``.
 
     Raises:
-        ConfigError: naming ``model.hf_assets_path``.
+        ConfigError: if ``model.hf_assets_path`` has no usable tokenizer.
     """
     folder = job_config.model.hf_assets_path
     try:
@@ -80,12 +80,12 @@ def build_tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
 def tokenizer_builder(
     of_spec: Callable[[JobConfig], BaseTokenizer] | None,
 ) -> Callable[[JobConfig], BaseTokenizer] | None:
-    """Return :func:`build_tokenizer` instead of upstream's, and any other as it is."""
+    """Return :func:`build_tokenizer` for upstream's function, and any other unchanged."""
     return build_tokenizer if of_spec is build_hf_tokenizer else of_spec
 
 
 def announce_tokenizer(tokenizer: BaseTokenizer | None) -> None:
-    """Log the size of a tokenizer and which tokens begin and end its documents."""
+    """Log the size of a tokenizer, and the tokens at the beginning and end of a document."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return
     before, after = _around_documents(tokenizer)
@@ -102,7 +102,7 @@ def announce_tokenizer(tokenizer: BaseTokenizer | None) -> None:
 
 
 def _around_documents(tokenizer: HuggingFaceTokenizer) -> tuple[list[int], list[int]]:
-    """Ids before and after the text of a document."""
+    """Return the token ids that are added before and after the text of a document."""
     probe = "Some words, and 12 more."
     whole = tokenizer.encode(probe, add_bos=True, add_eos=True)
     text = tokenizer.tokenizer.encode(probe, add_special_tokens=False).ids
@@ -117,7 +117,7 @@ def _names(tokenizer: HuggingFaceTokenizer, ids: list[int]) -> str:
 
 
 class _WholeDocuments(HuggingFaceTokenizer):
-    """Upstream's class, with the settings off that change documents."""
+    """Upstream's tokenizer class, without the settings that change documents."""
 
     def __init__(self, folder: Path):
         self._files = _check_files(folder)
@@ -145,7 +145,7 @@ class _WholeDocuments(HuggingFaceTokenizer):
         with _blaming(self.file.parent, [_CONFIG]):
             super()._infer_special_tokens()
             eos_token = self.config and self._get_token_from_config(self.config, "eos_token")
-        if eos_token and eos_token == self.bos_token:  # upstream takes it for BOS only
+        if eos_token and eos_token == self.bos_token:  # upstream would set BOS only
             self.eos_token, self.eos_id = self.bos_token, self.bos_id
         added = [
             f"{token.content} ({i})"
@@ -156,7 +156,7 @@ class _WholeDocuments(HuggingFaceTokenizer):
         if added:
             warn_once(
                 logger,
-                f"{self.file.parent / _CONFIG}: special tokens that are not in the vocabulary "
+                f"{self.file.parent / _CONFIG}: these special tokens are not in the vocabulary and "
                 f"are added to it: {', '.join(added)}",
             )
 
@@ -164,11 +164,11 @@ class _WholeDocuments(HuggingFaceTokenizer):
     def _infer_should_add_bos_eos(self) -> None:
         super()._infer_should_add_bos_eos()
         if self.eos_id is not None and self.eos_id == self.bos_id:
-            self.hf_adds_eos = True  # never a second time
+            self.hf_adds_eos = True  # do not add the same token twice
 
 
 def _switch_off(tokenizer: Tokenizer, file: Path) -> None:
-    """Switch truncation, padding and dropout off; warn where they would change token ids."""
+    """Switch truncation, padding and dropout off; warn if they would change token ids."""
 
     def warn(setting: str, effect: str) -> None:
         warn_once(logger, f"{file}: {setting} is switched off here; it would {effect}")
@@ -179,7 +179,7 @@ def _switch_off(tokenizer: Tokenizer, file: Path) -> None:
     if padding := tokenizer.padding:
         tokenizer.no_padding()
         length, multiple = padding["length"], padding["pad_to_multiple_of"]
-        if length or multiple:  # otherwise to the longest of a batch: no padding of one document
+        if length or multiple:  # else it pads to the longest of a batch: nothing for one document
             which = f"length {length}" if length else f"to a multiple of {multiple}"
             warn(f"padding ({which})", f"add {padding['pad_token']} to documents")
     model: Any = tokenizer.model
@@ -187,17 +187,17 @@ def _switch_off(tokenizer: Tokenizer, file: Path) -> None:
         model.dropout = None
         if getattr(tokenizer.model, "dropout", None):
             raise TokenizerError(
-                f"{file.name}: dropout of the BPE model must be null (it is {dropout}), because it "
+                f"{file.name}: set dropout of the BPE model to null (it is {dropout}), because it "
                 "makes token ids random"
             )
         warn(f"BPE dropout ({dropout:.3g})", "make token ids random")
 
 
 def _check_unknown_text(tokenizer: Tokenizer, file: Path) -> None:
-    """Refuse text outside the vocabulary to end a run; warn if such text disappears."""
+    """Check that text outside the vocabulary can be encoded; warn if it would be dropped."""
     try:
         once, often = (tokenizer.encode(_RARE * times).ids for times in (1, 3))
-    except Exception as error:  # of the library, which has no class for them
+    except Exception as error:  # the library has no class for its errors
         raise TokenizerError(
             f"{file.name} cannot encode text outside its vocabulary ({error}); set the model's "
             "unk_token (unk_id of a Unigram model) to an entry of the vocabulary"
@@ -215,7 +215,7 @@ def _check_unknown_text(tokenizer: Tokenizer, file: Path) -> None:
         warn_once(
             logger,
             f"{file}: characters outside the vocabulary{which} are dropped from documents, "
-            "because the model has no unk_token",
+            "because the model has no unk_token; set one to keep them",
         )
 
 
@@ -223,7 +223,7 @@ def _check_files(folder: Path) -> list[str]:
     """Return the files that upstream reads the tokenizer from, the vocabulary first.
 
     Raises:
-        TokenizerError: if they are not there, or one is another thing than its name says.
+        TokenizerError: if they are missing, or one has not the content that its name says.
     """
     try:
         names = {path.name for path in folder.iterdir()}
@@ -236,8 +236,8 @@ def _check_files(folder: Path) -> list[str]:
         raise TokenizerError(_no_files(names))
     if files[0] in _VOCABULARIES and _MERGES not in names:
         raise TokenizerError(
-            f"has {files[0]} without {_MERGES} and {_TOKENIZER}, and TorchTitan would take each "
-            f"document for one word. {_CONVERT}"
+            f"has {files[0]} without {_MERGES} and {_TOKENIZER}, so TorchTitan would treat each "
+            f"document as one word. {_CONVERT}"
         )
     for name in files + [_CONFIG] * (_CONFIG in names):
         if wrong := what_is_wrong(folder / name):
@@ -248,17 +248,19 @@ def _check_files(folder: Path) -> list[str]:
                 continue
             if line.startswith(b"#"):
                 raise TokenizerError(
-                    f"{_MERGES}, line {number}: TorchTitan takes the merge {line[:40]!r} for a "
+                    f"{_MERGES}, line {number}: TorchTitan reads the merge {line[:40]!r} as a "
                     f"comment. {_CONVERT}"
                 )
-            if len(line.split()) != 2:  # which upstream would skip
+            if len(line.split()) != 2:  # upstream would skip it
                 raise TokenizerError(
-                    f"{_MERGES}, line {number} is not a merge of two tokens: {line[:40]!r}"
+                    f"{_MERGES}, line {number} is not a merge of two tokens: {line[:40]!r}; "
+                    "download the file again"
                 )
     return files
 
 
 def _files(names: set[str]) -> list[str]:
+    """Return those of the names that upstream reads a tokenizer from, the vocabulary first."""
     if _TOKENIZER in names:
         return [_TOKENIZER]
     found = [name for name in _VOCABULARIES if name in names][:1]
@@ -266,39 +268,42 @@ def _files(names: set[str]) -> list[str]:
 
 
 def _no_folder(path: Path) -> str:
+    """Return the error for a path that is not a folder."""
     if not path.is_file():
-        return "no such folder (it holds the tokenizer); `tst assets` fetches one"
+        return "no such folder (of a tokenizer); download one with `tst assets`"
     parent = path.absolute().parent
     names = {sibling.name for sibling in parent.iterdir()}
     if _files(names):
         return f"is a file; give its folder, {parent}"
-    return f"is a file, and must be a folder; {parent} {_no_files(names)}"
+    return f"is a file, but must be a folder; {parent} {_no_files(names)}"
 
 
 def _no_files(names: set[str]) -> str:
+    """Return the error for a folder without a tokenizer that upstream can read."""
     models = sorted(name for name in names if name.endswith(".model"))
     if models:
         return (
-            f"has {', '.join(models)} (SentencePiece or tiktoken) and no {_TOKENIZER}, which "
-            f"TorchTitan reads. {_CONVERT}"
+            f"has {', '.join(models)} (SentencePiece or tiktoken), but TorchTitan needs "
+            f"{_TOKENIZER}. {_CONVERT}"
         )
     found = ", ".join(sorted(names)[:10]) + (", ..." if len(names) > 10 else "")
     return (
         f"has no tokenizer: no {_TOKENIZER}, and no {' or '.join(_VOCABULARIES)} with {_MERGES}. "
-        f"It has {found or 'no files'}"
+        f"It has {found or 'no files'}. Download one with `tst assets`"
     )
 
 
 @contextmanager
 def _blaming(folder: Path, names: list[str]) -> Iterator[None]:
-    """Name the file that an error comes from, and what is wrong with it."""
+    """Turn an error of the library into one that names the file, and what is wrong with it."""
     try:
         yield
-    except Exception as error:  # of the library, which has no class for them
+    except Exception as error:  # the library has no class for its errors
         raise TokenizerError(_fault(folder, names, error)) from error
 
 
 def _fault(folder: Path, names: list[str], error: Exception) -> str:
+    """Return what is wrong with the files of a tokenizer that cannot be opened."""
     for name in names:
         if not name.endswith(".json"):
             continue
@@ -315,6 +320,6 @@ def _fault(folder: Path, names: list[str], error: Exception) -> str:
     if names == [_CONFIG]:
         return f"{listed}: {error}"
     return (
-        f"{listed} cannot be loaded with tokenizers {tokenizers.__version__} ({error}); fetch it "
-        "again, or upgrade tokenizers if a newer version wrote it"
+        f"{listed} cannot be loaded with tokenizers {tokenizers.__version__} ({error}); download "
+        "it again, or upgrade tokenizers if a newer version wrote it"
     )

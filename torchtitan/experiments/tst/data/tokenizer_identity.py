@@ -1,4 +1,4 @@
-"""Which tokenizer it is, told from its content and not from the name of its folder."""
+"""Identify a tokenizer by its content, not by the name of its folder."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import re
 import xxhash
 from torchtitan.components.tokenizer import BaseTokenizer
 
-# of which different rules make different tokens
+# A text that different rules split into different tokens.
 _PROBE = "The  year 2026's\n\tnaïve café, 你好! <|x|> for i in range(10): x += 1.5e-3 # Ünïcödé 🙂"
 
 
@@ -14,14 +14,14 @@ _LABEL = re.compile(r".* \(xxh3 ([0-9a-f]{16})\)")
 
 
 def entries(tokenizer: BaseTokenizer) -> int:
-    """One more than the highest token id: ids may have gaps."""
+    """Return one more than the highest token id: ids may have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def checksum(tokenizer: BaseTokenizer) -> str:
-    """XXH3-64 of vocabulary, merges and how a document begins and ends, hexadecimal."""
+    """Return an XXH3-64 checksum of vocabulary, merges and special tokens, hexadecimal."""
     merges = []
-    if rules := getattr(tokenizer, "tokenizer", None):  # of the tokenizers library
+    if rules := getattr(tokenizer, "tokenizer", None):  # an object of the tokenizers library
         merges = json.loads(rules.to_str())["model"].get("merges", [])
     content = [
         sorted(tokenizer.get_vocab().items()),
@@ -32,11 +32,11 @@ def checksum(tokenizer: BaseTokenizer) -> str:
 
 
 def label(name: str, tokenizer: BaseTokenizer) -> str:
-    """How the metadata of our own shards name their tokenizer."""
+    """Return the name of a tokenizer in the metadata of our shards: its name and checksum."""
     return f"{name} (xxh3 {checksum(tokenizer)})"
 
 
 def checksum_in(label: str) -> str | None:
-    """The checksum that a label gives; None if it is only a name, as datatrove's are."""
+    """Return the checksum in a label; None if the label is only a name, such as datatrove's."""
     match = _LABEL.fullmatch(label)
     return match and match[1]

@@ -1,1 +1,1 @@
-"""Token shards: made once by tokenizing a corpus, read and mixed while training."""
+"""Token shards: a corpus is tokenized once; training reads and mixes the shards."""

@@ -1,4 +1,4 @@
-"""Where a tokenization runs: this machine, Slurm or Ray, by datatrove's executors."""
+"""Run a tokenization on this machine, Slurm or Ray, with datatrove's executors."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("LOGURU_LEVEL", "CRITICAL")  # datatrove tells all in its log files
+os.environ.setdefault("LOGURU_LEVEL", "CRITICAL")  # datatrove also writes log files
 
 import multiprocess
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
@@ -28,9 +28,9 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 class LocalExecutor(LocalPipelineExecutor):
-    """Datatrove's, silent on the console, and with one process at a time for a task.
+    """Datatrove's local executor, silent on the console, with one process at a time for a task.
 
-    Killed alone, this process leaves its workers at their tasks; another launch waits for them.
+    If only this process is killed, its workers finish their tasks. Another launch waits for them.
     """
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
@@ -45,12 +45,13 @@ class LocalExecutor(LocalPipelineExecutor):
 def _make_executor(
     machine: Machine, pipeline: list[PipelineStep], name: str, tasks: int, logs: Path
 ) -> PipelineExecutor:
+    """Return the executor that the machine names, for a pipeline."""
     common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(logs)}
     if machine.executor == "local":
         workers = min(tasks, machine.workers or CORES)
-        # each worker tokenizes with its part of the cores
+        # Each worker tokenizes with its share of the cores.
         os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, CORES // workers)))
-        # imported once and not by each worker
+        # Import these once, not in each worker.
         multiprocess.get_context("forkserver").set_forkserver_preload([prepare.__module__, "tyro"])
         return LocalExecutor(pipeline, workers=workers, **common)
     common |= {
@@ -61,7 +62,7 @@ def _make_executor(
     if machine.executor == "ray":
         return RayPipelineExecutor(pipeline, **common)
     if not machine.partition:
-        raise TokenizationError("the executor slurm needs a --partition")
+        raise TokenizationError("--executor slurm needs --partition, the partition of the jobs")
     return SlurmPipelineExecutor(
         pipeline,
         time=machine.time,
@@ -75,7 +76,7 @@ def _make_executor(
 
 @contextlib.contextmanager
 def _progress(description: str, tasks: int, logs: Path, folder: Path) -> Iterator[None]:
-    """A bar of the tasks done, and what is written so far."""
+    """Show a bar of the finished tasks, and how much is written so far."""
     done = threading.Event()
 
     def watch() -> None:
@@ -87,7 +88,7 @@ def _progress(description: str, tasks: int, logs: Path, folder: Path) -> Iterato
                     written = sum(path.stat().st_size for path in folder.rglob("*.ds"))
                     bar.set_postfix_str(f"{written / 1e6:,.0f} MB of tokens")
                 bar.update(len(list((logs / "completions").glob("*"))) - bar.n)
-                # 5% of the time, as there may be 100,000 shards to look at
+                # At most 5% of the time: there may be 100,000 shards to look at.
                 pause = max(1.0, 20 * (time.monotonic() - began))
 
     thread = threading.Thread(target=watch)
@@ -100,7 +101,7 @@ def _progress(description: str, tasks: int, logs: Path, folder: Path) -> Iterato
 
 
 def _run(machine: Machine, executors: list[PipelineExecutor], folder: Path) -> None:
-    """The executors, one after the other."""
+    """Run the executors, one after the other."""
     if machine.executor == "slurm":
         first, last = executors
         last.depends = first
@@ -111,27 +112,30 @@ def _run(machine: Machine, executors: list[PipelineExecutor], folder: Path) -> N
         with _progress(description, executor.world_size, logs, folder):
             try:
                 executor.run()
-            except ValueError as error:  # such as of datasets, for a name that the hub has not
+            except ValueError as error:  # such as a name that the hub does not have
                 raise TokenizationError(str(error)) from error
         if failed := executor.get_incomplete_ranks(skip_completed=True):
-            raise TokenizationError(f"tasks {failed} failed; their logs are in {logs}/logs")
+            raise TokenizationError(
+                f"tasks {failed} failed; read their logs in {logs}/logs, and run the command again "
+                "to continue"
+            )
 
 
 def tokenize(source: str, folder: Path, options: Options, machine: Machine) -> bool:
-    """Tokenize what is left to do of a corpus, or submit it.
+    """Tokenize a corpus, or the unfinished rest of it; on Slurm, submit the jobs.
 
     Args:
-        source: as :func:`.tokenization.prepare` takes it.
-        folder: for the shards.
+        source: the corpus, as for :func:`.tokenization.prepare`.
+        folder: folder for the shards.
         options: how to tokenize.
-        machine: where to do it.
+        machine: where to tokenize.
 
     Returns:
-        Whether there was anything to do.
+        Whether there was anything left to do.
 
     Raises:
-        TokenizationError: for a source or options that cannot be, or a task that failed.
-        ShardError: for a folder with other shards.
+        TokenizationError: if the source or the options are wrong, or a task failed.
+        ShardError: if the folder has damaged shards.
     """
     executors = prepare(source, folder, options, functools.partial(_make_executor, machine))
     if executors:

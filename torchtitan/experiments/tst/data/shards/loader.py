@@ -1,12 +1,12 @@
-"""Training data from token shards, at any number of ranks and workers, in all stages and recovery.
+"""Load training data from token shards, on any number of ranks and workers, in every stage.
 
-    shards -> one endless sequence a source -> one order of windows over the sources -> a step's
-    windows, cut into M equal parts for M data-parallel ranks -> micro-batches -> read ahead
+    shards -> one endless sequence per source -> one order of windows over the sources -> the
+    windows of a step, in M equal parts for M data-parallel ranks -> micro-batches -> read ahead
 
-A window is seq_len + 1 tokens, of which the first are inputs and the last are labels, as in
-upstream's text pipeline. Position and order are of the whole job: each rank knows all windows of
-a step and reads its part. So every number of ranks and of workers reads the same tokens in the same
-step, and the state is the position: how many tokens of each source are behind the job.
+A window is seq_len + 1 tokens: all except the last are inputs, all except the first are labels, as
+in upstream's text pipeline. Position and order belong to the whole job: each rank knows all windows
+of a step and reads its part. So any number of ranks and workers reads the same tokens in the same
+step. The state is the position: how many tokens of each source the job has read.
 """
 
 import collections
@@ -41,7 +41,7 @@ _STATE = "token_position"
 
 
 def is_token_shards(section: Training | Validation) -> bool:
-    """Whether the data of ``[training]`` or ``[validation]`` are token shards."""
+    """Return whether the data of ``[training]`` or ``[validation]`` is token shards."""
     return section.dataset.lower() == DATASET
 
 
@@ -51,18 +51,18 @@ def open_shards(
     """Open a folder of token shards; in a launch, rank 0 checks its files for all ranks.
 
     Raises:
-        ShardError: naming the file, if shards are damaged or of another tokenizer.
+        ShardError: if shards are damaged or made with another tokenizer; names the file.
     """
     path = Path(folder or "")
     check = functools.partial(TokenShards, path, tokenizer)
-    if job_config.comm.mode != "default":  # a rank alone, of many that are not there
+    if job_config.comm.mode != "default":  # one rank runs without the others
         return check()
     of_tokenizer = "the run's tokenizer" if tokenizer else "any tokenizer"
-    return once_in_launch(f"token shards in {path} of {of_tokenizer}", check)
+    return once_in_launch(f"token shards in {path} with {of_tokenizer}", check)
 
 
 def open_mixture(job_config: JobConfig, tokenizer: BaseTokenizer | None) -> Mixture:
-    """Open the sources of a job; ``training.dataset_path`` if there is but one.
+    """Open the sources of a job: ``token_shards.paths``, or else ``training.dataset_path``.
 
     Raises:
         ShardError: as :func:`open_shards`.
@@ -74,7 +74,7 @@ def open_mixture(job_config: JobConfig, tokenizer: BaseTokenizer | None) -> Mixt
 
 
 def tokens_to_read(job_config: JobConfig, dp_degree: int, steps: int) -> int:
-    """Tokens that the first ``steps`` steps of the run take from their sources."""
+    """Return the number of tokens that the first ``steps`` steps read from all sources."""
     training, schedule = job_config.training, build_schedule(job_config)
     batch_size, total = global_batch_size(job_config, dp_degree), 0
     for stage in schedule.until(steps):
@@ -84,7 +84,7 @@ def tokens_to_read(job_config: JobConfig, dp_degree: int, steps: int) -> int:
 
 
 def announce_data(job_config: JobConfig, mixture: Mixture, dp_degree: int) -> None:
-    """Log what the run reads against what there is; warn where that is not enough."""
+    """Log how many tokens the run reads and how many there are; warn if they are too few."""
     steps = job_config.training.steps
     total = tokens_to_read(job_config, dp_degree, steps)
     logger.info(f"Data: the run reads {total:,} tokens")
@@ -94,11 +94,11 @@ def announce_data(job_config: JobConfig, mixture: Mixture, dp_degree: int) -> No
         logger.info(f"Data: {what}: {epochs:.2f} epochs")
         if not source.same_tokenizer:
             logger.warning(
-                f"{source.folder} was not made by `tst tokenize`: it is not known "
-                "whether its tokenizer is the run's"
+                f"{source.folder}: cannot verify that these shards were made with the run's "
+                "tokenizer, because they were not written by `tst tokenize` and have no checksum"
             )
         if epochs > 1 and mixture.repeat:
-            advice = ". Superposition pays for less compute with more data; at equal data an "
+            advice = ". Superposition saves compute by reading more data; with the same data, an "
             advice = f"{advice}ordinary run is better" if build_schedule(job_config).enabled else ""
             logger.warning(f"Not enough data: {what}, read {epochs:.2f} times{advice}")
         elif epochs > 1:
@@ -114,13 +114,13 @@ def announce_data(job_config: JobConfig, mixture: Mixture, dp_degree: int) -> No
 
 
 class ShardsDataloader(PhaseDataloader):
-    """From token shards.
+    """The loader of token shards for training.
 
     Args:
         dp_world_size: M, number of data-parallel ranks.
-        dp_rank: of this process.
-        tokenizer: of the run, which the shards are held to.
-        job_config: of the run.
+        dp_rank: data-parallel rank of this process.
+        tokenizer: tokenizer of the run; the shards must be made with it.
+        job_config: config of the run.
 
     Raises:
         ShardError: from the constructor, as :func:`open_mixture`.
@@ -146,11 +146,11 @@ class ShardsDataloader(PhaseDataloader):
 
     @property
     def position(self) -> Position:
-        """After the last step of which all batches were handed out."""
+        """The position after the last step whose batches were all returned."""
         return Position.from_json(self._state)
 
     def metrics(self) -> dict[str, float]:
-        """Each source's part of the tokens read so far, and how often it has been read."""
+        """Return each source's share of the tokens read so far, and how often it was read."""
         read, metrics = self.position.tokens, {}
         for name, source, tokens in zip(
             self.mixture.names, self.mixture.sources, read, strict=True
@@ -172,20 +172,20 @@ class ShardsDataloader(PhaseDataloader):
         sources = len(Position.from_json(state_dict[_STATE]).tokens)
         if sources != len(self.mixture.sources):
             raise ValueError(
-                f"the checkpoint's position is in a mixture of {sources} sources, and the config "
-                f"has {len(self.mixture.sources)}; checkpoint.exclude_from_loading = "
-                "['dataloader'] starts the data anew"
+                f"the checkpoint's position is in a mixture of {sources} sources, but the config "
+                f"has {len(self.mixture.sources)}; set checkpoint.exclude_from_loading = "
+                "['dataloader'] to restart the data from its beginning"
             )
         self._state = state_dict[_STATE]
 
     @override
     def _batches(self) -> Iterable[StatedBatch]:
         batches = DataLoader(_Reader(self.mixture), sampler=self._orders(), **self.options)  # type: ignore[arg-type]
-        # a step takes all its micro-batches at once: those of the next are read meanwhile
+        # A step uses all its micro-batches at once, so those of the next step are read meanwhile.
         return _read_ahead(iter(batches), max(2, self.accumulation))
 
     def _orders(self) -> Iterator["_Order"]:
-        """What this rank reads from the current position on, a micro-batch each."""
+        """Yield what this rank reads from the current position on, for each micro-batch."""
         training, position, step = self.job_config.training, self.position, self.completed_steps
         while True:
             step += 1
@@ -202,7 +202,7 @@ class ShardsDataloader(PhaseDataloader):
 
 
 def _read_ahead(batches: Iterator[StatedBatch], count: int) -> Iterator[StatedBatch]:
-    """The same batches, of which a thread has the next ``count`` ready."""
+    """Yield the same batches, while a thread reads the next ``count`` of them."""
     with ThreadPoolExecutor(1, "read-ahead") as thread:
         ahead = collections.deque(thread.submit(next, batches, None) for _ in range(count))
         try:
@@ -214,15 +214,15 @@ def _read_ahead(batches: Iterator[StatedBatch], count: int) -> Iterator[StatedBa
 
 
 class _Order(NamedTuple):
-    """A micro-batch to be read."""
+    """The order to read a micro-batch: its windows, and the loader's state after it."""
 
     windows: list[Window]
     length: int
-    state: str | None  # of the loader after it
+    state: str | None  # None within a step
 
 
 class _Reader(Dataset):
-    """Micro-batches by order: any of them, by any process."""
+    """A dataset whose index is an :class:`_Order`, so that any process can read any batch."""
 
     def __init__(self, mixture: Mixture):
         self.mixture = mixture
@@ -233,14 +233,15 @@ class _Reader(Dataset):
 
 
 class ShardsValidationDataloader(BaseDataLoader):
-    """Windows of ``validation.seq_len`` from the beginning of token shards, for every ``iter()``.
+    """The loader of token shards for validation: every ``iter()`` starts at the beginning.
 
     Args:
         dp_world_size: M, number of data-parallel ranks.
-        dp_rank: of this process.
-        tokenizer: of the run, which the shards are held to.
-        job_config: of the run.
-        infinite: begin anew at the end; otherwise all ranks end with the last whole batch of all.
+        dp_rank: data-parallel rank of this process.
+        tokenizer: tokenizer of the run; the shards must be made with it.
+        job_config: config of the run.
+        infinite: restart at the end; otherwise all ranks stop after the last batch that is whole on
+            all of them.
 
     Raises:
         ShardError: from the constructor, as :func:`open_shards`.
@@ -278,6 +279,6 @@ class ShardsValidationDataloader(BaseDataLoader):
 
 
 def _batch(windows: np.ndarray) -> Batch:
-    """Windows (B, L+1) -> inputs (B, L) and their next-token labels (B, L)."""
+    """Split windows (B, L+1) into inputs (B, L) and their next-token labels (B, L)."""
     tokens = torch.from_numpy(windows)
     return {"input": tokens[:, :-1].contiguous()}, tokens[:, 1:].contiguous()

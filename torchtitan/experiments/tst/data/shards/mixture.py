@@ -1,8 +1,9 @@
-"""One order of windows over several sources of tokens, by weight.
+"""Mix several sources of tokens into one order of windows, by weight.
 
-For each window every source is credited its share of the window's tokens, and the one with the
-highest credit gives the window and pays for it. So the sources take turns as evenly as windows
-allow, at any moment and without a random number: what comes next depends on the position alone.
+For each window, every source gets a credit of its share of the window's tokens. The source with the
+highest credit provides the window, and its credit is reduced by the window's tokens. So the sources
+take turns as evenly as whole windows allow, at any moment and without random numbers. The next
+window depends on the position alone.
 """
 
 import json
@@ -15,7 +16,7 @@ from .token_shards import TokenShards
 
 
 class Window(NamedTuple):
-    """A window of tokens: the source's number and the position in its endless sequence."""
+    """A window of tokens: the number of its source, and its position in the endless sequence."""
 
     source: int
     position: int
@@ -23,38 +24,39 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the mixture.
+    """A position in the mixture.
 
     Attributes:
-        tokens: read from each source since the start of the run; past its end they repeat.
-        credits: tokens owed to each source.
+        tokens: number of tokens read from each source since the start of the run; past the end of a
+            source they repeat.
+        credits: credit of each source in tokens.
     """
 
     tokens: tuple[int, ...]
     credits: tuple[float, ...]
 
     def to_json(self) -> str:
-        """As JSON, exact."""
+        """Return the position as JSON, which is exact."""
         return json.dumps({"tokens": self.tokens, "credits": self.credits})
 
     @classmethod
     def from_json(cls, text: str) -> "Position":
-        """The inverse of :meth:`to_json`."""
+        """Return the position in a text of :meth:`to_json`."""
         fields = json.loads(text)
         return cls(tuple(fields["tokens"]), tuple(fields["credits"]))
 
 
 class Mixture:
-    """Sources of tokens and their weights.
+    """A mixture of sources of tokens, with a weight for each.
 
     Args:
-        sources: at least one.
-        weights: of the sources, of any sum; none for each source's number of tokens.
-        repeat: begin a source anew at its end; otherwise the data ends when one does.
+        sources: at least one source.
+        weights: weight of each source, with any sum; by default its number of tokens.
+        repeat: restart a source at its end; otherwise the data ends when one source ends.
 
     Attributes:
-        shares: of the tokens, by source; their sum is 1.
-        names: of the sources, no two alike.
+        shares: share of each source in the tokens; the sum is 1.
+        names: name of each source; all are different.
     """
 
     def __init__(
@@ -68,13 +70,20 @@ class Mixture:
             self.names = [str(source.folder.resolve()) for source in sources]
 
     def start(self) -> Position:
-        """The beginning of every source."""
+        """Return the position at the beginning of every source."""
         return Position((0,) * len(self.sources), (0.0,) * len(self.sources))
 
     def take(self, position: Position, count: int, length: int) -> tuple[list[Window], Position]:
-        """The next ``count`` windows of ``length`` tokens, and the position after them.
+        """Return the next windows, and the position after them.
 
-        Fewer windows if a source ends and does not repeat; the position is then of no use.
+        Args:
+            position: where to start.
+            count: number of windows.
+            length: tokens of a window.
+
+        Returns:
+            ``count`` windows; fewer if a source ends and does not repeat. In that case, the
+            position is not valid.
         """
         tokens, credits, windows = list(position.tokens), list(position.credits), []
         gains = [share * length for share in self.shares]
@@ -89,7 +98,7 @@ class Mixture:
         return windows, Position(tuple(tokens), tuple(credits))
 
     def read(self, windows: list[Window], length: int) -> np.ndarray:
-        """The windows' tokens, (windows, length), int64.
+        """Read the tokens of windows, int64 (windows, length).
 
         Raises:
             ShardError: from :meth:`.token_shards.TokenShards.read`.

@@ -1,9 +1,12 @@
-"""A folder of token shards as one sequence of token ids.
+"""Read a folder of token shards as one sequence of token ids.
 
-The format is datatrove's: ``NAME.ds`` holds token ids of 2 or 4 bytes (little endian),
-``NAME.ds.index`` the end of each document in tokens (8 bytes each), ``NAME.ds.metadata`` the name
-of the tokenizer, the bytes of a token and the number of tokens. Folders written by
-``tst tokenize`` also have ``corpus.json``, which says that they are complete.
+The format is datatrove's:
+
+- ``NAME.ds`` has the token ids, 2 or 4 bytes each (little endian).
+- ``NAME.ds.index`` has the end of each document in tokens, 8 bytes each.
+- ``NAME.ds.metadata`` has the name of the tokenizer, the bytes of a token and the number of tokens.
+
+A folder of ``tst tokenize`` also has ``corpus.json``, which says whether the folder is complete.
 """
 
 import functools
@@ -22,42 +25,42 @@ from ..tokenizer_identity import checksum, checksum_in, entries
 
 CORPUS_FILE = "corpus.json"
 _DTYPES: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
-_THREADS = 32  # that check files: on a cluster's file system each answer takes its time
+_THREADS = 32  # that check files: on a cluster's file system, each file takes a while
 _BATCH = 64  # files that a thread checks at a time
-_SAMPLE, _SAMPLE_TOKENS = 256, 2**16  # shards whose ids are looked at, if the tokenizer is unknown
+_SAMPLE, _SAMPLE_TOKENS = 256, 2**16  # shards whose ids are checked if the tokenizer is unknown
 
 
 class ShardError(UserError, ValueError):
-    """Token shards that cannot be trained on; the message names the file."""
+    """Token shards that cannot be used for training; the message names the file."""
 
 
 class Shard(NamedTuple):
-    """One file of tokens, whose three files agree."""
+    """A shard whose three files agree."""
 
     path: Path
     tokens: int
     token_bytes: int
-    tokenizer: str  # as its metadata names it
+    tokenizer: str  # the name in its metadata
 
 
 class TokenShards:
-    """An endless sequence: the shards in the order of their names, and again from the first.
+    """An endless sequence of tokens: the shards in the order of their names, repeated.
 
-    The constructor opens the index and the metadata of every shard; a launch does it once, by
-    :func:`.once.once_in_launch`. What is kept of them is small, and needs no file to be pickled.
+    The constructor opens the index and the metadata of every shard. A launch does this once, with
+    :func:`.once.once_in_launch`. The object is small, and can be pickled without open files.
 
     Args:
-        folder: with the shards.
-        tokenizer: of the run, which the shards are held to; None for no check.
+        folder: folder with the shards.
+        tokenizer: tokenizer of the run; the shards must be made with it. None skips the check.
 
     Attributes:
-        name: of the folder.
-        tokens: in all shards.
+        name: name of the folder.
+        tokens: number of tokens in all shards.
         vocabulary: one more than the highest id that is allowed.
-        same_tokenizer: whether the shards are known to be of the run's tokenizer.
+        same_tokenizer: whether the shards are known to be made with the run's tokenizer.
 
     Raises:
-        ShardError: if a shard is damaged, incomplete or of another tokenizer.
+        ShardError: if a shard is damaged, incomplete or made with another tokenizer.
     """
 
     def __init__(self, folder: str | Path, tokenizer: BaseTokenizer | None = None):
@@ -69,7 +72,7 @@ class TokenShards:
             _check_listed(self.folder, shards, listed)
         _check_alike(shards)
         _, _, self._token_bytes, self._tokenizer = shards[0]
-        # arrays: there may be 100,000 shards, in each process of each rank
+        # Arrays save memory: there may be 100,000 shards, in each process of each rank.
         self._names = np.array([os.fsencode(shard.path.name) for shard in shards])
         self._starts = np.cumsum([0, *(shard.tokens for shard in shards)], dtype=np.int64)
         self.tokens = int(self._starts[-1])
@@ -78,10 +81,10 @@ class TokenShards:
             self._check_tokenizer(tokenizer)
 
     def read(self, position: int, count: int) -> np.ndarray:
-        """Tokens ``position`` to ``position + count`` of the endless sequence, int64.
+        """Read ``count`` tokens from ``position`` of the endless sequence, int64 (count,).
 
         Raises:
-            ShardError: if a shard cannot be read, or has an id that the tokenizer does not.
+            ShardError: if a shard cannot be read, or has an id that is not in the vocabulary.
         """
         tokens, filled = np.empty(count, np.int64), 0
         while filled < count:
@@ -94,7 +97,10 @@ class TokenShards:
         return tokens
 
     def checksum(self) -> str:
-        """XXH3-64 of the shards' names and sizes and how first and last begin, hexadecimal."""
+        """Return an XXH3-64 checksum of names, sizes and some tokens of the shards, hexadecimal.
+
+        The tokens are those at the beginning of the first and of the last shard.
+        """
         content = xxhash.xxh3_64()
         sizes = np.diff(self._starts).tolist()
         for name, tokens in zip(self._names.tolist(), sizes, strict=True):
@@ -104,7 +110,7 @@ class TokenShards:
         return content.hexdigest()
 
     def _read_shard(self, number: int, start: int, count: int) -> np.ndarray:
-        """``count`` tokens of a shard, in their own type."""
+        """Read ``count`` tokens of a shard, in the shard's dtype."""
         path = self._path(number)
         tokens = np.empty(count, _DTYPES[self._token_bytes])
         rest, offset = tokens.view(np.uint8).data, start * self._token_bytes
@@ -115,7 +121,7 @@ class TokenShards:
                 if not read:
                     raise OSError(f"it ends at byte {offset:,}, before token {start + count:,}")
                 rest, offset = rest[read:], offset + read
-        except OSError as error:  # gone, or shorter than it was
+        except OSError as error:  # removed, or shorter than before
             raise ShardError(f"{path} cannot be read any more: {error}") from error
         self._check_ids(path, start, tokens)
         return tokens
@@ -124,18 +130,20 @@ class TokenShards:
         return self.folder / os.fsdecode(self._names[number])
 
     def _check_tokenizer(self, tokenizer: BaseTokenizer) -> None:
+        """Check that the shards were made with the run's tokenizer, as far as they say so."""
         self.vocabulary = entries(tokenizer)
         if theirs := checksum_in(self._tokenizer):
             if theirs != (ours := checksum(tokenizer)):
                 raise ShardError(
                     f"{self._path(0)} was made with another tokenizer than the run's: "
-                    f"{self._tokenizer}, and the run's has checksum {ours} (model.hf_assets_path)"
+                    f"{self._tokenizer}, but the run's has checksum {ours}; set "
+                    "model.hf_assets_path to the tokenizer of the shards, or tokenize again"
                 )
             self.same_tokenizer = True
         elif self._token_bytes == 2 and self.vocabulary > 2**16:
             raise ShardError(
                 f"{self._path(0)} has 2 bytes a token, too few for the {self.vocabulary:,} entries "
-                f"of the run's tokenizer (model.hf_assets_path): it was made with another, "
+                "of the run's tokenizer (model.hf_assets_path), so it was made with another: "
                 f"{self._tokenizer}"
             )
         else:
@@ -145,12 +153,13 @@ class TokenShards:
                 self._read_shard(number, 0, min(int(sizes[number]), _SAMPLE_TOKENS))
 
     def _check_ids(self, path: Path, start: int, tokens: np.ndarray) -> None:
+        """Check that token ids are in the vocabulary."""
         if (highest := tokens.max()) >= self.vocabulary:
             where = start + int(tokens.argmax())
             raise ShardError(
-                f"{path} has token id {highest} at token {where}, and the run's tokenizer "
-                f"(model.hf_assets_path) {self.vocabulary:,} entries: it was made with another, "
-                f"{self._tokenizer}"
+                f"{path} has token id {highest} at token {where}, but the run's tokenizer "
+                f"(model.hf_assets_path) has {self.vocabulary:,} entries, so the shards were made "
+                f"with another: {self._tokenizer}"
             )
 
 
@@ -160,18 +169,18 @@ def _open(path: Path) -> BinaryIO:
 
 
 def read_shards(folder: Path) -> list[Shard]:
-    """The shards of a folder, in the order of their names, each checked.
+    """Check the shards of a folder, and return them in the order of their names.
 
     Raises:
         ShardError: if there are none, or one is damaged.
     """
     if not folder.is_dir():
-        raise ShardError(f"{folder}: no such folder (of token shards, *.ds)")
+        raise ShardError(f"{folder}: no such folder (of token shards, *.ds); see `tst tokenize`")
     paths = sorted(folder.glob("*.ds"), key=lambda path: path.name)
     batches = [paths[begin : begin + _BATCH] for begin in range(0, len(paths), _BATCH)]
     with ThreadPoolExecutor(_THREADS, "check-shards") as threads:
         checked = threads.map(lambda batch: list(map(_check_shard, batch)), batches)
-        # datatrove leaves an empty one where a task had no documents
+        # datatrove writes an empty shard for a task without documents.
         shards = [shard for batch in checked for shard in batch if shard.tokens]
     if not shards:
         raise ShardError(f"{folder} has no token shards (*.ds), or only empty ones")
@@ -179,28 +188,32 @@ def read_shards(folder: Path) -> list[Shard]:
 
 
 def _check_listed(folder: Path, shards: list[Shard], listed: dict[str, int]) -> None:
+    """Check that a folder has exactly the shards that ``corpus.json`` lists."""
     found = {shard.path.name: shard.tokens for shard in shards}
     for name in sorted({*listed, *found}):
         if listed.get(name) != found.get(name):
             raise ShardError(
-                f"{folder / name} has {found.get(name)} tokens, and {CORPUS_FILE} beside "
-                f"it says {listed.get(name)}: missing, too many, or of another corpus"
+                f"{folder / name} has {found.get(name, 'no')} tokens, but {CORPUS_FILE} in the "
+                f"same folder says {listed.get(name, 'none')}; copy the folder again, or remove "
+                "shards of another corpus"
             )
 
 
 def _check_alike(shards: list[Shard]) -> None:
+    """Check that all shards have the same width and the same tokenizer."""
     first = shards[0]
     for shard in shards:
         for what in ("token_bytes", "tokenizer"):
             if getattr(shard, what) != getattr(first, what):
                 raise ShardError(
-                    f"{shard.path} has {what} = {getattr(shard, what)!r} in its metadata, "
-                    f"{first.path.name} beside it {getattr(first, what)!r}"
+                    f"{shard.path} has {what} = {getattr(shard, what)!r} in its metadata, but "
+                    f"{first.path.name} has {getattr(first, what)!r}; use one folder for each "
+                    "tokenization"
                 )
 
 
 def _listed_shards(folder: Path) -> dict[str, int] | None:
-    """The tokens of each shard after ``corpus.json``; None for a folder without, as datatrove's."""
+    """Return the tokens of each shard in ``corpus.json``; None without it, as from datatrove."""
     corpus_file = folder / CORPUS_FILE
     if not corpus_file.exists():
         return None
@@ -211,14 +224,14 @@ def _listed_shards(folder: Path) -> dict[str, int] | None:
         raise ShardError(f"{corpus_file} is damaged: {error!r}") from error
     if not complete:
         raise ShardError(
-            f"{folder}: its tokenization was not finished; run `tst tokenize` as "
-            "before to finish it"
+            f"{folder}: its tokenization was not finished; run the same `tst tokenize` command "
+            "again to finish it"
         )
     return listed
 
 
 def _check_shard(path: Path) -> Shard:
-    """What its three files say, which must agree."""
+    """Return what the three files of a shard say, and check that they agree."""
     index, metadata = Path(f"{path}.index"), Path(f"{path}.metadata")
     try:
         end, text = _last_document_end(index), metadata.read_bytes()
@@ -232,29 +245,36 @@ def _check_shard(path: Path) -> Shard:
         width, tokens = int(token_bytes), int(count)
     except ValueError as error:
         raise ShardError(
-            f"{metadata} is not datatrove's: a line TOKENIZER|BYTES and one with the number of "
-            "tokens are expected"
+            f"{metadata} is not datatrove's: its lines must be TOKENIZER|BYTES and the number of "
+            "tokens"
         ) from error
     if width not in _DTYPES:
-        raise ShardError(f"{metadata} says {width} bytes a token; there are shards of 2 and of 4")
+        raise ShardError(f"{metadata} says {width} bytes a token; it must be 2 or 4")
     size = path.stat().st_size
     if size % width:
-        raise ShardError(f"{path} has {size:,} bytes, not a multiple of the {width} of a token")
+        raise ShardError(
+            f"{path} has {size:,} bytes, not a multiple of the {width} of a token; copy it again"
+        )
     if size != tokens * width:
         what = "is truncated" if size < tokens * width else "is too long"
         raise ShardError(
-            f"{path} {what}: it has {size // width:,} tokens, and its metadata says {tokens:,}"
+            f"{path} {what}: it has {size // width:,} tokens, but its metadata says {tokens:,}; "
+            "copy it again"
         )
     if end != tokens:
         raise ShardError(
-            f"{index} ends its last document at token {end:,}, and {path.name} has {tokens:,}"
+            f"{index} ends its last document at token {end:,}, but {path.name} has {tokens:,}; "
+            "copy both again"
         )
     return Shard(path, tokens, width, tokenizer)
 
 
 def _last_document_end(index: Path) -> int:
+    """Return the end of the last document in an index, in tokens; 0 for an empty index."""
     with index.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size % 8:
-            raise ShardError(f"{index} has {size:,} bytes, not a multiple of the 8 of an entry")
+            raise ShardError(
+                f"{index} has {size:,} bytes, not a multiple of the 8 of an entry; copy it again"
+            )
         return int.from_bytes(os.pread(file.fileno(), 8, size - 8), "little") if size else 0

@@ -1,11 +1,11 @@
-"""Tokenizing a corpus once, with datatrove, to the tokens that upstream's text path would make.
+"""Tokenize a corpus once with datatrove, into the tokens that upstream's text path would make.
 
-    documents -> tokens, one shard a task -> shuffled in the task -> (all tasks' shards merged into
-    one order) -> ``corpus.json``, which says that the folder is complete
+    documents -> tokens, one shard per task -> shuffled within the task -> (optionally, all shards
+    merged into one order) -> ``corpus.json``, which says that the folder is complete
 
-The output folder holds the shards (:mod:`.token_shards`), ``corpus.json`` and datatrove's
-``logs/``. Work that was cut short goes on with the tasks that had not ended; a task gives the same
-shard however often it runs.
+The output folder has the shards (:mod:`.token_shards`), ``corpus.json`` and datatrove's ``logs/``.
+An interrupted tokenization resumes with the unfinished tasks. A task writes the same shard each
+time it runs.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ from .tokenization_input import TokenizationError, build_reader, list_inputs
 from .tokenization_options import Options
 
 TOKENIZE = "tokenize"  # the first of two pipelines
-LOCKS = "locks"  # in the logs of the first: a file for each task that was begun here
+LOCKS = "locks"  # in the logs of the first: a file for each task that started on this machine
 _LOGS, _PARTS, _INPUTS = "logs", "parts", "inputs.txt"
 
 
 class UpstreamTokenizer(DocumentTokenizer):
-    """Datatrove's tokenizing step with upstream's BOS and EOS."""
+    """Datatrove's tokenization step with upstream's BOS and EOS."""
 
     name = "Tokens of upstream's text path"
 
@@ -66,7 +66,7 @@ class UpstreamTokenizer(DocumentTokenizer):
 
 
 class _Encoder:
-    """The part of a ``tokenizers.Tokenizer`` that datatrove uses, after upstream's rules."""
+    """The part of a ``tokenizers.Tokenizer`` that datatrove uses, with upstream's BOS and EOS."""
 
     def __init__(self, upstream: HuggingFaceTokenizer):
         self.upstream = upstream
@@ -76,13 +76,13 @@ class _Encoder:
         self.after = [upstream.eos_id] if adds_eos else []
 
     def encode_batch(self, texts: list[str]) -> list[SimpleNamespace]:
-        """Tokens of each text, as ``upstream.encode(text, add_bos=True, add_eos=True)``."""
+        """Encode each text, as ``upstream.encode(text, add_bos=True, add_eos=True)`` would."""
         encodings = self.upstream.tokenizer.encode_batch_fast(texts)
         return [SimpleNamespace(ids=self.before + each.ids + self.after) for each in encodings]
 
 
 class _Finish(PipelineStep):
-    """Merge if asked to, check the shards, and write ``corpus.json``."""
+    """The last step: merge the shards if asked to, check them, and write ``corpus.json``."""
 
     name = "Finish"
 
@@ -93,7 +93,7 @@ class _Finish(PipelineStep):
     @override
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         content = read_corpus_file(self.folder)
-        if content["complete"]:  # run again, such as by a cluster
+        if content["complete"]:  # the step ran before; a cluster may run it again
             return
         if self.merger:
             _drop_empty(self.folder / _PARTS)
@@ -113,7 +113,7 @@ class _Finish(PipelineStep):
 
 
 def _drop_empty(parts: Path) -> None:
-    """Remove shards without tokens, which datatrove's merger does not understand."""
+    """Remove shards without tokens, because datatrove's merger cannot read them."""
     kept = {shard.path for shard in read_shards(parts)}
     for path in set(parts.glob("*.ds")) - kept:
         for file in parts.glob(f"{path.name}*"):
@@ -121,7 +121,7 @@ def _drop_empty(parts: Path) -> None:
 
 
 def _count(stats: Path) -> MetricStats:
-    """Tokens and documents (``n``) of all tasks, from datatrove's statistics."""
+    """Count tokens and documents (``n``) of all tasks, from datatrove's statistics."""
     counted = MetricStats()
     for file in stats.glob("*.json"):
         for step in json.loads(file.read_text()):
@@ -131,7 +131,7 @@ def _count(stats: Path) -> MetricStats:
 
 
 def read_corpus_file(folder: Path) -> dict[str, Any]:
-    """Return what ``corpus.json`` says; nothing if it is not there.
+    """Return the content of ``corpus.json``; an empty dict if there is none.
 
     Raises:
         TokenizationError: if it is damaged.
@@ -152,14 +152,17 @@ def _write_corpus_file(folder: Path, content: dict[str, Any]) -> None:
 def prepare(
     source: str, folder: Path, options: Options, make_executor: "MakeExecutor"
 ) -> list[PipelineExecutor]:
-    """What is left of the work to tokenize a corpus: to be ``run()`` one after the other.
+    """Return the executors of the work that is left, to be ``run()`` one after the other.
 
     Args:
         source: JSON lines or Parquet: a file, a folder, a pattern, a URL; or a dataset on the hub.
-        folder: for the shards, an absolute path.
+        folder: folder for the shards, an absolute path.
         options: how to tokenize.
-        make_executor: called with a pipeline step or two, their name, the number of tasks and the
+        make_executor: called with the steps of a pipeline, its name, the number of tasks and the
             folder for the logs.
+
+    Returns:
+        The executors; empty if the corpus is complete.
 
     Raises:
         TokenizationError: if there is nothing to read, or the folder has another corpus.
@@ -168,7 +171,7 @@ def prepare(
     content = read_corpus_file(folder)
     parts = folder / _PARTS
     if content["complete"]:
-        shutil.rmtree(parts, ignore_errors=True)  # if it was killed meanwhile
+        shutil.rmtree(parts, ignore_errors=True)  # an earlier launch may have been killed here
         return []
     dataset = {"name": options.hub_config, "split": options.hub_split}
     steps = [
@@ -187,7 +190,7 @@ MakeExecutor = Callable[[list[PipelineStep], str, int, Path], PipelineExecutor]
 
 
 def _begin(source: str, folder: Path, options: Options) -> None:
-    """Write ``corpus.json`` and the list of inputs, which later launches keep to."""
+    """Write ``corpus.json`` and the list of inputs, which later launches use."""
     try:
         tokenizer = open_tokenizer(options.tokenizer)
     except TokenizerError as error:
@@ -202,13 +205,15 @@ def _begin(source: str, folder: Path, options: Options) -> None:
         if content["complete"] or not _is_untouched(folder):
             key, value = found
             raise TokenizationError(
-                f"{folder} has a corpus with {key} = {value!r}, and not {settings[key]!r}: "
-                "choose another folder, or remove this one"
+                f"{folder} has a corpus with {key} = {value!r}, not {settings[key]!r}; choose "
+                "another folder, or remove this one"
             )
     else:
-        began = {_LOGS, f"{CORPUS_FILE}.unfinished"}  # by a launch that was killed at once
+        began = {_LOGS, f"{CORPUS_FILE}.unfinished"}  # from a launch that was killed at its start
         if folder.exists() and {path.name for path in folder.iterdir()} - began:
-            raise TokenizationError(f"{folder} is not empty and has no {CORPUS_FILE}")
+            raise TokenizationError(
+                f"{folder} is not empty and has no {CORPUS_FILE}; choose another folder"
+            )
     files = list_inputs(source, options.text_key)
     settings["tasks"] = options.tasks or len(files) or 1
     if content:
@@ -219,7 +224,7 @@ def _begin(source: str, folder: Path, options: Options) -> None:
 
 
 def _difference(earlier: dict[str, Any], settings: dict[str, Any]) -> tuple[str, Any] | None:
-    """A key whose value is another now, and its earlier value."""
+    """Return the first key with a different value now, and its earlier value; None without."""
     for key, value in earlier.items():
         if settings[key] != value and (key, settings[key]) != ("tasks", None):
             return key, value
@@ -227,7 +232,7 @@ def _difference(earlier: dict[str, Any], settings: dict[str, Any]) -> tuple[str,
 
 
 def _is_untouched(folder: Path) -> bool:
-    """Whether nothing came of a tokenization that began, and nothing can any more."""
+    """Return whether an earlier launch wrote nothing, and no worker of it is running."""
     logs = folder / _LOGS / TOKENIZE
     began = [logs / "executor.pik"]  # submitted to a cluster
     began += (logs / "completions").glob("*")
@@ -238,7 +243,7 @@ def _is_untouched(folder: Path) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a worker that outlived its launch is at a task."""
+    """Return whether a worker of an earlier launch is still at a task."""
     with path.open("r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -250,7 +255,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a tokenization that came to nothing has left; ``corpus.json`` is replaced."""
+    """Remove the files of an earlier launch that wrote nothing; ``corpus.json`` is replaced."""
     for path in (_LOGS, _PARTS):
         shutil.rmtree(folder / path, ignore_errors=True)
     for file in folder.glob("*.ds*"):

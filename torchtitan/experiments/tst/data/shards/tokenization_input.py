@@ -1,4 +1,4 @@
-"""What ``tst tokenize`` reads: its source, for datatrove."""
+"""Read the source of ``tst tokenize``, for datatrove."""
 
 import re
 import sys
@@ -24,18 +24,18 @@ _HUB_TIMEOUT = 30  # (s)
 
 
 class TokenizationError(UserError, ValueError):
-    """A corpus that cannot be tokenized as asked; the message names what is at fault."""
+    """A corpus that cannot be tokenized; the message names the cause."""
 
 
 def list_inputs(source: str, text_key: str) -> list[str]:
-    """List the files of a source, and print what is read of it and what is not.
+    """List the files of a source, and print which are read and which are skipped.
 
     Args:
         source: a file, a folder, a pattern, a URL, or the name of a dataset on the hub.
         text_key: field of a record that holds the text.
 
     Returns:
-        Paths from the root of the source's file system; none for a dataset on the hub.
+        Paths from the root of the source's file system; empty for a dataset on the hub.
 
     Raises:
         TokenizationError: if there is nothing to read.
@@ -48,8 +48,8 @@ def list_inputs(source: str, text_key: str) -> list[str]:
         kinds = {file.endswith(PARQUET) for file in files.read}
         if len(kinds) > 1:
             raise DataError(
-                f"expected JSON lines ({', '.join(JSONL)}) or Parquet ({PARQUET[0]}), one of the "
-                f"two, and found {files}"
+                f"must have either JSON lines ({', '.join(JSONL)}) or Parquet ({PARQUET[0]}), but "
+                f"has {files}; tokenize them separately"
             )
         is_local = "://" not in files.read[0]
         if is_local:
@@ -60,7 +60,7 @@ def list_inputs(source: str, text_key: str) -> list[str]:
         raise TokenizationError(f"{source}: {error}") from error
     print(f"Reading {files}")
     if warning := files.warning():
-        print(f"warning: not everything in {source} is read: {warning}", file=sys.stderr)
+        print(f"warning: not all files in {source} are read: {warning}", file=sys.stderr)
     if is_local:
         return [str(Path(file).absolute()).removeprefix("/") for file in files.read]
     fs = url_to_fs(source)[0]
@@ -73,12 +73,13 @@ def _is_hub_name(source: str) -> bool:
 
 
 def _check_hub_name(source: str) -> None:
+    """Check that the hub has a dataset of this name."""
     try:
         dataset_info(source, timeout=_HUB_TIMEOUT)
         return
     except (RepositoryNotFoundError, HFValidationError):
         why = "not found there"
-    except Exception as error:  # of the HTTP library, which depends on the hub's version
+    except Exception as error:  # the HTTP library depends on the version of huggingface_hub
         why = f"cannot reach it: {type(error).__name__}: {error}"
     raise TokenizationError(
         f"{source}: neither a file or folder here nor a dataset on the Hugging Face hub ({why})"
@@ -91,10 +92,10 @@ def build_reader(
     """Return the datatrove step that reads a source.
 
     Args:
-        source: as for :func:`list_inputs`.
-        inputs: a file with what that returned, a path a line.
+        source: the source, as for :func:`list_inputs`.
+        inputs: file with the paths that :func:`list_inputs` returned, one a line.
         text_key: field of a record that holds the text.
-        dataset: configuration and split, if it is a dataset on the hub.
+        dataset: configuration and split of a dataset on the hub.
     """
     if not inputs.read_text():
         return HuggingFaceDatasetReader(
@@ -109,7 +110,10 @@ def build_reader(
 def _text_only(
     reader: BaseReader, record: dict[str, Any], path: str, number: int | str
 ) -> dict[str, Any]:
-    """A datatrove adapter for a dataset on the hub; datatrove skips an empty text."""
+    """Return the text of a record, as datatrove's adapter for a dataset on the hub.
+
+    Datatrove skips an empty text.
+    """
     place = f"{path}, record {number}"
     try:
         return {"text": text_of(record, reader.text_key, place), "id": place}
@@ -118,7 +122,7 @@ def _text_only(
 
 
 class _Records(BaseDiskReader):
-    """Datatrove's reader of files, for the documents that training on text reads."""
+    """Datatrove's reader of files, with the same documents as training on text."""
 
     name = "Documents"
 
@@ -132,7 +136,7 @@ class _Records(BaseDiskReader):
             raise TokenizationError(str(error)) from error
 
     def _full_path(self, filepath: str) -> str:
-        if "://" in filepath:  # of a file system that has no other paths
+        if "://" in filepath:  # some file systems have such paths only
             return filepath
         path = self.data_folder.resolve_paths(filepath)
         return path.removeprefix("/") if path.startswith("//") else path

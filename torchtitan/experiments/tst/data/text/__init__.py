@@ -1,1 +1,1 @@
-"""Text corpora: files, records, datasets, and the streams that training reads."""
+"""Training on text that is tokenized meanwhile: files, records, datasets and streams."""

@@ -1,6 +1,6 @@
-"""Upstream's text datasets and their loaders, which say so where there is nothing to read.
+"""Upstream's text datasets and loaders, with an error if there is nothing to read.
 
-Upstream's begins a dataset anew at its end, for ever if there is no document in it.
+Upstream's own dataset restarts at its end. Without a document it would restart forever.
 """
 
 import copy
@@ -23,23 +23,22 @@ from .files import DataFiles
 
 
 class TextDataset(HuggingFaceTextDataset):
-    """Upstream's, of ``[training]`` or ``[validation]``.
+    """Upstream's text dataset, for ``[training]`` or ``[validation]``.
 
     Args:
-        section: which of the two.
-        share: of the documents, from 0.
-        shares: how many there are.
-        tokenizer: for the documents.
-        job_config: of the run.
-        infinite: begin anew at the end.
+        section: "training" or "validation".
+        share: number of this dataset's share of the documents, from 0.
+        shares: number of shares.
+        tokenizer: tokenizer of the run.
+        job_config: config of the run.
+        infinite: restart at the end.
 
     Raises:
-        DataError: if the dataset cannot be opened; while reading, for a whole pass without a
-            document.
-        ValueError: from :meth:`load_state_dict`, for a position that counts something else.
+        DataError: if the dataset cannot be opened, or if a whole pass over it has no document.
+        ValueError: from :meth:`load_state_dict`, if the position counts something else.
 
     Attributes:
-        files: that are read; None if the dataset is none of this package.
+        files: the files that are read; None if the dataset is not one of this package.
     """
 
     def __init__(
@@ -64,32 +63,32 @@ class TextDataset(HuggingFaceTextDataset):
                     shares,
                     infinite,
                 )
-            except StopIteration:  # from datasets, of files without a record
+            except StopIteration:  # from the package datasets, for files without a record
                 raise DataError("there is no record in its files") from None
-            except IndexError:  # of a dataset in memory
+            except IndexError:  # from a dataset in memory
                 raise DataError(
-                    f"fewer documents than the {shares} data-parallel ranks that share them"
+                    f"it has fewer documents than the {shares} data-parallel ranks that share them"
                 ) from None
         self.files: DataFiles | None = opened[0] if opened else None
         self._name = f"{section}.dataset = {config.dataset!r}"
         self._share = f"part {share + 1} of {shares}" if shares > 1 else "it"
         self._start = copy.deepcopy(self.state_dict())
-        self._resumed = False  # within a pass, perhaps at its very end
+        self._resumed = False  # whether this pass began in the middle, perhaps at its very end
 
     @override
     def _get_data_iter(self) -> Iterator[dict[str, Any]]:
         buffer, length = self._token_buffer, len(self._token_buffer)
         yield from super()._get_data_iter()
-        # the buffer is another list once a window has been cut off
+        # The buffer becomes another list when a window is cut off.
         gave_nothing = self._token_buffer is buffer and len(buffer) == length
         if gave_nothing and not self._resumed:
             worker = get_worker_info()
             of_worker = f", worker {worker.id + 1} of {worker.num_workers}," if worker else ""
             raise DataError(
-                f"{self._share}{of_worker} has no document, that is no record whose text is not "
-                "empty; ranks share the files if their number divides by that of the ranks, else "
-                "the documents, and workers share the files. Remove files without documents, or "
-                "change the number of ranks or workers"
+                f"{self._share}{of_worker} has no document: no record whose text is not empty. "
+                "Ranks share the files if the number of files is a multiple of the number of "
+                "ranks, otherwise the documents; workers share the files. Remove files without "
+                "documents, or change the number of ranks or workers"
             )
         self._resumed = False
 
@@ -100,11 +99,10 @@ class TextDataset(HuggingFaceTextDataset):
         self._resumed = state_dict != self._start
 
     def check_position(self, state_dict: dict[str, Any]) -> None:
-        """Check that a position counts documents, and those that are read here.
+        """Check that a position counts the documents of these files.
 
         Raises:
-            ValueError: if it does not, as those of torchtitan-tst until November 2026, which count
-                lines and rows.
+            ValueError: if it counts something else, such as lines and rows in older versions.
         """
         if self.files is None:
             return
@@ -112,14 +110,15 @@ class TextDataset(HuggingFaceTextDataset):
         if saved != own:
             raise ValueError(
                 f"{self._name}: the checkpoint's position in the data counts by "
-                f"{' of '.join(saved) or 'windows'} and not by {' of '.join(own)}, as of another "
-                "version of this package or of another number of files; "
-                'checkpoint.exclude_from_loading = ["dataloader"] starts the data anew'
+                f"{' of '.join(saved) or 'windows'}, not by {' of '.join(own)}; it comes from "
+                "another version of this package or another number of files. Set "
+                'checkpoint.exclude_from_loading = ["dataloader"] to restart the data from its '
+                "beginning"
             )
 
 
 def _kinds(state: dict[str, Any] | None) -> list[str]:
-    """What a position of a streaming dataset counts by, from the outside in."""
+    """List what a position of a streaming dataset counts by, from the outside in."""
     kinds = []
     while state := (state or {}).get("examples_iterable"):
         kinds.append(state.get("type", "unknown"))
@@ -127,7 +126,7 @@ def _kinds(state: dict[str, Any] | None) -> list[str]:
 
 
 class TextLoader(ParallelAwareDataloader):
-    """Upstream's loader of a section's text dataset; its errors name the dataset."""
+    """Upstream's loader of a section's text dataset, with errors that name the dataset."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
-"""Text datasets for upstream's registry, all of which stream.
+"""Streaming text datasets for upstream's registry.
 
-``training.dataset_path`` names local files in their place: a file, a folder, or a pattern.
+``training.dataset_path`` replaces a dataset by local files: a file, a folder, or a pattern.
 
-The names and fields are those of the Hugging Face hub in 2026. Records are read for their text
-alone: the other fields differ from file to file (DCLM's ``metadata``; the ``date`` that some of
-FineWeb-Edu's dumps have), which ``datasets`` would refuse.
+The names and fields are those of the Hugging Face hub in 2026. Only the text of a record is read.
+The other fields differ between files, and ``datasets`` would refuse that. Examples are DCLM's
+``metadata``, and ``date`` in some of FineWeb-Edu's dumps.
 """
 
 import dataclasses
@@ -23,19 +23,19 @@ from .records import PARQUET, TEXT_KEY, Document, read_json_lines, read_parquet
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """A ``DatasetConfig.loader`` of text files, which are shared out to ranks and workers."""
+    """A ``DatasetConfig.loader`` of text files, which are split over ranks and workers."""
 
     suffixes: tuple[str, ...]
     """Suffixes of the files to read in a folder."""
 
     read: Callable[[str, str], Iterator[Document]]
-    """The documents of a file, by their text key."""
+    """Function that reads the documents of a file, given its path and the text key."""
 
     text_key: str = TEXT_KEY
     """The field of a record that holds the text."""
 
     opened: list[DataFiles] | None = dataclasses.field(default=None, compare=False)
-    """A list that gets the files of each dataset that is opened."""
+    """List that collects the files of each dataset that is opened."""
 
     def __call__(self, path: str) -> IterableDataset:
         """Open a dataset of ``{"text": ...}``.
@@ -73,7 +73,7 @@ _JSONL, _PARQUET = Loader(JSONL, read_json_lines), Loader(PARQUET, read_parquet)
 _DCLM = "hf://datasets/mlfoundations/dclm-baseline-1.0"
 _FINEWEB_EDU = "hf://datasets/HuggingFaceFW/fineweb-edu"
 
-# beside upstream's c4 (allenai/c4, en), c4_validation and c4_test
+# Upstream has c4 (allenai/c4, en), c4_validation and c4_test.
 OURS = {
     "jsonl": _files("", _JSONL),
     "parquet": _files("", _PARQUET),
@@ -86,27 +86,27 @@ OURS = {
 
 
 def register() -> None:
-    """Add the datasets to TorchTitan's; those that a user has registered under a name stay."""
+    """Add the datasets to TorchTitan's registry; names that a user has registered are kept."""
     DATASETS.update({name: config for name, config in OURS.items() if name not in DATASETS})
 
 
 def is_ours(dataset: str) -> bool:
-    """Whether a name stands for one of this module's datasets, and not for a user's own."""
+    """Return whether a name is one of this module's datasets, not one that a user registered."""
     name = dataset.lower()
     return name in OURS and DATASETS.get(name) is OURS[name]
 
 
 def loader_of(dataset: str) -> Loader:
-    """The loader of one of this module's datasets."""
+    """Return the loader of one of this module's datasets."""
     return OURS[dataset.lower()].loader  # type: ignore[return-value]
 
 
 @contextmanager
 def text_key_of(text_key: str) -> Iterator[list[DataFiles]]:
-    """Have this module's datasets read another field of their records.
+    """Make this module's datasets read another field of their records, inside the context.
 
     Yields:
-        The files of each of them that is opened meanwhile.
+        A list that collects the files of each dataset that is opened inside the context.
     """
     opened: list[DataFiles] = []
     ours = {name: config for name, config in OURS.items() if is_ours(name)}

@@ -1,4 +1,4 @@
-"""Which files a path, a pattern or a URL of a text corpus stands for, and which are left out."""
+"""List the files of a text corpus, and those that are skipped."""
 
 import glob
 import json
@@ -20,7 +20,7 @@ JSONL = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json.gz")
 
 _HIDDEN, _EMPTY, _OTHER = "hidden", "of 0 bytes", "of another kind"
 _FOLDERS = "folders that the pattern matches"
-_NAMES = 3  # of the files left out, in a message
+_NAMES = 3  # of skipped files in a message
 
 
 @dataclass
@@ -28,37 +28,38 @@ class DataFiles:
     """The files of a corpus.
 
     Attributes:
-        read: paths or URLs, sorted.
-        left_out: files and folders (which end in "/"), by the reason.
+        read: paths or URLs of the files to read, sorted.
+        skipped: reason -> names of the files and folders (which end in "/") that are skipped.
     """
 
     read: list[str] = field(default_factory=list)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """How many files there are, of each kind."""
+        """Return the number of files to read, and of each kind."""
         kinds = Counter(_kind(file) for file in self.read)
         count = f"{len(self.read):,} file{'s' * (len(self.read) != 1)}"
         return f"{count} ({', '.join(f'{n:,} {kind}' for kind, n in sorted(kinds.items()))})"
 
     def checksum(self) -> str:
-        """XXH3-64 of the names, below the folder of all, and sizes of local files, hexadecimal.
+        """Return an XXH3-64 checksum of the names and sizes of local files, hexadecimal.
 
-        A position in the data counts documents of these files, in this order.
+        Names are relative to the folder that holds all files. A position in the data counts
+        documents of these files, in this order.
         """
         top = os.path.commonpath(self.read)
         listed = [(os.path.relpath(path, top), Path(path).stat().st_size) for path in self.read]
         return xxhash.xxh3_64_hexdigest(json.dumps(listed).encode())
 
     def warning(self) -> str:
-        """What was left out and why; empty if nothing was."""
-        count = sum(map(len, self.left_out.values()))
+        """Return which files are skipped and why; empty without any."""
+        count = sum(map(len, self.skipped.values()))
         parts = [
             f"{len(names):,} {reason} ({', '.join(sorted(names)[:_NAMES])}"
             f"{', ...' if len(names) > _NAMES else ''})"
-            for reason, names in sorted(self.left_out.items())
+            for reason, names in sorted(self.skipped.items())
         ]
-        return f"{count:,} left out: {'; '.join(parts)}" if count else ""
+        return f"{count:,} skipped: {'; '.join(parts)}" if count else ""
 
 
 class _File(NamedTuple):
@@ -75,19 +76,21 @@ class _Listed(NamedTuple):
 
 
 def data_files(path: str, suffixes: tuple[str, ...]) -> DataFiles:
-    """List the files that a file, a folder, a pattern or a URL of these stands for.
+    """List the files of a corpus, given as a file, a folder, a pattern, or a URL of one of these.
 
-    A file that is named is read whatever it is. In a folder, those with one of the suffixes are
-    read, at any depth; hidden ones (their name, or that of a folder above them, begins with "."; or
-    with "_" for a folder) and those without a byte are left out. Of the matches of a pattern, too,
-    but all kinds are read if none has one of the suffixes.
+    - A single file is read whatever its name is.
+    - In a folder, files with one of the suffixes are read, at any depth. Empty files and hidden
+      files are skipped. A file is hidden if its name begins with ".", or the name of a folder above
+      it begins with "." or "_".
+    - The matches of a pattern are treated in the same way. But if none has one of the suffixes,
+      files of all kinds are read.
 
     Args:
-        path: taken for a pattern only where there is no file or folder of that name.
-        suffixes: of the files to read, such as ".jsonl".
+        path: path or URL. It is a pattern only if there is no file or folder of that name.
+        suffixes: suffixes of the files to read, such as ".jsonl".
 
     Raises:
-        DataError: if there is none.
+        DataError: if there is no file to read.
     """
     if not path:
         raise DataError("give a file, a folder, a pattern or a URL")
@@ -95,45 +98,45 @@ def data_files(path: str, suffixes: tuple[str, ...]) -> DataFiles:
         listed = _list_url(path) if "://" in path else _list_local(path)
     except DataError:
         raise
-    except Exception as error:  # whatever the file system may raise
+    except Exception as error:  # the file system may raise anything
         raise DataError(f"cannot be listed: {type(error).__name__}: {error}") from error
     if isinstance(listed, str):
         return DataFiles([listed])
     any_kind = listed.is_pattern and not any(f.path.endswith(suffixes) for f in listed.files)
     found = DataFiles()
     if listed.folders:
-        found.left_out[_FOLDERS] = [f"{folder}/" for folder in listed.folders]
+        found.skipped[_FOLDERS] = [f"{folder}/" for folder in listed.folders]
     for file in listed.files:
         if file.hidden:
-            found.left_out.setdefault(_HIDDEN, []).append(file.name)
+            found.skipped.setdefault(_HIDDEN, []).append(file.name)
         elif not (any_kind or file.path.endswith(suffixes)):
-            found.left_out.setdefault(_OTHER, []).append(file.name)
+            found.skipped.setdefault(_OTHER, []).append(file.name)
         elif file.size == 0:
-            found.left_out.setdefault(_EMPTY, []).append(file.name)
+            found.skipped.setdefault(_EMPTY, []).append(file.name)
         else:
             found.read.append(file.path)
     found.read.sort()
     if not found.read:
         kind = "pattern" if listed.is_pattern else "folder"
-        left_out = f": {found.warning()}" if found.left_out else ""
-        raise DataError(f"the {kind} has no file to read ({', '.join(suffixes)}){left_out}")
+        skipped = f": {found.warning()}" if found.skipped else ""
+        raise DataError(f"the {kind} has no file to read ({', '.join(suffixes)}){skipped}")
     return found
 
 
 def check_documents(
     files: DataFiles, read: Callable[[str, str], Iterator[Document]], text_key: str
 ) -> None:
-    """Check that local files have a document, reading as far as the first.
+    """Check that local files have at least one document, by reading the first.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there is no document.
         RecordError: as :func:`.records.read_documents`.
     """
     if next((document for file in files.read for document in read(file, text_key)), None) is None:
         size = sum(Path(file).stat().st_size for file in files.read)
         raise DataError(
-            f"there is no document in {files} of {size:,} bytes: no record whose text, in its "
-            f"field {text_key!r}, is not empty"
+            f"there is no document in {files} of {size:,} bytes: all records have an empty text in "
+            f"the field {text_key!r}, or there are no records"
         )
 
 
@@ -144,7 +147,7 @@ def _list_local(path: str) -> "str | _Listed":
         return path
     matches = glob.glob(path, recursive=True) if glob.has_magic(path) else []  # noqa: PTH207
     files, folders = [], []
-    by_folder: dict[str, str] = {}  # of each real folder the name that it is read by
+    by_folder: dict[str, str] = {}  # real path of a folder -> the name that it is read by
     for match in sorted(matches, key=lambda name: (len(name), name)):  # a link may lead back
         parent = os.path.dirname(match)  # noqa: PTH120
         if Path(match).is_dir():
@@ -172,10 +175,10 @@ def _is_hidden(name: str) -> bool:
 
 
 def _walk(top: str) -> list[_File]:
-    """Files below a folder, each real folder once, and hidden folders."""
+    """List the files below a folder, and hidden folders; each real folder is listed once."""
     files: list[_File] = []
     seen, folders = set(), [top]
-    while folders:  # links to folders after the folders: they may lead back
+    while folders:  # links come after the folders, because they may lead back to them
         for folder, inner, names in os.walk(folders.pop(0), onerror=_refuse):
             inner.sort()
             real = os.path.realpath(folder)
@@ -202,7 +205,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _size(path: str) -> int | None:
-    """Return the size of a file; None for a broken link, which is an error when it is read."""
+    """Return the size of a file; None for a broken link, which fails when it is read."""
     try:
         found = Path(path).stat()
     except OSError:
@@ -217,7 +220,7 @@ def _list_url(url: str) -> "str | _Listed":
     fs, path = url_to_fs(url)
     if isinstance(fs, LocalFileSystem):
         return _list_local(path)
-    # of the hub: not the last commit of each file, which takes long
+    # On the hub, do not ask for the last commit of each file, because that is slow.
     options: dict[str, Any] = {"expand_info": False} if "hf" in fs.protocol else {}
     try:
         kind = fs.info(path)["type"]
@@ -237,7 +240,7 @@ def _list_url(url: str) -> "str | _Listed":
 
 
 def _kind(file: str) -> str:
-    """The suffixes of a file's name, without what is part of the name."""
+    """Return the suffix that tells the kind of a file."""
     name = file.rpartition("/")[2]
     known = next((suffix for suffix in JSONL + PARQUET if name.endswith(suffix)), None)
     return known or Path(name).suffix or "without a suffix"

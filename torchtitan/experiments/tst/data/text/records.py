@@ -1,11 +1,10 @@
-"""Reading the records of text corpora: what is a document, and what is refused.
+"""Read the documents of text corpora.
 
     file (JSON lines or Parquet, local or a URL) -> records -> documents (texts that are not empty)
 
-Training on text and ``tst tokenize`` both read with these functions. So both read the
-same documents, or refuse the same record with the same words. A blank line is not a record, and an
-empty text is not a document: they are skipped. Every other record without a text is an error, which
-names the file and the record.
+Training on text and ``tst tokenize`` both read with these functions. So both read the same
+documents, and refuse the same records with the same errors. Blank lines and empty texts are
+skipped. Every other record without a text is an error, which names the file and the record.
 """
 
 import io
@@ -20,35 +19,35 @@ import pyarrow.parquet as pq
 from ...file_checks import what_is_wrong
 from ..errors import RecordError
 
-TEXT_KEY = "text"  # the field of a record that holds the text, if no other is named
+TEXT_KEY = "text"  # default name of the field that holds the text
 PARQUET = (".parquet",)
 
-_HINT = "if the text is in another, set text_dataset.text_key (`tst tokenize --text-key`)"
+_HINT = "if the text has another name, set text_dataset.text_key (`tst tokenize --text-key`)"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC_NUMBERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _PARQUET_MAGIC = b"PAR1"
 _OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16 or UTF-32", b"\xfe\xff": "UTF-16"}
-# numbers as floats: Python refuses integers of more than 4300 digits
+# Numbers become floats, because Python refuses integers of more than 4300 digits.
 _JSON = json.JSONDecoder(parse_int=float)
 _BATCH = 1000  # rows of Parquet read at a time
 
 
 class Document(NamedTuple):
-    """A text, and the number of its record in the file (from 0)."""
+    """The text of a document, and the number of its record in the file (from 0)."""
 
     number: int
     text: str
 
 
 def read_documents(file: str, text_key: str = TEXT_KEY) -> Iterator[Document]:
-    """Read the documents of one file in their order, Parquet by its suffix, else JSON lines.
+    """Read the documents of one file in order: Parquet if it has the suffix, else JSON lines.
 
     Args:
         file: path or URL.
-        text_key: the field, or the column, that holds the text.
+        text_key: name of the field, or the column, that holds the text.
 
     Raises:
-        RecordError: naming file, record and field, at the first record that is no document.
+        RecordError: at the first record that is not a document; names file, record and field.
     """
     return (read_parquet if file.endswith(PARQUET) else read_json_lines)(file, text_key)
 
@@ -56,7 +55,7 @@ def read_documents(file: str, text_key: str = TEXT_KEY) -> Iterator[Document]:
 def read_json_lines(file: str, text_key: str = TEXT_KEY) -> Iterator[Document]:
     """Read the documents of JSON lines, plain or compressed, as :func:`read_documents`.
 
-    The compression is that of the suffix (.gz, .zst) or, without one, that of the first bytes.
+    The suffix (.gz, .zst) tells the compression. Without one, the first bytes do.
     """
     number = 0
     try:
@@ -69,7 +68,7 @@ def read_json_lines(file: str, text_key: str = TEXT_KEY) -> Iterator[Document]:
                 if text := text_of(_parse(content, place), text_key, place):
                     yield Document(number, text)
                 number += 1
-    except Exception as error:  # whatever the file system may raise
+    except Exception as error:  # the file system may raise anything
         raise _fault(file, number, error) from error
 
 
@@ -85,30 +84,31 @@ def read_parquet(file: str, text_key: str = TEXT_KEY) -> Iterator[Document]:
                 for text in _strings(batch.column(text_key), f"{file}, record", number):
                     if text is None:
                         raise RecordError(
-                            f"{file}, record {number}: its column {text_key!r} is null, and must "
+                            f"{file}, record {number}: its column {text_key!r} is null, but must "
                             f"be a string; the columns are {_columns(table.schema_arrow)}; {_HINT}"
                         )
                     if text:
                         yield Document(number, text)
                     number += 1
-    except Exception as error:  # whatever the file system may raise
+    except Exception as error:  # the file system may raise anything
         raise _fault(file, number, error) from error
 
 
 def text_of(record: Any, text_key: str, place: str) -> str:
-    """Return the text of a record; empty if it has none to be read.
+    """Return the text of a record; it may be empty.
 
     Args:
-        record: parsed, with any values.
-        text_key: the field that holds the text.
-        place: of the record, for errors.
+        record: parsed record, with any values.
+        text_key: name of the field that holds the text.
+        place: file and number of the record, for errors.
 
     Raises:
-        RecordError: if the record is no object, or its text no string that can be tokenized.
+        RecordError: if the record is not an object, or its text is not a string that can be
+            tokenized.
     """
     if not isinstance(record, dict):
         raise RecordError(
-            f"{place}: it is {_kind(record)}; one JSON object per line is expected, such as "
+            f"{place}: it is {_kind(record)}; each line must be one JSON object, such as "
             f'{{"{text_key}": "..."}}'
         )
     if text_key not in record:
@@ -119,14 +119,14 @@ def text_of(record: Any, text_key: str, place: str) -> str:
     text = record[text_key]
     if not isinstance(text, str):
         raise RecordError(
-            f"{place}: its field {text_key!r} is {_kind(text)}, and must be a string; {_HINT}"
+            f"{place}: its field {text_key!r} is {_kind(text)}, but must be a string; {_HINT}"
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise RecordError(
             f"{place}: its field {text_key!r} has a lone surrogate, "
-            f"{text[error.start]!a}, which is no character: mend the text or remove the record"
+            f"{text[error.start]!a}, which is not a character; fix the text or remove the record"
         ) from None
     return text
 
@@ -134,21 +134,21 @@ def text_of(record: Any, text_key: str, place: str) -> str:
 def _open(file: str) -> IO[bytes]:
     if "://" not in file:
         return open(file, "rb")  # noqa: PTH123
-    from datasets.utils.file_utils import xopen  # tries again where a connection breaks
+    from datasets.utils.file_utils import xopen  # retries if a connection breaks
 
     return xopen(file, "rb")
 
 
 def _decompress(file: str, raw: IO[bytes]) -> io.BufferedReader:
-    """Lines of a file; a compressed one that is cut off raises an error at its end."""
+    """Return the lines of a file; a compressed file that is cut off raises an error at its end."""
     compression = next((c for suffix, c in _COMPRESSIONS.items() if file.endswith(suffix)), None)
     if not compression:
         start = raw.read(4)
         raw.seek(0)
         if start == _PARQUET_MAGIC:
             raise RecordError(
-                f'{file} is Parquet and not JSON lines: set training.dataset = "parquet", or give '
-                f"it a name with {PARQUET[0]}"
+                f'{file} is Parquet, not JSON lines; set training.dataset = "parquet", or rename '
+                f"it to end in {PARQUET[0]}"
             )
         found = (c for magic, c in _MAGIC_NUMBERS.items() if start.startswith(magic))
         compression = next(found, None)
@@ -163,7 +163,7 @@ def _decode(line: bytes, place: str, first: bool) -> str:
         other = next((name for mark, name in _OTHER_ENCODINGS.items() if line.startswith(mark)), "")
         seems = f"it seems to be {other}" if first and other else f"byte {error.start} of the line"
         raise RecordError(
-            f"{place}: it is not UTF-8 ({seems}: {error.reason}); convert the file"
+            f"{place}: it is not UTF-8 ({seems}: {error.reason}); convert the file to UTF-8"
         ) from None
 
 
@@ -172,11 +172,11 @@ def _parse(content: str, place: str) -> Any:
         return _JSON.decode(content)
     except (ValueError, RecursionError) as error:
         if content.lstrip().startswith("["):
-            what = "it begins a JSON array"
+            what = "it is the beginning of a JSON array"
         else:
             what = f"it is not valid JSON ({error})"
         raise RecordError(
-            f"{place}: {what}; one JSON object per line is expected. The line: "
+            f"{place}: {what}; each line must be one JSON object. The line: "
             f"{content.strip()[:100]!r}"
         ) from None
 
@@ -189,6 +189,7 @@ def _kind(value: Any) -> str:
 
 
 def _check_column(schema: pa.Schema, text_key: str, place: str) -> None:
+    """Check that a table has one column of the name, and that it holds strings."""
     count = schema.names.count(text_key)
     if count != 1:
         raise RecordError(
@@ -196,12 +197,12 @@ def _check_column(schema: pa.Schema, text_key: str, place: str) -> None:
             f"are {_columns(schema)}; {_HINT}"
         )
     kind = schema.field(text_key).type
-    kind = getattr(kind, "storage_type", kind)  # of an extension type
+    kind = getattr(kind, "storage_type", kind)  # for an extension type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     is_string = pa.types.is_string(value) or pa.types.is_large_string(value)
     if not (is_string or value in _STRING_VIEWS or pa.types.is_null(value)):
         raise RecordError(
-            f"{place}: its column {text_key!r} is of type {kind}, and must be of strings; the "
+            f"{place}: its column {text_key!r} is of type {kind}, but must have strings; the "
             f"columns are {_columns(schema)}; {_HINT}"
         )
 
@@ -214,6 +215,7 @@ def _columns(schema: pa.Schema) -> str:
 
 
 def _strings(column: pa.Array, place: str, number: int) -> Iterator[str | None]:
+    """Yield the strings of a column; one that is not UTF-8 raises an error with its record."""
     try:
         yield from column.to_pylist()
     except UnicodeDecodeError:
@@ -228,7 +230,7 @@ def _strings(column: pa.Array, place: str, number: int) -> Iterator[str | None]:
 
 
 def _fault(file: str, number: int, error: Exception) -> RecordError:
-    """What to say of an error in a file, at a record."""
+    """Return the error to raise for an error in a file, at a record."""
     if not number and "://" not in file and (wrong := what_is_wrong(Path(file))):
         return RecordError(f"{file} {wrong}")
     if isinstance(error, RecordError):

@@ -1,16 +1,18 @@
-"""Text data for all stages and recovery, at any number of ranks.
+"""Load text data in every stage, on any number of ranks.
 
-Upstream's text pipeline, for each data-parallel rank: a share of the documents -> tokens (BOS, EOS)
--> one token buffer -> windows of seq_len + 1 tokens -> batches. Such a pipeline is called a
-*stream* here. A run has N of them, as many as it had data-parallel ranks when it began, and every
-step takes the same number of windows from each. M ranks cut a step's windows, in the order of the
-streams, into M equal parts. With M = N rank n's part is stream n's, which is upstream's run. With
-another M the ranks share streams or take several; the step's global batch stays the same, token for
-token, and a rank pays for the tokenization of every stream that it has a part in.
+Upstream has one text pipeline for each data-parallel rank: a share of the documents -> tokens (BOS,
+EOS) -> a token buffer -> windows of seq_len + 1 tokens -> batches. Such a pipeline is called a
+*stream* here. A run has N streams, one for each data-parallel rank that it started with. Every step
+reads the same number of windows from each stream.
+
+M ranks split the windows of a step, in the order of the streams, into M equal parts. If M = N, the
+part of rank n is stream n, as in upstream. Otherwise, ranks share streams or read several. The
+global batch of a step stays the same, token for token. A rank tokenizes every stream that it has a
+part of.
 
 The position in the data is the state of every stream at the end of a step. It does not depend on
-the number of ranks, of worker processes, or on the length of the windows, so that neither a changed
-machine nor a change of the bag size loses a token or repeats one.
+the number of ranks or worker processes, or on the length of windows. So no token is lost or
+repeated if the machine or the bag size changes.
 """
 
 import itertools
@@ -41,16 +43,16 @@ from .files import DataFiles
 
 
 class StreamsDataloader(PhaseDataloader):
-    """From upstream's text datasets.
+    """The loader of upstream's text datasets for training.
 
-    Its state is in upstream's form, as if written by N ranks, so that upstream's own trainer goes
-    on from it on N ranks.
+    Its state has upstream's form, as if written by N ranks. So upstream's own trainer can resume
+    from it on N ranks.
 
     Args:
         dp_world_size: M, number of data-parallel ranks.
-        dp_rank: of this process.
-        tokenizer: for the documents.
-        job_config: of the run.
+        dp_rank: data-parallel rank of this process.
+        tokenizer: tokenizer of the run.
+        job_config: config of the run.
 
     Raises:
         DataError: from the constructor or :meth:`set_streams`, if the dataset cannot be opened.
@@ -65,13 +67,13 @@ class StreamsDataloader(PhaseDataloader):
         self.set_streams(dp_world_size)
 
     def set_streams(self, count: int) -> None:
-        """Read ``count`` streams, from their beginning."""
+        """Read ``count`` streams from their beginning."""
         self.dataset.open(count)
         self._state = self.dataset.state()
 
     @property
     def files(self) -> DataFiles | None:
-        """That are read; None if the dataset is none of this package."""
+        """The files that are read; None if the dataset is not one of this package."""
         return next(iter(self.dataset.streams.values())).dataset.files
 
     @override
@@ -92,7 +94,7 @@ class StreamsDataloader(PhaseDataloader):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # upstream's form has no entry for a stream that is not read here
+        # The state has entries for the streams of this rank only.
         states = {n: _unpack(state_dict[f"dp_rank_{n}"]) for n in self.dataset.streams}
         for n, state in states.items():
             self.dataset.streams[n].start_from(state)
@@ -100,9 +102,9 @@ class StreamsDataloader(PhaseDataloader):
 
 
 class _Streams(IterableDataset):
-    """This rank's micro-batches (inputs, labels, state); ``state`` ends a step, else None.
+    """The micro-batches of a rank: inputs, labels, and the state at the end of a step, else None.
 
-    The state travels with the batch, so that it is that of the batches handed out and not of those
+    The state travels with the batch. So it counts the batches that were returned, and not those
     that a worker process has read ahead.
     """
 
@@ -115,25 +117,27 @@ class _Streams(IterableDataset):
         self.completed_steps = 0
 
     def open(self, count: int) -> None:
+        """Open those of ``count`` streams that this rank reads."""
         windows = global_batch_size(self.job_config, self.ranks)
         if windows % count:
             raise ValueError(
-                f"training.global_batch_size = {windows}: the data is in {count} streams, one for "
-                "each data-parallel rank at the start of the run, which must divide it"
+                f"training.global_batch_size = {windows}: must be a multiple of {count}, because "
+                f"the data has {count} streams, one for each data-parallel rank at the start of "
+                "the run"
             )
         first, end = self.rank * count // self.ranks, -(-(self.rank + 1) * count // self.ranks)
         self.count = count
         self.streams = {n: _Stream(self._dataset(n)) for n in range(first, end)}
         if any(_has_shuffle_buffer(data_of(stream.dataset)) for stream in self.streams.values()):
             logger.warning(
-                f"training.dataset = {self.job_config.training.dataset!r} streams through a "
-                "shuffle buffer, which is not part of its position: the documents in it are lost "
-                "at every resume and every change of the bag size. Shuffled beforehand, none "
-                "would be"
+                f"training.dataset = {self.job_config.training.dataset!r} has a shuffle buffer, "
+                "which is not saved with its position. The documents in the buffer are lost at "
+                "every resume and every change of the bag size. To keep them, shuffle the data "
+                "beforehand"
             )
 
     def _dataset(self, stream: int) -> TextDataset:
-        """What upstream's rank ``stream`` of ``count`` reads."""
+        """Return the dataset that upstream's rank ``stream`` of ``count`` would read."""
         return TextDataset(
             "training", stream, self.count, self.tokenizer, self.job_config, infinite=True
         )
@@ -154,7 +158,7 @@ class _Streams(IterableDataset):
                 yield inputs, labels, self.state() if end == len(windows) else None
 
     def _read_step(self, windows: int, data_tokens: int) -> list[Batch] | None:
-        """This rank's ``windows`` of ``data_tokens`` for one step; None if the data has run out."""
+        """Read this rank's ``windows`` of ``data_tokens`` for a step; None if the data ends."""
         first, end = self.rank * windows, (self.rank + 1) * windows
         per_stream = windows * self.ranks // self.count
         part: list[Batch] = []
@@ -166,7 +170,7 @@ class _Streams(IterableDataset):
         return part
 
     def state(self) -> str:
-        """State of each stream that is read here, as JSON."""
+        """Return the state of each stream that is read here, as JSON."""
         return json.dumps({n: stream.state() for n, stream in self.streams.items()})
 
 
@@ -179,24 +183,25 @@ class _Stream:
         self._start: dict[str, Any] | None = None
 
     def start_from(self, state: dict[str, Any]) -> None:
+        """Continue from a state at the next :meth:`read`."""
         self.dataset.check_position(state)
         self._windows, self._start = None, state
 
     def read(self, windows: int, data_tokens: int) -> list[Batch]:
-        """The next windows; fewer if the data runs out."""
+        """Read the next windows; fewer if the data ends."""
         if self._windows is None or data_tokens != self.dataset.seq_len:
             if self._windows is not None:
                 self._start = self.dataset.state_dict()
             if self._start is not None:
                 self.dataset.load_state_dict(self._start)
-                if "data" in self._start:  # streaming: its position counts in its epoch only
+                if "data" in self._start:  # the position of a streaming dataset is within its epoch
                     data_of(self.dataset).set_epoch(self._start["data"]["epoch"])
             self.dataset.seq_len = data_tokens
             self._windows, self._start = iter(self.dataset), None
         return list(itertools.islice(self._windows, windows))
 
     def state(self) -> dict[str, Any]:
-        """Plain values. Not a copy: reading on changes them."""
+        """Return the state, as plain values; it is not a copy, so :meth:`read` changes it."""
         return self.dataset.state_dict() if self._start is None else self._start
 
 
@@ -210,7 +215,7 @@ def _has_shuffle_buffer(data: Dataset | HFIterableDataset) -> bool:
 
 
 class _State(IterableDataset, Stateful):
-    """Stands in for a stream where upstream's loader puts its state into a checkpoint's form."""
+    """A stand-in for a stream, for upstream's loader to convert a state to a checkpoint's form."""
 
     def __init__(self, state: dict[str, Any] | None = None):
         self.state = state
@@ -228,7 +233,7 @@ class _State(IterableDataset, Stateful):
 
 
 def _pack(stream: int, count: int, state: dict[str, Any]) -> dict[str, Any]:
-    # a generator of its own: the global one must not move with every checkpoint
+    # Use a separate generator: a checkpoint must not advance the global one.
     loader = ParallelAwareDataloader(_State(state), stream, count, generator=torch.Generator())
     return loader.state_dict()
 
@@ -242,8 +247,8 @@ def _unpack(packed: bytes) -> dict[str, Any]:
     except (AssertionError, KeyError, pickle.UnpicklingError) as error:
         raise ValueError(
             "the checkpoint's position in the data is not one of a text dataset without worker "
-            f"processes ({error!r}); checkpoint.exclude_from_loading = ['dataloader'] starts the "
-            "data anew"
+            f"processes ({error!r}); set checkpoint.exclude_from_loading = ['dataloader'] to "
+            "restart the data from its beginning"
         ) from error
     assert holder.state
     return holder.state
