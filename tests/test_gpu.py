@@ -359,7 +359,7 @@ def test_a_signal_to_every_process_ends_with_a_checkpoint(base_args, tmp_path, m
     code, output = signal_every_process(["-m", TST, *job], run, signal.SIGUSR1)
     assert code == STOPPED_EXIT_CODE, output
     last = inventory.list_checkpoints(run / "checkpoint")[-1].path
-    assert f"Stopped after step {last.name.removeprefix('step-')}," in output
+    assert f"Stopped after step {last.name.removeprefix('step-')} " in output
     assert manifests.damages(last, manifests.read_manifest(last)["files"]) == []
 
 

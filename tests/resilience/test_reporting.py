@@ -64,7 +64,7 @@ def test_rank_0_is_gone(tmp_path, monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(reporting, "PATIENCE", 1.0)
-    monkeypatch.setattr(reporting, "_say", pytest.fail)
+    monkeypatch.setattr(reporting, "_report", pytest.fail)
     with pytest.raises(SystemExit) as ended:
         reporting.end_with("no data")
     assert ended.value.code == reporting.EXIT_CODE

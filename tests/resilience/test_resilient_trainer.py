@@ -57,12 +57,14 @@ def test_losses_are_upstreams_and_go_on_after_a_resume(run, finished, tmp_path):
 
 def test_a_config_that_contradicts_the_checkpoint(run, make_config, tmp_path):
     run(*SAVE, "--training.steps=2")
-    with pytest.raises(CheckpointError, match=r"training\.seq_len = 64, in the checkpoint 32"):
+    with pytest.raises(CheckpointError, match=r"training\.seq_len = 64, but 32 in the checkpoint"):
         run(*SAVE, "--training.seq_len=64")
     manifest = read_manifest(tmp_path / "run" / "checkpoint" / "step-2")
     assert manifest["data_tokens"] == 2 * 4 * 32 and not manifest["boundary"]
     check_job(make_config(*SAVE))  # of the trainer with superposition
-    with pytest.raises(CheckpointError, match=r"superposition\.bag_size = 4, in the checkpoint 1"):
+    with pytest.raises(
+        CheckpointError, match=r"superposition\.bag_size = 4, but 1 in the checkpoint"
+    ):
         check_job(make_config(*ON, *SAVE))
 
 

@@ -142,7 +142,7 @@ def test_a_signal_to_every_process_of_a_job(base_args, tmp_path, number):
     code, output = signal_every_process(rank, run, number)
     assert code == STOPPED_EXIT_CODE, output
     last = inventory.list_checkpoints(run / "checkpoint")[-1].path
-    assert f"Stopped after step {last.name.removeprefix('step-')}," in output
+    assert f"Stopped after step {last.name.removeprefix('step-')} " in output
     assert manifests.damages(last, manifests.read_manifest(last)["files"]) == []
 
 
@@ -206,7 +206,7 @@ def test_steps_may_be_skipped(train, tmp_path, implementation):
         train(*job, trainer_class=poisoned_at(5))
 
 
-def test_values_of_other_ranks_that_are_played_mean_nothing(train, monkeypatch):
+def test_values_of_simulated_ranks_mean_nothing(train, monkeypatch):
     """torch 2.11's fake process group leaves reduced gradients as memory was."""
     monkeypatch.setenv("NGPU", "2")
     lines = train(*ON, "--comm.mode=fake_backend", trainer_class=poisoned_at(2, 5))

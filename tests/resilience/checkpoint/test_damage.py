@@ -36,7 +36,9 @@ def test_the_newest_complete_one_and_what_was_skipped(whole, run_folder, train, 
     (folder / "saving-6" / "__0_0.distcp").write_bytes(b"half")
     (folder / "deleting-1").mkdir()
     assert losses(train(*ON, *SAVE)) == {step: whole.losses[step] for step in (5, 6)}
-    assert "step-5: it is an incomplete checkpoint, cut short in its save" in warnings()
+    assert (
+        "step-5: it is an incomplete checkpoint: its save or download was cut short" in warnings()
+    )
     assert "saving-6: its save was cut short" in warnings()
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["step-2", "step-4", "step-5", "step-6"]
@@ -133,7 +135,7 @@ def test_a_damaged_initial_checkpoint(whole, train, tmp_path):
     flip_data(folder)
     for what in ("model-only", "no-initial-load-model-only"):
         full = ["--checkpoint.no-initial-load-model-only"] if what != "model-only" else []
-        with pytest.raises(CheckpointError, match=r"elsewhere/__0_0\.distcp: not the content"):
+        with pytest.raises(CheckpointError, match=r"elsewhere/__0_0\.distcp: its checksum"):
             train(*ON, *SAVE, f"--checkpoint.initial_load_path={folder}", *full)
 
 
@@ -260,7 +262,7 @@ def test_a_full_disk(train, tmp_path, monkeypatch, mode):
     assert "No space left on device" in str(error.value)
     folder = tmp_path / "run" / "checkpoint"
     newest = complete_steps(folder)[-1]
-    assert f"step-{newest} there is complete" in str(error.value)
+    assert f"The newest complete checkpoint is step-{newest}" in str(error.value)
     assert not list(folder.glob("saving-*"))
 
 
@@ -276,7 +278,7 @@ def test_training_goes_on_after_a_full_disk(whole, train, tmp_path, monkeypatch)
 
         finish = CheckpointWriter.finish
         patch.setattr(CheckpointWriter, "finish", full)
-        with pytest.raises(CheckpointError, match=f"step-{BOUNDARY} there is complete"):
+        with pytest.raises(CheckpointError, match=f"complete checkpoint is step-{BOUNDARY}"):
             train(*ON, *SAVE)
     assert losses(train(*ON, *SAVE)) == whole.losses
 

@@ -61,7 +61,7 @@ def test_weights_in_hugging_face_format(tmp_path):
     assert identify(weights(tmp_path / "b", one, two, index=[one, two])) is Kind.HUGGING_FACE
     half = weights(tmp_path / "c", one, index=[one, two])
     assert identify(half) is Kind.INCOMPLETE
-    assert inventory.describe(half).endswith(f": no {two}")
+    assert inventory.describe(half).endswith(f"(missing: {two})")
     of_upstream = weights(tmp_path / "d", one)
     (of_upstream / "sharded").mkdir()  # upstream was about to write an index
     assert identify(of_upstream) is Kind.INCOMPLETE
@@ -109,11 +109,13 @@ def test_what_is_said_of_a_path(run, model, tmp_path):
         checkpoints / "step-4": "is a full checkpoint",
         model: "is a checkpoint of the model only",
         run / "config.toml": "is a file, not the folder of a checkpoint",
-        tmp_path / "nowhere": "is not there",
+        tmp_path / "nowhere": "does not exist",
     }.items():
         assert inventory.describe(path) == said
     (checkpoints / "boundary").symlink_to("step-3")
-    assert inventory.describe(checkpoints / "boundary") == "is a link to step-3, which is not there"
+    assert (
+        inventory.describe(checkpoints / "boundary") == "is a link to step-3, which does not exist"
+    )
 
 
 def test_the_newest_of_a_run_of_every_kind(run, model, caplog):
@@ -155,5 +157,5 @@ def test_what_a_save_replaces_is_kept_unless_it_is_a_full_checkpoint(run, model,
         shutil.copytree(model, folder / "step-8")
         save_again(8)
         assert identify(folder / name) is Kind.MODEL
-        assert f"step-8 is now {folder / name}" in caplog.text
+        assert f"step-8 to {folder / name}, because step 8 is saved again" in caplog.text
     assert [c.step for c in inventory.list_checkpoints(folder)] == [4, 6, 8]

@@ -64,4 +64,4 @@ def test_a_changed_peak(rates, warnings):
     rates("--training.steps=4")
     found = rates("--training.steps=8", "--optimizer.lr=0.002")
     assert found == pytest.approx({n: schedule(8, 0.002)[n] for n in range(5, 9)})
-    assert "optimizer.lr = 0.002, in the checkpoint 0.01" in warnings()
+    assert "optimizer.lr = 0.002, but 0.01 in the checkpoint" in warnings()

@@ -1,1 +1,1 @@
-"""Surviving: any TorchTitan run stops in order, resumes, and never trains on NaN."""
+"""Fault tolerance for any TorchTitan run: it stops in order, resumes, and never trains on NaN."""

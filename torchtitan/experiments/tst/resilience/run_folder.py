@@ -1,4 +1,4 @@
-"""What a run folder and its checkpoints say of their job."""
+"""The record of a job in its run folder and its checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ CONFIG_FILE = "config.toml"  # the resolved config
 
 
 def job_facts(job_config: JobConfig, dp_degree: int) -> dict[str, Any]:
-    """Return the values of any job that it and a checkpoint it resumes from agree on, by key.
+    """Return the values, by key, that a job and the checkpoint it resumes from must agree on.
 
     Args:
-        job_config: of the job.
+        job_config: the job's config.
         dp_degree: number of data-parallel ranks.
     """
     training, model = job_config.training, job_config.model
@@ -33,7 +33,7 @@ def job_facts(job_config: JobConfig, dp_degree: int) -> dict[str, Any]:
 def write_config(job_config: JobConfig) -> None:
     """Write the resolved config to the run folder, as TOML that starts the same run.
 
-    TOML has no null: keys without a value are left out.
+    TOML has no null, so keys without a value are skipped.
     """
     config = job_config.to_dict()
     del config["job"]["config_file"]
@@ -46,14 +46,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the resolved config of a run folder.
 
     Raises:
-        FileNotFoundError: if it has none.
-        ConfigTextError: if it is no TOML.
+        FileNotFoundError: if it has no config.
+        ConfigTextError: if the file is not valid TOML.
     """
     path = folder / CONFIG_FILE
     try:
         return tomli.loads(path.read_text())
-    except ValueError as error:  # also of what is not UTF-8
-        raise ConfigTextError(f"{path} is damaged: {error}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise ConfigTextError(
+            f"{path} is damaged: {error}. To write it anew, launch the run again"
+        ) from error
 
 
 def _without_none(config: dict[str, Any]) -> dict[str, Any]:

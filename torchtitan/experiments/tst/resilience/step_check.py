@@ -1,10 +1,10 @@
-"""What the ranks tell each other before each optimizer step, without a wait for the device.
+"""The check of loss, gradients and stop requests on all ranks before each optimizer step.
 
-One all-reduce of three numbers says whether any rank's loss or gradient norm is not finite, and
-whether any rank was asked to stop. A fused optimizer leaves a step out by itself where a number is
-not finite (what torch made for ``GradScaler``). The host reads the numbers later, when the device
-has moved on: at the next step, or before it would write a checkpoint. So all ranks know the same at
-the same step. Any other optimizer has to be held back by the host, which then waits for each step.
+One all-reduce of three numbers tells whether any rank's loss or gradient norm is not finite, and
+whether any rank was asked to stop. A fused optimizer skips a step by itself when a number is not
+finite (torch's feature for ``GradScaler``). The host does not wait for the device: it reads the
+numbers later, at the next step, or before it writes a checkpoint. So all ranks know the same at the
+same step. With any other optimizer, the host has to skip the step, and so it waits in each step.
 """
 
 import math
@@ -26,14 +26,14 @@ class NonFiniteError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Numbers of a step, on their way to the host.
+    """The numbers of a step, on their way to the host.
 
     Attributes:
-        step: as messages name it.
-        lr: its learning rate.
-        values: loss and gradient norm of this rank; then 1 or 0 for whether on any rank the loss
-            was not finite, the norm was not finite, and a stop was asked for. (5,)
-        arrival: of ``values``; None if they are there.
+        step: name of the step in messages.
+        lr: learning rate of the step.
+        values: shape (5,): loss and gradient norm of this rank; then three flags, 1 if on any rank
+            the loss was not finite, the norm was not finite, or a stop was requested.
+        arrival: event of the copy of ``values`` to the host; None if they are on the host.
     """
 
     step: str
@@ -48,10 +48,10 @@ class _Numbers:
 
 
 class StepCheck:
-    """Leaves out optimizer steps on numbers that are not finite, and spreads a request to stop.
+    """Skips optimizer steps on numbers that are not finite, and spreads a request to stop.
 
     Attributes:
-        skipped: steps of the run left out so far, as far as :meth:`settle` has read.
+        skipped: steps of the run skipped so far, as far as :meth:`settle` has read.
         stop: whether any rank was asked to stop, as far as :meth:`settle` has read; the same on
             all ranks.
     """
@@ -63,11 +63,13 @@ class StepCheck:
         reduce: Callable[[torch.Tensor], object],
         share: Callable[[Any], list[Any]],
     ):
-        """Args:
-        optimizers: to hold back.
-        max_skipped: steps of a run that may be left out.
-        reduce: replaces a tensor by its maximum over all ranks, without waiting for the device.
-        share: gives a value of every rank; only called when a step is not finite.
+        """Prepare the check.
+
+        Args:
+            optimizers: the optimizers whose steps are skipped.
+            max_skipped: maximum number of skipped steps in a run.
+            reduce: replaces a tensor by its maximum over all ranks, without waiting for the device.
+            share: returns a value of every rank; only called when a step is not finite.
         """
         self.optimizers, self.max_skipped = optimizers, max_skipped
         self.reduce, self.share = reduce, share
@@ -82,16 +84,16 @@ class StepCheck:
     def before_step(
         self, step: str, loss: torch.Tensor, grad_norm: torch.Tensor, stop: bool
     ) -> None:
-        """To be called right before each step of the optimizers.
+        """Check a step; call it right before each step of the optimizers.
 
         Args:
-            step: how to name it.
-            loss: of this rank, a scalar.
-            grad_norm: of the whole model, a scalar.
+            step: name of the step in messages.
+            loss: loss of this rank, a scalar.
+            grad_norm: gradient norm of the whole model, a scalar.
             stop: whether this rank was asked to stop.
 
         Raises:
-            NonFiniteError: on all ranks, if one step too many is to be left out.
+            NonFiniteError: on all ranks, if more steps than allowed would be skipped.
         """
         self.settle()
         own = torch.stack([loss, grad_norm.to(loss)]).float()
@@ -109,13 +111,13 @@ class StepCheck:
         lr = float(self.optimizers.optimizers[0].param_groups[0]["lr"])
         self._unread = _Numbers(step, lr, values, arrival)
         if not self.on_device and self.settle():
-            self.optimizers.zero_grad()  # an optimizer leaves parameters without gradient alone
+            self.optimizers.zero_grad()  # optimizers do not change parameters without gradients
 
     def settle(self) -> bool:
         """Read the numbers of the last step if they are unread. Return whether it was skipped.
 
         Raises:
-            NonFiniteError: on all ranks, if it was one step too many.
+            NonFiniteError: on all ranks, if more steps than allowed would be skipped.
         """
         numbers, self._unread = self._unread, None
         if numbers is None:
@@ -131,13 +133,14 @@ class StepCheck:
         if self.skipped < self.max_skipped:
             self.skipped += 1
             logger.warning(
-                f"Skipped {what}. {self.skipped} of {self.max_skipped} steps that may be skipped"
+                f"Skipped {what}. Skipped so far: {self.skipped} of at most {self.max_skipped} "
+                "steps (resilience.max_skipped_steps)"
             )
             return True
         raise NonFiniteError(
-            f"{what}. The optimizer's step was not taken and no checkpoint written. "
-            f"{self.skipped} steps were skipped before, resilience.max_skipped_steps = "
-            f"{self.max_skipped}. Look at the losses before it in the metrics, the learning rate "
-            f"(optimizer.lr, lr_scheduler.warmup_steps; then {numbers.lr:.3g}), "
-            "training.mixed_precision_param, and the data of this step"
+            f"{what}. The optimizer's step was not taken, and no checkpoint was written. "
+            f"{self.skipped} steps were skipped before; resilience.max_skipped_steps = "
+            f"{self.max_skipped} allows no more. Check the losses of earlier steps in the metrics, "
+            f"the learning rate ({numbers.lr:.3g} in this step; optimizer.lr, "
+            "lr_scheduler.warmup_steps), training.mixed_precision_param, and the data of this step"
         )

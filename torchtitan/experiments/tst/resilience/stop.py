@@ -1,11 +1,11 @@
-"""Stopping between two steps when asked to: SIGTERM, or SIGUSR1 as Slurm sends before a time limit.
+"""Stop between two steps on a signal: SIGTERM, or SIGUSR1, which Slurm can send at a time limit.
 
-A rank that is asked tells the others; all finish the same step, write a checkpoint and leave with
-:data:`STOPPED_EXIT_CODE`, on which a batch script can queue the job again.
+A rank that receives a signal tells the others. All finish the same step, write a checkpoint and end
+with :data:`STOPPED_EXIT_CODE`. A batch script can queue the job again on this exit code.
 
 Slurm signals every process of a job step, children included: DCP's checkpoint process, data loader
 workers, Inductor's compile workers. A run needs them for its last step and its checkpoint, so they
-must survive the signals that the rank itself answers.
+must survive the signals that the rank itself handles.
 """
 
 import atexit
@@ -25,46 +25,46 @@ STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, and has: its last checkpoint is complete."""
+    """The run was asked to stop and has stopped; its last checkpoint is complete."""
 
     def __init__(self) -> None:
         super().__init__(STOPPED_EXIT_CODE)
 
 
-REPEAT_SECONDS = 5.0  # within which a signal is taken for the same request, sent on by somebody
+REPEAT_SECONDS = 5.0  # a signal within this time counts as the same request, forwarded by somebody
 
 
 class StopRequest:
     """Remembers the first signal of :data:`STOP_SIGNALS`; a later one ends the process at once.
 
-    All threads that start from then on block the signals, except one that waits for them. So the
-    main thread may be anywhere, such as in a collective that hangs; and children inherit the mask,
-    whoever starts them, and survive a signal that is sent to every process.
+    From :meth:`listen` on, all threads block the signals, except one thread that waits for them. So
+    the main thread may be anywhere, for example in a collective that hangs. Children inherit the
+    mask, whoever starts them, and survive a signal that is sent to every process.
 
     Attributes:
-        signal: number of the signal received, 0 for none.
+        signal: number of the signal received; 0 for none.
     """
 
     def __init__(self) -> None:
         self.signal, self._since = 0, 0.0
         self._waiting: threading.Thread | None = None
-        # what was there before
+        # the state before listen()
         self._handlers: dict[signal.Signals, Any] = {}
         self._mask: set[int] = set()
         self._wakeup_fd = -1
 
     def listen(self) -> None:
-        """Take the signals from now on; only in a process's main thread."""
+        """Handle the signals from now on. Does nothing outside of the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
-        # Python writes the number of a signal to this pipe at once, in whichever thread it arrives.
+        # Python writes the number of a signal to this pipe at once, whichever thread receives it.
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._handlers = {number: signal.signal(number, _do_nothing) for number in STOP_SIGNALS}
         self._wakeup_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._mask = set(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS))
-        # Python unblocks SIGTERM in the thread that starts its resource tracker. That would be the
-        # thread that starts a child next: start the tracker now, and block SIGTERM again.
+        # Python unblocks SIGTERM in the thread that starts its resource tracker, which would be the
+        # thread that starts a child next. So start the tracker now, and block SIGTERM again.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         _end_children_by_sigkill()
@@ -72,12 +72,12 @@ class StopRequest:
         self._waiting.start()
 
     def ignore_signals(self) -> None:
-        """Take no further notice of them, as everything is saved and the process about to end."""
+        """Ignore the signals; call it when everything is saved and the process is about to end."""
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)
 
     def close(self) -> None:
-        """Put back what handled the signals before."""
+        """Restore the signal handling from before :meth:`listen`."""
         if self._waiting is None:
             return
         for number, handler in self._handlers.items():
@@ -94,7 +94,7 @@ class StopRequest:
     def _wait(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         while number := os.read(self._read, 1)[0]:
-            if number in STOP_SIGNALS:  # others have handlers of their own
+            if number in STOP_SIGNALS:  # other signals have their own handlers
                 self._receive(number)
 
     def _receive(self, number: int) -> None:
@@ -111,19 +111,20 @@ class StopRequest:
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
-    """Handle a signal whose number has been written to the pipe."""
+    """Do nothing: Python has written the signal's number to the pipe."""
 
 
 def _end_children_by_sigkill() -> None:
-    """Have multiprocessing end its children by SIGKILL.
+    """Make multiprocessing end its children with SIGKILL.
 
-    It ends them by SIGTERM, which they block, and then waits for them.
+    It would use SIGTERM, which the children block, and then wait for them.
     """
     replace(popen_fork.Popen, "terminate", popen_fork.Popen.kill)
-    atexit.unregister(_expect_killed_children)  # registered last, it runs before multiprocessing's
+    # registered last, so that it runs before the exit handler of multiprocessing
+    atexit.unregister(_expect_killed_children)
     atexit.register(_expect_killed_children)
 
 
 def _expect_killed_children() -> None:
-    """At exit: torch's handler of SIGCHLD takes a killed data loader worker for a crashed one."""
+    """Remove torch's handler of SIGCHLD, which takes a killed data loader worker for a crash."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

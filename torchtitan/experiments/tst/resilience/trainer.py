@@ -1,11 +1,10 @@
-"""A trainer that survives: for any TorchTitan run, with or without superposition.
+"""A fault-tolerant trainer for any TorchTitan run, with or without superposition.
 
-Upstream's trainer, and
+It is upstream's trainer with these additions:
 
 - its checkpoints are complete or absent, checked, and resume on other numbers of ranks
   (:mod:`.checkpoint`);
-- asked to stop, by a signal to any rank, all ranks end after the same step with a checkpoint
-  (:mod:`.stop`);
+- on a stop signal to any rank, all ranks end after the same step with a checkpoint (:mod:`.stop`);
 - it never takes an optimizer step on a loss or a gradient that is not finite (:mod:`.step_check`);
 - its run folder holds the resolved config (:mod:`.run_folder`).
 """
@@ -42,11 +41,10 @@ Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 
 class ResilientTrainer(Trainer):
-    """Upstream's trainer with checkpoints, stops and faults taken care of.
+    """Upstream's trainer with safe checkpoints, orderly stops and checks of each step.
 
-    A subclass overrides what it knows better: :meth:`check`, :meth:`build`, :meth:`change_spec`,
-    :meth:`run_facts`, :meth:`contradictions`, :meth:`is_boundary`, :meth:`keeps_checkpoint` and
-    :meth:`name_of_step`.
+    A subclass can override :meth:`check`, :meth:`build`, :meth:`change_spec`, :meth:`run_facts`,
+    :meth:`contradictions`, :meth:`is_boundary`, :meth:`keeps_checkpoint` and :meth:`name_of_step`.
 
     Raises:
         ConfigError: from the constructor, for a job that TorchTitan refuses to build.
@@ -100,19 +98,19 @@ class ResilientTrainer(Trainer):
         layout = self.parallel_dims
         return layout.get_mesh("batch").size() if layout.dp_enabled else 1
 
-    # What a checkpoint says of the run
+    # The record of the run in a checkpoint
 
     def run_facts(self) -> dict[str, Any]:
-        """Return the values that a checkpoint and a job that resumes from it agree on, by key."""
+        """Return the values, by key, that a checkpoint and a job resuming from it must agree on."""
         return job_facts(self.job_config, self.dp_degree)
 
     def contradictions(self, manifest: dict[str, Any], not_loaded: list[str]) -> list[str]:
-        """Return where the job differs from a checkpoint, both values in each line.
+        """Return where the job differs from a checkpoint, with both values in each line.
 
-        Facts that only the trainer of the checkpoint knows do not count.
+        Facts that only the trainer of the checkpoint knows are ignored.
 
         Args:
-            manifest: of the checkpoint.
+            manifest: manifest of the checkpoint.
             not_loaded: ``checkpoint.exclude_from_loading``.
         """
         ignored = set(manifest["run"].keys() - self.facts.keys())
@@ -121,15 +119,15 @@ class ResilientTrainer(Trainer):
         return differences(manifest["run"], self.facts, ignored)
 
     def is_boundary(self, step: int) -> bool:
-        """Whether a phase of the run ends with this step; its checkpoint is kept."""
+        """Return whether a phase of the run ends with this step; its checkpoint is kept."""
         return False
 
     def keeps_checkpoint(self, step: int) -> bool:
-        """Whether the checkpoint after this step is written in any case, and never deleted."""
+        """Return whether the checkpoint after this step is always written and never deleted."""
         return self.is_boundary(step)
 
     def manifest(self) -> dict[str, Any]:
-        """What a checkpoint of now says of the run beside its states."""
+        """Return the record of the run for a checkpoint that is written now."""
         return {
             "data_tokens": self.data_tokens_seen(),
             "skipped_steps": self.skipped_steps(),
@@ -137,16 +135,16 @@ class ResilientTrainer(Trainer):
         }
 
     def restore(self, manifest: dict[str, Any]) -> None:
-        """Take on what the states leave out or hold for another number of ranks."""
+        """Restore what the states lack, or hold for another number of ranks, from a manifest."""
         self.ntokens_seen = manifest["data_tokens"] // self.dp_degree
         self.step_check.skipped = manifest["skipped_steps"]
 
     def data_tokens_seen(self) -> int:
-        """Read so far on all ranks."""
+        """Return the number of data tokens read so far on all ranks."""
         return self.ntokens_seen * self.dp_degree
 
     def skipped_steps(self) -> int:
-        """Optimizer steps of the run that were skipped so far."""
+        """Return the number of optimizer steps of the run that were skipped so far."""
         self.step_check.settle()
         return self.step_check.skipped
 
@@ -161,10 +159,10 @@ class ResilientTrainer(Trainer):
             last_step = self.step == self.job_config.training.steps
             if last_step or self.checkpointer.will_save(self.step):
                 self.step_check.settle()
-        except DataloaderExhaustedError:  # our loaders end on all ranks in the same step
+        except DataloaderExhaustedError:  # this package's loaders end in the same step on all ranks
             self.step -= 1
             steps = self.job_config.training.steps
-            logger.warning(f"The data ends after step {self.step} of {steps}")
+            logger.warning(f"The data ends after step {self.step} of {steps}: training stops there")
             self.checkpointer.save_unless_saved(self.step)
             raise
 
@@ -189,12 +187,12 @@ class ResilientTrainer(Trainer):
             yield
 
     def before_clipping(self, parameters: list[nn.Parameter]) -> None:
-        """Called with the gradients of a step, before their norm is taken."""
+        """Handle the gradients of a step before their norm is computed; does nothing here."""
 
     def before_optimizer_step(self, *args: Any) -> None:
-        """The ranks tell each other of faults and of requests to stop, and act alike."""
+        """Tell all ranks of numbers that are not finite and of stop requests."""
         if self.job_config.comm.mode == "fake_backend":
-            return  # what other ranks would have sent is whatever was in memory
+            return  # there are no other ranks: the result would be whatever is in memory
         assert self._grad_norm is not None
         loss = torch.stack(self._losses).sum()
         if isinstance(loss, DTensor):  # with loss parallel
@@ -203,7 +201,7 @@ class ResilientTrainer(Trainer):
         self.step_check.before_step(self.name_of_step(self.step), loss, self._grad_norm, stop)
 
     def name_of_step(self, step: int) -> str:
-        """How messages name a step."""
+        """Return the name of a step in messages."""
         return f"step {step}"
 
     # The end
@@ -215,11 +213,11 @@ class ResilientTrainer(Trainer):
 
     @override
     def should_continue_training(self) -> bool:
-        goes_on = super().should_continue_training()
-        if goes_on and self.stopping:
+        continues = super().should_continue_training()
+        if continues and self.stopping:
             self.checkpointer.save_unless_saved(self.step)
             raise Stopped
-        return goes_on
+        return continues
 
     @override
     def train(self) -> None:
@@ -227,10 +225,10 @@ class ResilientTrainer(Trainer):
             super().train()
             self.step_check.settle()  # where the data ended, or the phase
         except Stopped:
-            self.share(None)  # every rank has come as far as this
+            self.share(None)  # wait until every rank is here
             self.stop_request.ignore_signals()
             logger.warning(
-                f"Stopped after step {self.step}, which has a checkpoint; launch again to go on"
+                f"Stopped after step {self.step} with a checkpoint. Launch again to resume"
             )
             self.close()
             dist.destroy_process_group()
@@ -242,7 +240,10 @@ class ResilientTrainer(Trainer):
         self.stop_request.close()
 
     def share(self, value: Any) -> list[Any]:
-        """``value`` of every rank, on every rank. On the hosts: no device waits for it."""
+        """Return the ``value`` of every rank, on every rank.
+
+        It is exchanged between the hosts, so no device waits for it.
+        """
         if self.host_group is None:
             return [value]
         values = [None] * dist.get_world_size()
@@ -251,13 +252,13 @@ class ResilientTrainer(Trainer):
 
 
 def _host_group(job_config: JobConfig) -> dist.ProcessGroup | None:
-    """A group for small messages between the hosts; None if there is only this process."""
+    """Create a group for small messages between the hosts; None if this is the only process."""
     if dist.get_world_size() == 1 or job_config.comm.mode != "default":
         return None
     return dist.new_group(backend="gloo")
 
 
 def _maximum_of_ranks(values: torch.Tensor) -> None:
-    """In place, on the device."""
+    """Replace the values by their maximum over all ranks, in place, on the device."""
     if dist.get_world_size() > 1:
         dist.all_reduce(values, dist.ReduceOp.MAX)

@@ -1,8 +1,8 @@
-"""One run of Weights & Biases for a job, however often the job is launched.
+"""Log all launches of a job to one run of Weights & Biases.
 
-Upstream's logger passes ``WANDB_RUN_ID`` on and W&B itself reads ``WANDB_RESUME``. The id is kept
-in the run folder. A launch that resumes from one of the job's checkpoints continues its W&B run;
-any other launch starts a new one, because unrelated jobs may share a run folder.
+Upstream's logger passes ``WANDB_RUN_ID`` on, and W&B itself reads ``WANDB_RESUME``. The ID is kept
+in the run folder. A launch that resumes from one of the job's checkpoints continues its W&B run.
+Any other launch starts a new one, because unrelated jobs may share a run folder.
 """
 
 import os
@@ -18,19 +18,19 @@ from .checkpoint import inventory
 
 ID_FILE = "wandb_run_id"
 _ID, _RESUME = "WANDB_RUN_ID", "WANDB_RESUME"
-_USERS_CHOICE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")  # exclude WANDB_RESUME
+_USERS_CHOICE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")  # they exclude WANDB_RESUME
 
 
 @contextmanager
 def wandb_run(job_config: JobConfig, rank: int, metrics_rank: int) -> Iterator[None]:
     """Let W&B's ``init`` in this context start or continue the job's run.
 
-    Values that the user has set in the environment win. With ``metrics.save_for_all_ranks``,
-    each rank has a run of its own.
+    Values that the user has set in the environment are kept. With ``metrics.save_for_all_ranks``,
+    each rank has its own run.
 
     Args:
-        job_config: of the job.
-        rank: of this process.
+        job_config: the job's config.
+        rank: rank of this process.
         metrics_rank: the rank that logs if only one does.
     """
     metrics = job_config.metrics
@@ -63,9 +63,10 @@ def wandb_run(job_config: JobConfig, rank: int, metrics_rank: int) -> Iterator[N
 
 
 def _resumes(job_config: JobConfig) -> bool:
-    """Whether the launch resumes from the job's newest checkpoint.
+    """Return whether the launch resumes from the job's newest checkpoint.
 
-    From an older one it does not continue the W&B run, which ignores steps that it has already.
+    A launch from an older one does not continue the W&B run, because W&B ignores steps that the run
+    already has.
     """
     config = job_config.checkpoint
     if not config.enable or TRAIN_STATE in config.exclude_from_loading:

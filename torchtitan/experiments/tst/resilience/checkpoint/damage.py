@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what was written: all ranks read a share of its files each."""
+"""Check whether a checkpoint is what was written; each rank reads a share of its files."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from .reader import read_metadata
 
 
 class DamageError(CheckpointError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint whose files are not what was written."""
 
     def __init__(self, found: list[str], advice: str):
         listed = "".join(f"\n  {line}" for line in found)
@@ -21,18 +21,18 @@ class DamageError(CheckpointError):
 
 
 def damages_on_all_ranks(checkpoint: Path, share: Share) -> list[str]:
-    """Return what is damaged, on any rank.
+    """Return the damages that any rank has found; the same on all ranks.
 
     Args:
-        checkpoint: of any kind.
-        share: gives a value of every rank.
+        checkpoint: a checkpoint of any kind.
+        share: returns a value of every rank.
     """
     try:
         manifest = read_manifest(checkpoint)
         if manifest is None:
             _check_readable(checkpoint)
         written = manifest["files"] if manifest else {}
-        # largest first, so that the shares are of about the same size
+        # largest first, so that the shares have about the same size
         names = sorted(written, key=lambda name: (-written[name]["bytes"], name))
         mine = names[dist.get_rank() :: dist.get_world_size()]
         found = damages(checkpoint, {name: written[name] for name in mine})
@@ -42,12 +42,12 @@ def damages_on_all_ranks(checkpoint: Path, share: Share) -> list[str]:
 
 
 def _check_readable(checkpoint: Path) -> None:
-    """Check what can be checked of a checkpoint without a manifest."""
+    """Check what can be checked in a checkpoint without a manifest."""
     if inventory.identify(checkpoint) is Kind.HUGGING_FACE:
         inventory.check_weights(checkpoint)
         return
     logger.warning(
-        f"{checkpoint} has no {MANIFEST}, as with TorchTitan's own trainer: it is not checked for "
-        "damage"
+        f"{checkpoint} has no {MANIFEST} (TorchTitan's own trainer writes none): it is not checked "
+        "for damage"
     )
     read_metadata(checkpoint)

@@ -1,4 +1,4 @@
-"""Saving in Hugging Face format, complete or absent like any other checkpoint."""
+"""Save a model in Hugging Face format; like any other checkpoint, it is complete or absent."""
 
 import shutil
 from collections.abc import Callable
@@ -24,15 +24,15 @@ def save_in_hf(
     manifest: dict[str, Any],
     share: Share,
 ) -> None:
-    """Save a model by upstream's method, as ``saving-N`` until complete.
+    """Save a model by upstream's method, under the name ``saving-N`` until it is complete.
 
     Args:
-        save: saves to a folder.
-        state_dict: that it saves.
-        adapter: of the model.
-        folder: of the run's checkpoints.
-        manifest: what the manifest is to say beside the files.
-        share: gives a value of every rank.
+        save: upstream's method, given the folder to save to.
+        state_dict: the state dict that it saves.
+        adapter: state-dict adapter of the model.
+        folder: folder of the run's checkpoints.
+        manifest: content of the manifest except for the files.
+        share: returns a value of every rank.
     """
     saving = step_folder(folder, manifest["step"], "saving")
     from_rank_0(share, lambda: shutil.rmtree(saving, ignore_errors=True))
@@ -52,7 +52,7 @@ def save_in_hf(
         entries |= of_rank
 
     def finish() -> None:
-        shutil.rmtree(saving / SHARDED_DIR_NAME)  # parts of the files beside it
+        shutil.rmtree(saving / SHARDED_DIR_NAME)  # parts of the complete files
         write_manifest(saving, manifest, entries)
         publish(folder, manifest["step"], boundary=False)
 
@@ -66,7 +66,7 @@ def _drop_index_of_another_model(
     mapping = adapter.fqn_to_index_mapping
     mine = set(adapter.to_hf(state_dict)) if mapping else set()
     indices = share((mapping, mine))
-    names = set().union(*(names for _, names in indices))  # pipeline, experts: each has a part
+    names = set().union(*(names for _, names in indices))  # PP and EP ranks have a part each
     if any(index is None or index.keys() != names for index, _ in indices):
         if any(index for index, _ in indices):
             logger.warning(

@@ -1,13 +1,13 @@
-"""What the folders of a run are. Everything that reads a checkpoint asks here.
+"""Identify the folders of a run. Everything that reads a checkpoint uses this module.
 
 In the run's checkpoint folder (``checkpoint.folder``):
 
-- ``step-N``: a complete checkpoint. It has its name only once everything in it is on disk.
-- ``boundary``: link to the checkpoint of the last superposition step, which is never deleted.
-- ``saving-N``: a save that is going on, or was cut short.
-- ``deleting-N``: a deletion that is going on, or was cut short.
-- ``damaged-N``: set aside by ``resilience.skip_damaged``.
-- ``replaced-N``: was ``step-N`` before step N was saved again: a finished model, a damaged
+- ``step-N``: a complete checkpoint. It gets this name only when everything in it is on disk.
+- ``boundary``: a link to the checkpoint of the last superposition step, which is never deleted.
+- ``saving-N``: a save that is running or was cut short.
+- ``deleting-N``: a deletion that is running or was cut short.
+- ``damaged-N``: a damaged checkpoint that ``resilience.skip_damaged`` has renamed.
+- ``replaced-N``: the former ``step-N`` after step N was saved again: a finished model, a damaged
   checkpoint, or a folder of unknown content.
 """
 
@@ -31,11 +31,11 @@ from .manifests import METADATA, CheckpointError, read_manifest
 from .reader import read_metadata
 
 BOUNDARY = "boundary"
-_BESIDE_THE_MODEL = {DATALOADER, LR_SCHEDULER, OPTIMIZER, TRAIN_STATE}
+_ALL_BUT_THE_MODEL = {DATALOADER, LR_SCHEDULER, OPTIMIZER, TRAIN_STATE}
 
 
 class Kind(Enum):
-    """What a folder is; the value completes the sentence "it is ..."."""
+    """The kind of a folder; its value completes the sentence "it is ..."."""
 
     FULL = "a full checkpoint"
     MODEL = "a checkpoint of the model only"
@@ -46,7 +46,7 @@ class Kind(Enum):
 
     @property
     def is_model(self) -> bool:
-        """Whether a run can end with it and cannot resume from it."""
+        """Whether a run can end with it but cannot resume from it."""
         return self in (Kind.MODEL, Kind.HUGGING_FACE)
 
 
@@ -59,25 +59,25 @@ class Checkpoint:
 
     @functools.cached_property
     def kind(self) -> Kind:
-        """What it is, read on first use: without a manifest, that takes all of DCP's metadata."""
+        """Its kind, read on first use: without a manifest, that reads all of DCP's metadata."""
         return identify(self.path)
 
     @property
     def resumable(self) -> bool:
         """Whether a launch resumes from it, unless it turns out to be damaged.
 
-        A seed checkpoint, step 0, is of the model only.
+        A seed checkpoint, step 0, has only the model.
         """
         is_seed = self.step == 0 and self.kind is Kind.MODEL
         return is_seed or self.kind in (Kind.FULL, Kind.DAMAGED)
 
     def finishes(self, total_steps: int) -> bool:
-        """Whether it is the model of a run of so many steps that has ended."""
+        """Return whether it is the final model of a run of ``total_steps`` steps."""
         return self.step >= max(1, total_steps) and self.kind.is_model
 
 
 def identify(path: Path) -> Kind:
-    """Tell what a folder is, by its files and not by its name."""
+    """Return the kind of a folder, by its files and not by its name."""
     try:
         if manifest := read_manifest(path):
             if any(not (path / name).is_file() for name in manifest["files"]):
@@ -99,9 +99,9 @@ def identify(path: Path) -> Kind:
 
 
 def missing_weights(folder: Path) -> list[str]:
-    """Name the files that a folder in Hugging Face format lacks.
+    """Return the names of the files that are missing in a folder in Hugging Face format.
 
-    A single file of weights needs no index, except where upstream was to write one.
+    A single file of weights needs no index, unless upstream was going to write one.
     """
     index = folder / WEIGHTS_INDEX
     if not index.is_file():
@@ -119,7 +119,7 @@ def check_weights(folder: Path) -> None:
     """Check that the files of a folder in Hugging Face format can be opened.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: for a file that cannot be opened.
     """
     for path in sorted(folder.glob("*.safetensors")):
         if wrong := what_is_wrong(path):
@@ -135,23 +135,25 @@ def check_load_step(folder: Path, step: int, not_loaded: list[str]) -> None:
     """Check that the checkpoint that ``checkpoint.load_step`` names can be loaded.
 
     Args:
-        folder: of the run's checkpoints.
-        step: as the config has it.
+        folder: folder of the run's checkpoints.
+        step: ``checkpoint.load_step``.
         not_loaded: ``checkpoint.exclude_from_loading``.
 
     Raises:
-        CheckpointError: saying what is there instead.
+        CheckpointError: if it cannot be loaded; the message says what is there instead.
     """
     found = Checkpoint(path := step_folder(folder, step), step)
-    model_alone = found.kind is Kind.MODEL and set(not_loaded) >= _BESIDE_THE_MODEL
+    model_alone = found.kind is Kind.MODEL and set(not_loaded) >= _ALL_BUT_THE_MODEL
     if found.resumable or model_alone:
         return
-    advice = "Use one of them, or -1 for the newest"
-    if found.kind.is_model:
-        in_hf = ", and checkpoint.initial_load_in_hf" * (found.kind is Kind.HUGGING_FACE)
-        advice = f"To start a new run from it, set checkpoint.initial_load_path to it{in_hf}"
     steps = [other.step for other in list_checkpoints(folder) if other.resumable]
-    listed = f"Steps that can be loaded: {', '.join(map(str, steps))}" if steps else "There is none"
+    listed, advice = "No step can be loaded", "Check job.dump_folder and checkpoint.folder"
+    if steps:
+        listed = f"Steps that can be loaded: {', '.join(map(str, steps))}"
+        advice = "Use one of them, or -1 for the newest"
+    if found.kind.is_model:
+        in_hf = " and checkpoint.initial_load_in_hf = true" * (found.kind is Kind.HUGGING_FACE)
+        advice = f"To start a new run from it, set checkpoint.initial_load_path to it{in_hf}"
     raise CheckpointError(
         f"checkpoint.load_step = {step}: {path} {describe(path)}. {listed}. {advice}"
     )
@@ -161,36 +163,36 @@ def check_may_start_anew(folder: Path, checkpoints: list[Checkpoint]) -> None:
     """Check that a job that can resume from none of its checkpoints has none to lose.
 
     Raises:
-        CheckpointError: saying what each of them is.
+        CheckpointError: if there is one; the message lists all of them.
     """
     kept = [found for found in checkpoints if found.kind is not Kind.INCOMPLETE]
     if kept:
         listed = "".join(f"\n  {found.path} is {found.kind.value}" for found in kept)
         raise CheckpointError(
             f"none of the checkpoints in {folder} can be resumed:{listed}\nTo train anew, choose "
-            "another job.dump_folder or checkpoint.folder; checkpoint.initial_load_path lets a new "
-            "run begin with a model"
+            "another job.dump_folder or checkpoint.folder. To start a new run from a model, set "
+            "checkpoint.initial_load_path"
         )
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The folders ``step-N`` of a run, of every kind, by ascending step."""
+    """Return the folders ``step-N`` of a run, of every kind, by ascending step."""
     return [Checkpoint(path, step) for step, path in folders_of_kind(folder, "step")]
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps with a complete checkpoint of any kind, ascending."""
+    """Return the steps with a complete checkpoint of any kind, ascending."""
     complete = (Kind.FULL, Kind.MODEL, Kind.HUGGING_FACE)
     return [found.step for found in list_checkpoints(folder) if found.kind in complete]
 
 
 def full_steps(folder: Path) -> list[int]:
-    """Steps with a complete checkpoint that a launch can resume from, ascending."""
+    """Return the steps with a complete checkpoint that a launch can resume from, ascending."""
     return [found.step for found in list_checkpoints(folder) if found.kind is Kind.FULL]
 
 
 def known_damage(checkpoint: Checkpoint) -> str:
-    """Return what is wrong with a checkpoint by the look of it; "" if nothing is."""
+    """Return what is wrong with a checkpoint without reading its files; "" if nothing is."""
     return f"it {describe(checkpoint.path)}" if checkpoint.kind is Kind.DAMAGED else ""
 
 
@@ -200,15 +202,15 @@ def resume_point(
     damage: Callable[[Checkpoint], str] = known_damage,
     skipped: Callable[[Checkpoint, str], None] = lambda checkpoint, reason: None,
 ) -> Checkpoint | None:
-    """Return the checkpoint that a launch resumes from, or the model with which the run has ended.
+    """Return the checkpoint that a launch resumes from, or the final model of a run that has ended.
 
-    The checks before a launch, the trainer and W&B all ask here.
+    The checks before a launch, the trainer and W&B all use this function.
 
     Args:
-        checkpoints: of the run, by ascending step.
-        total_steps: of the run.
-        damage: says what is wrong with a checkpoint that has the files of one; "" if nothing is.
-        skipped: called with each newer one that cannot be resumed, and why.
+        checkpoints: checkpoints of the run, by ascending step.
+        total_steps: number of steps of the run.
+        damage: returns what is wrong with a checkpoint whose files are there; "" if nothing is.
+        skipped: called with each newer checkpoint that cannot be resumed, and the reason.
     """
     for found in reversed(list(checkpoints)):
         if found.resumable or found.finishes(total_steps):
@@ -222,23 +224,23 @@ def resume_point(
 
 
 def is_kept(checkpoint: Path) -> bool:
-    """Whether the checkpoint is never deleted: that of the boundary, or of a stage."""
+    """Return whether a checkpoint is never deleted: that of the boundary, or of a stage."""
     with suppress(CheckpointError):
         manifest = read_manifest(checkpoint) or {"boundary": False}
-        return manifest.get("kept", manifest["boundary"])  # until November 2026 without "kept"
+        return manifest.get("kept", manifest["boundary"])  # older manifests have no "kept"
     return False
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Find the checkpoint that ``path`` names: itself, or the newest one of a run.
+    """Return the checkpoint that ``path`` names: itself, or the newest one of a run.
 
     Args:
         path: a checkpoint, such as RUN/checkpoint/boundary, its folder, or a run folder.
 
     Raises:
-        CheckpointError: if there is none; says what is there instead.
+        CheckpointError: if there is none; the message says what is there instead.
     """
-    path = path.absolute()  # and not resolved: the run's config is in a folder above it
+    path = path.absolute()  # not resolved: the run's config is in a folder above it
     if path.is_dir() and identify(path) is not Kind.FOREIGN:
         checkpoint = path.parent / path.readlink() if path.is_symlink() else path
     elif found := [c for c in list_checkpoints(checkpoints_of(path)) if c.kind is not Kind.FOREIGN]:
@@ -252,14 +254,14 @@ def find_checkpoint(path: Path) -> Path:
             "RUN/checkpoint/boundary), a folder of them, or a run folder"
         )
     if (path / "config.json").is_file() and identify(path) is Kind.HUGGING_FACE:
-        raise CheckpointError(f"{path} is exported already")
+        raise CheckpointError(f"{path} is exported already; use it as it is")
     if identify(checkpoint) is Kind.INCOMPLETE:
-        raise CheckpointError(f"{checkpoint} {describe(checkpoint)}")
+        raise CheckpointError(f"{checkpoint} {describe(checkpoint)}. Give another checkpoint")
     return checkpoint
 
 
 def checkpoints_of(path: Path) -> Path:
-    """The folder of a run's checkpoints, of the run folder or of itself."""
+    """Return the folder of a run's checkpoints, given the run folder or itself."""
     with suppress(FileNotFoundError, NotADirectoryError):
         return path / read_config(path)["checkpoint"]["folder"]
     return path / "checkpoint" if (path / "checkpoint").is_dir() else path
@@ -268,17 +270,17 @@ def checkpoints_of(path: Path) -> Path:
 def describe(path: Path) -> str:
     """Describe what is at a path that should be a checkpoint: "is ...", for messages."""
     if path.is_symlink() and not path.exists():
-        return f"is a link to {path.readlink()}, which is not there"
+        return f"is a link to {path.readlink()}, which does not exist"
     if not path.exists():
-        return "is not there"
+        return "does not exist"
     if not path.is_dir():
         return "is a file, not the folder of a checkpoint"
     kind = identify(path)
     if not any(path.iterdir()):
         return "is an empty folder"
     if kind is Kind.INCOMPLETE:
-        missing = missing_weights(path) or [METADATA]
-        return f"is {kind.value}, cut short in its save or download: no {', '.join(missing)}"
+        missing = ", ".join(missing_weights(path) or [METADATA])
+        return f"is {kind.value}: its save or download was cut short (missing: {missing})"
     if kind is not Kind.FOREIGN:
         return f"is {kind.value}"
     folder = checkpoints_of(path)
@@ -290,7 +292,7 @@ def describe(path: Path) -> str:
 
 
 def step_folder(folder: Path, step: int, kind: str = "step") -> Path:
-    """Where the checkpoint of ``step`` is, or is being made or unmade."""
+    """Return the folder of a step's checkpoint, or of its save or deletion with another kind."""
     return folder / f"{kind}-{step}"
 
 

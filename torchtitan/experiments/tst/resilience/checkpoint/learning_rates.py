@@ -1,4 +1,4 @@
-"""The learning rate after a resume: that of the job's own schedule."""
+"""Keep the learning rate of the job's own schedule after a resume."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from ...upstream.names import set_last_rates
 
 @contextmanager
 def schedule_of_config(schedulers: LRSchedulersContainer) -> Iterator[None]:
-    """Keep to the config's learning rates while a checkpoint is loaded.
+    """Keep the config's learning rates while a checkpoint is loaded in this context.
 
-    The optimizer's state has the rate that the checkpoint's job would have used next, and upstream
-    takes one step with it. It is another one where ``training.steps`` was raised after the end, and
-    where ``checkpoint.exclude_from_loading`` names optimizer or scheduler. The peak rate is in the
-    scheduler's state, so that upstream ignores a changed ``optimizer.lr``.
+    The optimizer's state holds the rate that the checkpoint's job would have used next, and
+    upstream takes one step with it. That rate is wrong if ``training.steps`` was raised after the
+    end, or if ``checkpoint.exclude_from_loading`` names optimizer or scheduler. The scheduler's
+    state holds the peak rate, so upstream ignores a changed ``optimizer.lr``.
     """
-    # another scheduler, of a user's train spec, may have a rate that depends on more than the step
+    # the rates of a user's own kind of scheduler may depend on more than the step
     ours = [scheduler for scheduler in schedulers if isinstance(scheduler, LambdaLR)]
     peaks = [list(scheduler.base_lrs) for scheduler in ours]
     yield
@@ -31,7 +31,8 @@ def schedule_of_config(schedulers: LRSchedulersContainer) -> Iterator[None]:
     }
     for now, before in sorted(changed):
         logger.warning(
-            f"optimizer.lr = {now}, in the checkpoint {before}: training goes on with the config's"
+            f"optimizer.lr = {now}, but {before} in the checkpoint: training continues with the "
+            "config's"
         )
     for scheduler, of_config in zip(ours, peaks, strict=True):
         scheduler.base_lrs = of_config

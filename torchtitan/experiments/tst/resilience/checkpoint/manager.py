@@ -1,4 +1,4 @@
-"""Saving and resuming: upstream's checkpoint manager, held to more."""
+"""Save and resume: upstream's checkpoint manager with checks and atomic saves."""
 
 import shutil
 from collections.abc import Iterator
@@ -42,16 +42,16 @@ from .writer import CheckpointWriter
 class ResilientCheckpointManager(CheckpointManager):
     """Upstream's manager whose checkpoints are complete or absent, checked, and safe to open.
 
-    It also saves at the boundary, after a stage and when the run is asked to stop, resumes on any
-    number of data-parallel ranks, refuses a config that contradicts the checkpoint, and leaves a
-    run that has ended as it is.
+    It also saves at the boundary, after a stage, and when the run is asked to stop. It resumes on
+    any number of data-parallel ranks, refuses a config that contradicts the checkpoint, and does
+    not change a run that has ended.
 
     Args:
-        args: of upstream's manager.
+        args: arguments of upstream's manager.
         run: the trainer.
-        total_steps: of the run.
-        resilience: the section of the job's config.
-        kwargs: of upstream's manager.
+        total_steps: number of steps of the run.
+        resilience: ``[resilience]`` of the job.
+        kwargs: arguments of upstream's manager.
     """
 
     folder: str
@@ -75,7 +75,7 @@ class ResilientCheckpointManager(CheckpointManager):
         return super()._should_save(curr_step, last_step)
 
     def will_save(self, step: int) -> bool:
-        """Whether :meth:`save` writes a checkpoint after this step, which is not the last."""
+        """Return whether :meth:`save` writes a checkpoint after this step, not being the last."""
         return self._should_save(step)
 
     @override
@@ -128,7 +128,7 @@ class ResilientCheckpointManager(CheckpointManager):
     @override
     def _save_last_step(self, curr_step: int) -> None:
         if curr_step == 0:
-            self.last_save_in_hf: bool = False  # a seed checkpoint is to be loaded
+            self.last_save_in_hf: bool = False  # a seed checkpoint must be loadable
         super()._save_last_step(curr_step)
 
     @override
@@ -137,7 +137,7 @@ class ResilientCheckpointManager(CheckpointManager):
             super()._async_wait()
 
     def save_unless_saved(self, step: int) -> None:
-        """A whole checkpoint of a step that may have one already."""
+        """Save a full checkpoint of a step, unless it has one already."""
         if not self.enable:
             return
         self.wait()
@@ -149,10 +149,10 @@ class ResilientCheckpointManager(CheckpointManager):
             self.wait()
 
     def wait(self) -> None:
-        """Until no save is going on.
+        """Wait until no save is running.
 
         Raises:
-            CheckpointError: if the last one failed.
+            CheckpointError: if the last save failed.
         """
         if self.enable:
             self._async_wait()
@@ -164,10 +164,12 @@ class ResilientCheckpointManager(CheckpointManager):
         except (CheckpointException, OSError, RuntimeError) as error:
             folder = Path(self.folder)
             if dist.get_rank() == 0:
-                for path in folder.glob("saving-*"):  # on a full disk, room for the next one
+                for path in folder.glob("saving-*"):  # on a full disk, make room for the next save
                     shutil.rmtree(path, ignore_errors=True)
             steps = inventory.full_steps(folder)
-            usable = f"step-{steps[-1]} there is complete" if steps else "There is no earlier one"
+            usable = "There is no complete checkpoint"
+            if steps:
+                usable = f"The newest complete checkpoint is step-{steps[-1]}"
             raise CheckpointError(
                 f"could not write a checkpoint to {folder}: {_causes(error)}. {usable}"
             ) from error
@@ -177,7 +179,7 @@ class ResilientCheckpointManager(CheckpointManager):
         if self.keep_latest_k <= 0 or dist.get_rank() != 0:
             return
         folder = Path(self.folder)
-        # not those of a time before checkpoint.load_step went back, and no finished model
+        # neither those that are newer because checkpoint.load_step went back, nor finished models
         steps = [step for step in inventory.full_steps(folder) if step <= self.run.step]
         for step in steps[: -self.keep_latest_k]:
             if not inventory.is_kept(inventory.step_folder(folder, step)):
@@ -191,7 +193,7 @@ class ResilientCheckpointManager(CheckpointManager):
         if not self.enable:
             return super().load(step)
         folder = Path(self.folder)
-        if not self.load_only:  # others may be at work there
+        if not self.load_only:  # with load_only, another run may be using the folder
             for message in from_rank_0(self.run.share, lambda: list(tidy(folder))):
                 logger.warning(message)
         checkpoints = from_rank_0(self.run.share, lambda: _identified(folder))
@@ -203,8 +205,8 @@ class ResilientCheckpointManager(CheckpointManager):
             newer = [c.step for c in checkpoints if c.step > step and c.resumable]
             if newer:
                 logger.warning(
-                    f"checkpoint.load_step = {step}: there are newer checkpoints ({newer}), which "
-                    "a launch without it will go on from"
+                    f"checkpoint.load_step = {step}: there are newer checkpoints ({newer}). A "
+                    "launch without checkpoint.load_step resumes from the newest"
                 )
         else:
             newest = self._resume_point(checkpoints)
@@ -223,21 +225,21 @@ class ResilientCheckpointManager(CheckpointManager):
     def _load_step(self, step: int) -> bool:
         folder = Path(self.folder)
         if step == -1 and folder.exists():
-            # As if the folder were not there: upstream takes an empty one, such as a kill during
-            # the first save leaves, for the start of a run and ignores initial_load_path.
+            # Upstream ignores initial_load_path if the folder exists, even an empty folder, such as
+            # a kill during the first save leaves. So hide the folder.
             with replaced(self, "folder", str(folder / "none")):
                 return super().load()
         return super().load(step)
 
     def _resume_point(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
-        """The checkpoint to resume from, or the model with which the run has ended; checked."""
+        """Return the checkpoint to resume from, or the final model, checked for damage."""
         damaged: list[Checkpoint] = []
 
         def damage(found: Checkpoint) -> str:
             damages = damages_on_all_ranks(found.path, self.run.share)
             if damages and not self.resilience.skip_damaged:
                 raise DamageError(
-                    damages, "--resilience.skip_damaged goes on from the one before it"
+                    damages, "To resume from the one before it, set --resilience.skip_damaged"
                 )
             damaged.extend([found] * bool(damages))
             return "; ".join(damages)
@@ -245,7 +247,7 @@ class ResilientCheckpointManager(CheckpointManager):
         def skipped(found: Checkpoint, reason: str) -> None:
             if found in damaged and dist.get_rank() == 0 and not self.load_only:
                 aside = set_aside(Path(self.folder), found.step, "damaged")
-                logger.warning(f"{found.path} is now {aside}")
+                logger.warning(f"Renamed {found.path} to {aside}, because it is damaged")
             logger.warning(f"Skipped {found.path}: {reason}")
 
         point = inventory.resume_point(checkpoints, self.total_steps, damage, skipped)
@@ -263,7 +265,7 @@ class ResilientCheckpointManager(CheckpointManager):
         if checkpoint != self.checked and (
             damages := damages_on_all_ranks(checkpoint, self.run.share)
         ):
-            raise DamageError(damages, "Give another one, or fetch it again")
+            raise DamageError(damages, "Load another checkpoint, or copy this one again")
         if from_hf:
             try:
                 super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
@@ -302,7 +304,7 @@ class ResilientCheckpointManager(CheckpointManager):
                 logger.warning(f"Config and checkpoint differ: {line}")
 
     def _open_streams(self, checkpoint: Path) -> None:
-        """Have the loader read as many streams as the checkpoint has positions of."""
+        """Make the loader read as many streams as the checkpoint has data positions."""
         keys = read_metadata(checkpoint).state_dict_metadata
         count = sum(key.startswith(f"{DATALOADER}.dp_rank_") for key in keys)
         loader = self.states[DATALOADER]
@@ -310,16 +312,16 @@ class ResilientCheckpointManager(CheckpointManager):
             loader.set_streams(count)
         elif count not in (0, self.run.dp_degree):
             raise CheckpointError(
-                f"{checkpoint} has the position in the data of {count} data-parallel ranks, this "
-                f"launch has {self.run.dp_degree}, and {type(loader).__name__} cannot share it out "
-                "anew. Launch with as many as before; or with training.dataloader.num_workers at "
-                "most 1 from the start of a run, which can be shared out; or start the data anew "
-                "with checkpoint.exclude_from_loading = ['dataloader']"
+                f"{checkpoint} has the data positions of {count} data-parallel ranks, but this "
+                f"launch has {self.run.dp_degree}, and {type(loader).__name__} cannot redistribute "
+                f"them. Launch with {count} data-parallel ranks, or start the data anew with "
+                "checkpoint.exclude_from_loading = ['dataloader']. A run can resume on another "
+                "number if its training.dataloader.num_workers is at most 1 from the start"
             )
 
 
 def _identified(folder: Path) -> list[Checkpoint]:
-    """The checkpoints with their kinds, so that all ranks see what rank 0 does."""
+    """Return the checkpoints with their kinds read, so that all ranks see what rank 0 sees."""
     found = inventory.list_checkpoints(folder)
     for checkpoint in found:
         _ = checkpoint.kind
@@ -327,7 +329,7 @@ def _identified(folder: Path) -> list[Checkpoint]:
 
 
 def _causes(error: BaseException) -> str:
-    """What went wrong, by rank if DCP says so."""
+    """Return what went wrong, by rank if DCP reports ranks."""
     if not isinstance(error, CheckpointException):
         return str(error)
     causes = {

@@ -1,7 +1,8 @@
-"""The manifest of a checkpoint: which files it has, and whether they are as they were written.
+"""The manifest of a checkpoint: its files with their checksums, and a record of the run.
 
-A checkpoint has ``manifest.json`` beside DCP's or safetensors files: size and checksum of each of
-them, and what the run was. Upstream's own trainer writes none and needs none. No torch.
+A checkpoint has ``manifest.json`` next to DCP's or safetensors files. It holds the size and the
+checksum of each file, and the facts of the run. Upstream's own trainer neither writes nor needs it.
+This module does not import torch.
 """
 
 import json
@@ -19,7 +20,7 @@ _CHUNK = 1 << 24  # bytes
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that cannot be written, found, trusted or used; the message says which."""
+    """A checkpoint that cannot be written, found, trusted or used; the message says why."""
 
     title = "checkpoint error"
 
@@ -31,33 +32,33 @@ class ContradictionError(CheckpointError):
         listed = "".join(f"\n  {line}" for line in found)
         super().__init__(
             f"the config contradicts the checkpoint {folder}:{listed}\n"
-            "Launch with the checkpoint's values; or, if you mean it, with "
+            "Launch with the checkpoint's values. To keep the config's, add "
             "--resilience.allow_config_mismatch"
         )
 
 
 def differences(saved: dict[str, Any], facts: dict[str, Any], ignored: set[str]) -> list[str]:
-    """Return where a job's facts differ from those of a checkpoint, both values in each line.
+    """Return where a job's facts differ from those of a checkpoint, with both values in each line.
 
     Args:
         saved: facts of the run that wrote the checkpoint, by key.
-        facts: of the job.
-        ignored: keys not to compare.
+        facts: facts of the job, by key.
+        ignored: keys that are not compared.
     """
     return [
-        f"{key} = {facts.get(key)!r}, in the checkpoint {value!r}"
+        f"{key} = {facts.get(key)!r}, but {value!r} in the checkpoint"
         for key, value in saved.items()
         if key not in ignored and facts.get(key) != value
     ]
 
 
 def new_checksum() -> Any:
-    """The checksum of the manifest, as a hash object: fast, for faults and not for attackers."""
+    """Return a hash object for the manifest's checksums: fast, but not safe against attackers."""
     return xxhash.xxh3_128()
 
 
 def write_manifest(folder: Path, content: dict[str, Any], files: dict[str, dict]) -> None:
-    """Write the manifest: ``content``, and the entry of every file by its name."""
+    """Write the manifest: ``content``, and the entry of each file by its name."""
     manifest = content | {"files": files}
     manifest[_CHECKSUM] = _checksum_of(manifest)
     with (folder / MANIFEST).open("w") as file:
@@ -67,7 +68,7 @@ def write_manifest(folder: Path, content: dict[str, Any], files: dict[str, dict]
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The checkpoint's manifest; None if it has none.
+    """Return the checkpoint's manifest; None if it has none.
 
     Raises:
         CheckpointError: if the manifest itself is damaged.
@@ -75,14 +76,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if not {_CHECKSUM, "files"} & manifest.keys():
-            return None  # of another software
+            return None  # another program's file
         checksum = manifest.pop(_CHECKSUM)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is damaged: {error!r}") from None
     if checksum != _checksum_of(manifest):
-        raise CheckpointError(f"{folder / MANIFEST} is damaged: not the content that was written")
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: its checksum does not match")
     return manifest
 
 
@@ -91,35 +92,35 @@ def _checksum_of(manifest: dict[str, Any]) -> str:
 
 
 def damages(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
-    """What differs from the manifest's ``files``, each with the name of the file."""
+    """Return the differences of a checkpoint's files from the manifest's ``files``, by path."""
     found = []
     for name, written in files.items():
         path = folder / name
         try:
             size = path.stat().st_size
             if size != written["bytes"]:
-                found.append(f"{path}: {size:,} bytes, of {written['bytes']:,} that were written")
+                found.append(f"{path}: {size:,} bytes, but {written['bytes']:,} were written")
             elif file_checksum(path) != written[_CHECKSUM]:
-                found.append(f"{path}: not the content that was written (checksum)")
+                found.append(f"{path}: its checksum does not match")
         except OSError as error:
             found.append(f"{path}: {error.strerror}")
     return found
 
 
 def file_entry(size: int, checksum: str) -> dict[str, Any]:
-    """A file's entry in the manifest."""
+    """Return a file's entry for the manifest."""
     return {"bytes": size, _CHECKSUM: checksum}
 
 
 def entry_of(path: Path) -> dict[str, Any]:
-    """The manifest's entry of a file that is there, and will be after a power failure."""
+    """Sync a file to disk, and return its entry for the manifest."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return file_entry(path.stat().st_size, file_checksum(path))
 
 
 def file_checksum(path: Path) -> str:
-    """Checksum of the file's content."""
+    """Return the checksum of a file's content."""
     checksum = new_checksum()
     buffer = memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:

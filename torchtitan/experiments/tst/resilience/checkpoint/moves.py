@@ -1,7 +1,7 @@
-"""Changes in the folder of a run's checkpoints that a kill at any moment cannot spoil.
+"""Atomic changes in the folder of a run's checkpoints: a kill at any moment does no damage.
 
-A folder is renamed in one step, when everything in it is on disk. The names are listed in
-:mod:`.inventory`.
+A folder is renamed in one step, when everything in it is on disk. :mod:`.inventory` lists the
+names.
 """
 
 import itertools
@@ -18,12 +18,12 @@ from .manifests import CheckpointError, read_manifest
 
 
 def publish(folder: Path, step: int, boundary: bool) -> None:
-    """Give a save that is complete its name, at once."""
+    """Rename a complete save from ``saving-N`` to ``step-N``, in one step."""
     saving, final = step_folder(folder, step, "saving"), step_folder(folder, step)
     sync_folder(saving)
     if boundary:
         link = folder / f"{BOUNDARY}.new"
-        with suppress(OSError):  # of a file system without links
+        with suppress(OSError):  # on a file system without links
             link.unlink(missing_ok=True)
             link.symlink_to(final.name)
             link.replace(folder / BOUNDARY)
@@ -31,7 +31,8 @@ def publish(folder: Path, step: int, boundary: bool) -> None:
         if identify(final) in (Kind.FULL, Kind.INCOMPLETE):
             set_aside(folder, step, "deleting")
         else:
-            logger.warning(f"{final} is now {_keep_replaced(folder, step)}: step {step} is saved")
+            kept = _keep_replaced(folder, step)
+            logger.warning(f"Renamed {final} to {kept}, because step {step} is saved again")
     saving.rename(final)
     sync_folder(folder)
     shutil.rmtree(step_folder(folder, step, "deleting"), ignore_errors=True)
@@ -44,7 +45,7 @@ def _keep_replaced(folder: Path, step: int) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in it on disk before going on."""
+    """Wait until the names in a folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,14 +54,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def set_aside(folder: Path, step: int, kind: str) -> Path:
-    """Rename ``step-N`` to ``kind-N``, which no resume looks at."""
+    """Rename ``step-N`` to ``kind-N``, so that no launch resumes from it. Return the new path."""
     path = step_folder(folder, step, kind)
     shutil.rmtree(path, ignore_errors=True)
     return step_folder(folder, step).rename(path)
 
 
 def tidy(folder: Path) -> Iterable[str]:
-    """Finish what a kill interrupted: gives what was found and done."""
+    """Finish what a kill interrupted; yield a message for each change."""
     for _, path in folders_of_kind(folder, "deleting"):
         shutil.rmtree(path, ignore_errors=True)
     for step, path in folders_of_kind(folder, "saving"):
@@ -69,7 +70,7 @@ def tidy(folder: Path) -> Iterable[str]:
             manifest = read_manifest(path)
         if manifest:
             publish(folder, step, manifest["boundary"])
-            yield f"{path} was complete and is now step-{step}: its save was cut short at the end"
+            yield f"Renamed {path} to step-{step}: its save was cut short after the last file"
         else:
             shutil.rmtree(path, ignore_errors=True)
-            yield f"Skipped and removed {path}: its save was cut short"
+            yield f"Removed {path}: its save was cut short"

@@ -1,4 +1,4 @@
-"""Work that the ranks of a run do together, or that one of them does for all."""
+"""Call functions on all ranks, or on rank 0 for all, and share results and errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,27 +11,27 @@ Share = Callable[[Any], list[Any]]
 
 
 def from_rank_0(share: Share, function: Callable[[], Any]) -> Any:
-    """Return the function's result on rank 0, there called alone.
+    """Call a function on rank 0 only, and return its result on all ranks.
 
     Args:
-        share: gives a value of every rank.
-        function: to be called.
+        share: returns a value of every rank.
+        function: the function to call.
 
     Raises:
-        CheckpointError: on all ranks, the error of rank 0.
+        CheckpointError: on all ranks, with the error of rank 0.
     """
     return on_all_ranks(share, function if dist.get_rank() == 0 else lambda: None)[0]
 
 
 def on_all_ranks(share: Share, function: Callable[[], Any]) -> list[Any]:
-    """Return the function's results of all ranks.
+    """Call a function on all ranks, and return the results of all ranks on all ranks.
 
     Args:
-        share: gives a value of every rank.
-        function: to be called.
+        share: returns a value of every rank.
+        function: the function to call.
 
     Raises:
-        CheckpointError: on all ranks, of the first that has an error.
+        CheckpointError: on all ranks, with the error of the first rank that has one.
     """
     result, error = None, ""
     try:

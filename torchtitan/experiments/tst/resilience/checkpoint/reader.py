@@ -1,8 +1,8 @@
-"""Opening a checkpoint that somebody else may have made: nothing in it can run code.
+"""Open a checkpoint that somebody else may have made, without running code from it.
 
 DCP pickles its metadata and every value that is not a tensor, and upstream pickles the loader's
-state; opened by them, a checkpoint can do anything. Here only plain values, tensors and DCP's own
-records come through.
+state. When they open a checkpoint, it can run any code. This module loads only plain values,
+tensors and DCP's own records.
 """
 
 import io
@@ -41,14 +41,14 @@ _DCP_RECORDS = {
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Unpickles numbers, strings, bytes, lists, tuples, dicts and sets, and refuses all else."""
+    """Unpickles numbers, strings, bytes, lists, tuples, dicts and sets; refuses anything else."""
 
     @classmethod
     def loads(cls, data: bytes) -> Any:
         """Unpickle ``data``.
 
         Raises:
-            pickle.UnpicklingError: naming what was refused.
+            pickle.UnpicklingError: for anything else; the message names it.
         """
         return cls(io.BytesIO(data)).load()
 
@@ -58,7 +58,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 class _MetadataUnpickler(PlainUnpickler):
-    """Plain values and the records of DCP's metadata."""
+    """Unpickles plain values and the records of DCP's metadata."""
 
     @override
     def find_class(self, module: str, name: str) -> Any:
@@ -67,20 +67,20 @@ class _MetadataUnpickler(PlainUnpickler):
             return pickle.Unpickler.find_class(self, module, name)
         if (module, name) == ("builtins", "getattr"):
             return _memory_format
-        if module.startswith("pathlib") and name == "PosixPath":  # where it was written
+        if module.startswith("pathlib") and name == "PosixPath":  # the path it was written to
             return PurePosixPath
         return super().find_class(module, name)
 
 
 def _memory_format(kind: Any, name: Any) -> Any:
-    """In the place of ``getattr``, with which Python 3.11.0 to 3.11.3 pickle members of enums."""
+    """Replace ``getattr``, which Python 3.11.0 to 3.11.3 use to pickle members of enums."""
     if kind is not MEM_FORMAT_ENCODING:
         raise pickle.UnpicklingError(f"refused to load {kind!r}.{name} from a checkpoint")
     return kind[name]
 
 
 class SafeReader(FileSystemReader):
-    """DCP's reader of local checkpoints without its pickle."""
+    """DCP's reader of local checkpoints, without its unpickling."""
 
     @override
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -91,7 +91,7 @@ class SafeReader(FileSystemReader):
 
 
 class SafeLoadPlanner(DefaultLoadPlanner):
-    """DCP's default planner, for plain values and tensors only."""
+    """DCP's default planner, limited to plain values and tensors."""
 
     @override
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
@@ -105,15 +105,15 @@ class SafeLoadPlanner(DefaultLoadPlanner):
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """DCP's metadata of a checkpoint.
+    """Return DCP's metadata of a checkpoint.
 
     Raises:
-        CheckpointError: if it is missing, damaged, or asks for code to be run.
+        CheckpointError: if it is missing or damaged, or would run code.
     """
     path = folder / METADATA
     try:
         metadata = _MetadataUnpickler.loads(path.read_bytes())
-    except Exception as error:  # damaged pickle raises whatever it likes
+    except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f"{path} cannot be read: {error!r}") from error
     if not isinstance(metadata, Metadata):
         raise CheckpointError(f"{path} cannot be read: not the metadata of a checkpoint")

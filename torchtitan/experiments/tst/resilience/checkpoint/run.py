@@ -1,10 +1,10 @@
-"""What the checkpoint manager asks of the trainer and of the loader."""
+"""The protocols of the trainer and of the loader for the checkpoint manager."""
 
 from typing import Any, Protocol, runtime_checkable
 
 
 class Run(Protocol):
-    """What the manager asks of the trainer."""
+    """The part of the trainer that the checkpoint manager uses."""
 
     step: int
 
@@ -17,27 +17,30 @@ class Run(Protocol):
         """Whether the run ends after this step, which then needs a checkpoint."""
 
     def is_boundary(self, step: int) -> bool:
-        """Whether the link ``boundary`` is to name the checkpoint after this step."""
+        """Return whether the link ``boundary`` will name the checkpoint after this step."""
 
     def keeps_checkpoint(self, step: int) -> bool:
-        """Whether the checkpoint after this step is written in any case, and never deleted."""
+        """Return whether the checkpoint after this step is always written and never deleted."""
 
     def manifest(self) -> dict[str, Any]:
-        """What to write into the manifest of a checkpoint of now; "run" holds the run's facts."""
+        """Return the manifest's content for a checkpoint that is written now.
+
+        Its "run" holds the facts of the run.
+        """
 
     def contradictions(self, manifest: dict[str, Any], not_loaded: list[str]) -> list[str]:
-        """Where the job differs from a checkpoint; ``not_loaded`` states are not taken from it."""
+        """Return where the job differs from a checkpoint, without its ``not_loaded`` states."""
 
     def restore(self, manifest: dict[str, Any]) -> None:
-        """Take on what the manifest holds, after the states are loaded."""
+        """Restore what the manifest holds, after the states are loaded."""
 
     def share(self, value: Any) -> list[Any]:
-        """``value`` of every rank, on every rank."""
+        """Return the ``value`` of every rank, on every rank."""
 
 
 @runtime_checkable
 class SharedPosition(Protocol):
-    """A loader whose position in the data any number of ranks can share."""
+    """A loader whose data positions can be redistributed over any number of ranks."""
 
     def set_streams(self, count: int) -> None:
-        """Read from ``count`` streams, as many as the checkpoint has positions of."""
+        """Read from ``count`` streams, one for each position in the checkpoint."""

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: DCP's format, with a checksum of every byte on its way to the disk."""
+"""Write a checkpoint in DCP's format, and compute the checksum of each file while writing."""
 
 import io
 import shutil
@@ -21,16 +21,16 @@ from .moves import publish
 
 
 class CheckpointWriter(FileSystemWriter):
-    """Writes ``saving-N``, manifest last, and renames it to ``step-N`` when all of it is on disk.
+    """Writes ``saving-N``, manifest last, and renames it to ``step-N`` when everything is on disk.
 
-    Not DCP's FileSystemWriter itself, which would also do the staging of an async save, and on CPU
-    without a copy.
+    The base class is not DCP's public FileSystemWriter, because that one also does the staging of
+    an async save, on CPU without a copy.
 
     Args:
-        folder: of the run's checkpoints.
+        folder: folder of the run's checkpoints.
         step: N.
-        manifest: what the manifest is to say beside the files; with ``manifest["boundary"]`` the
-            link ``boundary`` will name this checkpoint.
+        manifest: content of the manifest except for the files; if ``manifest["boundary"]`` is true,
+            the link ``boundary`` will name this checkpoint.
     """
 
     def __init__(self, folder: Path, step: int, manifest: dict[str, Any]):
@@ -40,7 +40,7 @@ class CheckpointWriter(FileSystemWriter):
 
     @override
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        shutil.rmtree(self.path, ignore_errors=True)  # of an earlier save that was cut short
+        shutil.rmtree(self.path, ignore_errors=True)  # left by a save that was cut short
         Path(self.path).mkdir(parents=True)
         return super().prepare_global_plan(plans)
 
@@ -59,7 +59,7 @@ class CheckpointWriter(FileSystemWriter):
         for written in results:
             assert isinstance(written, _Written)
             files |= written.files
-        (files[METADATA],) = self.fs.take().values()  # written under another name
+        (files[METADATA],) = self.fs.take().values()  # it was written under another name
         write_manifest(Path(self.path), self.manifest, files)
         publish(self.folder, self.step, self.manifest["boundary"])
 
@@ -71,13 +71,13 @@ class _Written(list):
 
 
 class _ChecksummingFileSystem(FileSystem):
-    """Keeps the manifest's entry of every file written."""
+    """A file system that records the manifest's entry of every file that it writes."""
 
     def __init__(self) -> None:
         self.written: dict[str, dict] = {}
 
     def take(self) -> dict[str, dict]:
-        """Entries of the files written since the last call."""
+        """Return the entries of the files written since the last call."""
         written, self.written = self.written, {}
         return written
 
@@ -94,7 +94,7 @@ class _ChecksummingFileSystem(FileSystem):
 
 
 class _ChecksummingStream(io.BufferedWriter):
-    """A file written from beginning to end."""
+    """A stream that computes the checksum of what is written, from beginning to end."""
 
     def __init__(self, raw: io.RawIOBase):
         super().__init__(raw)
@@ -109,12 +109,12 @@ class _ChecksummingStream(io.BufferedWriter):
 
     @override
     def fileno(self) -> int:
-        self.flush()  # DCP asks for it to have the file synced
+        self.flush()  # DCP calls this to sync the file
         return super().fileno()
 
     @override
     def seek(self, *args) -> int:
-        raise io.UnsupportedOperation("a checksum wants its file written in order")
+        raise io.UnsupportedOperation("a file with a checksum must be written in order")
 
     @override
     def seekable(self) -> bool:
