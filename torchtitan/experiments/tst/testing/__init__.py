@@ -1,1 +1,1 @@
-"""What tests of this package, and of models of one's own, need: many ranks on one machine."""
+"""Tools for tests of this package and of your own models: many ranks on one machine."""

@@ -1,4 +1,4 @@
-"""The layouts that are compared with one process, to show that bags are exact under them."""
+"""The layouts that are compared with one process, to show that training is exact under them."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ GLOBAL_BATCH = 8  # sequences of a step
 TOLERANCE = 1e-5  # relative, in float32
 HALF, TOLERANCE_OF_HALF = "--training.mixed_precision_param=bfloat16", 5e-2
 
-# name: of [parallelism], without "_degree"
+# keys of [parallelism] without "_degree", by the names used here
 _KEYS = {
     "replicate": "data_parallel_replicate",
     "shard": "data_parallel_shard",
@@ -19,7 +19,7 @@ _KEYS = {
     "EP": "expert_parallel",
     "ETP": "expert_tensor_parallel",
 }
-_OF_RANKS = ("replicate", "shard", "TP", "CP", "PP")  # experts are spread over the same ranks
+_OF_RANKS = ("replicate", "shard", "TP", "CP", "PP")  # EP and ETP use the same ranks
 
 MODELS = {
     "llama3": ("--model.name=llama3", "--model.flavor=demo"),
@@ -33,15 +33,15 @@ PIPELINED_MOE = ("llama4",)  # only where experts are balanced
 
 @dataclass(frozen=True)
 class Layout:
-    """How a job is spread over processes, and what one process runs to compare with.
+    """The layout of a job on many processes, and the arguments of one process to compare with.
 
     Attributes:
-        degrees: by their names in ``_KEYS``; 1 where none is given.
+        degrees: degrees by their names in ``_KEYS``; 1 where none is given.
         options: further arguments, which the one process does not have.
-        job: further arguments, which it has too.
+        job: further arguments, which the one process has too.
         models: names in ``MODELS``.
-        note: what ``options`` and ``job`` come to.
-        gpu: why it cannot run on CPU.
+        note: short name of ``options`` and ``job``.
+        gpu: why it cannot run on CPU; "" if it can.
     """
 
     degrees: dict[str, int]
@@ -53,17 +53,17 @@ class Layout:
 
     @property
     def tolerance(self) -> float:
-        """Of the deviations from one process."""
+        """The largest deviation from one process that counts as agreement."""
         return TOLERANCE_OF_HALF if HALF in self.job else TOLERANCE
 
     @property
     def processes(self) -> int:
-        """Of all degrees together."""
+        """Number of processes."""
         return math.prod(self.degrees.get(name, 1) for name in _OF_RANKS)
 
     @property
     def name(self) -> str:
-        """Of the parallelisms with their degrees, and the note."""
+        """The parallelisms with their degrees, and the note."""
         degrees = dict(self.degrees)
         replicate, shard = (degrees.pop(name, 1) for name in ("replicate", "shard"))
         parts = [f"{name} {degree}" for name, degree in degrees.items()]
@@ -77,7 +77,7 @@ class Layout:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Of the job on many processes."""
+        """The arguments of the job on many processes."""
         degrees = {"shard": 1} | self.degrees
         batch = GLOBAL_BATCH // (degrees.get("replicate", 1) * degrees["shard"])
         return (
@@ -96,14 +96,14 @@ def _layout(
     gpu: str = "",
     **degrees: int,
 ) -> Layout:
-    """By default of all models that TorchTitan has it for."""
+    """Return a layout; by default, of all models that TorchTitan supports it for."""
     if not models:
         models = LLAMA if "PP" in degrees else MOE if "EP" in degrees else (*DENSE, *MOE)
     return Layout(degrees, options, job, models, note, gpu)
 
 
 def _degrees(*parallelisms: str) -> list[dict[str, Any]]:
-    """Degrees of 2 for each of them, such as "shard TP"."""
+    """Return degrees of 2 for each of these groups of parallelisms, such as "shard TP"."""
     return [dict.fromkeys(names.split(), 2) for names in parallelisms]
 
 
@@ -240,7 +240,7 @@ def _stages() -> Iterator[Layout]:
 
 
 def _balanced_experts() -> Iterator[Layout]:
-    # a weight at which the loss has a part in every gradient
+    # so large a weight that the loss contributes to every gradient
     auxiliary_loss = ("--load_balance.method=auxiliary_loss", "--load_balance.coefficient=0.1")
     bias = ("--load_balance.method=bias",)
     experts = (
@@ -253,7 +253,7 @@ def _balanced_experts() -> Iterator[Layout]:
     )
     for degrees in experts:
         yield _layout(job=auxiliary_loss, models=MOE, note="auxiliary loss", **degrees)
-    micro_batches = "--training.local_batch_size={}"  # of the one process, too
+    micro_batches = "--training.local_batch_size={}"  # the one process has micro-batches, too
     yield _layout(
         micro_batches.format(2),
         job=(*auxiliary_loss, micro_batches.format(4)),
@@ -264,7 +264,7 @@ def _balanced_experts() -> Iterator[Layout]:
     )
     for degrees in _degrees("shard", "TP", "shard EP", "TP EP", "shard CP"):
         yield _layout(job=bias, models=MOE, note="bias", **degrees)
-    # GPipe goes forward through all micro-batches first, and so the loss is of all of them
+    # GPipe computes the forward of all micro-batches first, so the loss covers all of them
     for schedule, job, note in (
         ("GPipe", auxiliary_loss, "auxiliary loss"),
         ("GPipe", bias, "bias"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def descendants(pid: int) -> list[int]:
-    """A process's children, and theirs; torchrun's are in other sessions and process groups."""
+    """Return the process IDs of all descendants of a process, whatever their process groups."""
     found = []
     with suppress(FileNotFoundError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -16,7 +16,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def signal_tree(pid: int, number: int) -> None:
-    """Send a signal to a process and all that it has started."""
+    """Send a signal to a process and all its descendants."""
     for target in [pid, *descendants(pid)]:
         with suppress(ProcessLookupError):
             os.kill(target, number)

@@ -1,7 +1,7 @@
-"""Short runs on any number of processes, on batches that are the same however many share them.
+"""Short runs on any number of processes, which read the same batches on any number.
 
-A run's processes are forked from one that has imported everything, so that dozens of runs take
-minutes. No GPU is in use before the fork; each process of a run starts its own.
+A run's processes are forked from one that has imported everything, so dozens of runs take minutes.
+No process uses a GPU before the fork; each process of a run initialises its own.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for a GPU must not start one
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looking for GPUs must not initialise CUDA
 
 import torch
 import torch.distributed as dist
@@ -43,8 +43,8 @@ enable_cpu_if_alone()
 models.register()
 datasets.register()
 
-# Embeddings as small as the demo's: torch's norm of a larger one on CPU, in float32, is itself
-# further than 1e-5 from the norm of its parts.
+# Embeddings as small as the demo's: on CPU, in float32, torch's norm of a larger embedding differs
+# by more than 1e-5 from the norm of its parts.
 for name in ("tiny", "moe_tiny"):
     qwen3_args[name] = dataclasses.replace(qwen3_args[f"debugmodel_{name}"], vocab_size=VOCAB_SIZE)
 qwen3_args["tiny_tied"] = dataclasses.replace(qwen3_args["tiny"], enable_weight_tying=True)
@@ -52,7 +52,7 @@ for attention in ("flex", "varlen"):
     llama3_args[f"demo_{attention}"] = dataclasses.replace(
         llama3_args["demo"], attn_type=attention, attn_mask_type="block_causal"
     )
-# a mixture of experts with pipelines, which Qwen 3 has not; with experts in every second layer
+# a mixture of experts that can use pipelines, unlike Qwen 3; every second layer has experts
 llama4_args["tiny"] = dataclasses.replace(
     llama4_args["debugmodel"],
     dim=64,
@@ -64,21 +64,21 @@ llama4_args["tiny"] = dataclasses.replace(
     moe_args=MoEArgs(num_experts=4, use_grouped_mm=False),
 )
 
-# in the run folder, of one process
+# files of one process in the run folder
 LOG = "log-{rank}.txt"
 GRADIENTS = "gradient-norms-{rank}.jsonl"
 LOG_END = 6000  # characters, to look at when a process fails
 PATIENCE = 5.0  # seconds to wait for the other processes after one has failed
 
-# The first time, tyro imports modules; they are to be there before processes are forked.
+# tyro imports modules in its first call; import them before processes are forked.
 SuperpositionConfigManager().parse_args(["--model.hf_assets_path=."])
 
 
 class SyntheticTrainer(SuperpositionTrainer):
-    """Each step's global batch depends on the step alone; a rank takes its rows of it.
+    """A trainer whose global batch depends only on the step; each rank takes its rows of it.
 
-    One token in about 30 ends a document. Labels are ignored unevenly: many in the first rows, none
-    in the last. The norm of each parameter's gradient is logged beside the metrics.
+    About one token in 30 ends a document. Labels are ignored unevenly: many in the first rows, none
+    in the last. The norm of each parameter's gradient is written to a file next to the metrics.
     """
 
     @override
@@ -102,7 +102,7 @@ class SyntheticTrainer(SuperpositionTrainer):
                 yield {"input": part_inputs.clone()}, part_labels.clone()
 
     def global_batch(self, sequences: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and labels, (sequences, length) each."""
+        """Return inputs and labels, (sequences, length) each."""
         assert self.tokenizer is not None
         generator = torch.Generator().manual_seed(self.step)
         stream = torch.randint(1000, (sequences, length + 1), generator=generator)
@@ -129,7 +129,7 @@ class SyntheticTrainer(SuperpositionTrainer):
 
 
 def gradient_norms(folder: Path) -> list[dict[str, list[float]]]:
-    """The norm of each parameter's gradient at each step, on the ranks that have the parameter."""
+    """Return the norms of each parameter's gradient at each step, on all ranks that have it."""
     steps: list[dict[str, list[float]]] = []
     for path in folder.glob(GRADIENTS.format(rank="*")):
         for step, line in enumerate(path.read_text().splitlines()):
@@ -141,24 +141,24 @@ def gradient_norms(folder: Path) -> list[dict[str, list[float]]]:
 
 
 def _plain(name: str) -> str:
-    """A parameter's name without those of wrappers."""
+    """Return a parameter's name without the names of wrappers."""
     return re.sub(r"_orig_mod\.|_checkpoint_wrapped_module\.", "", name)
 
 
 def run(args: Sequence[str], processes: int, folder: Path) -> str | None:
-    """Train a job, as :func:`run_ranks` does.
+    """Train a job by :func:`run_ranks`.
 
     Args:
-        args: of the job, as on the command line.
-        processes: of the run.
-        folder: of the run.
+        args: arguments of the job, as on the command line.
+        processes: number of processes.
+        folder: folder of the run.
     """
     return run_ranks(train, processes, folder, [*args, f"--job.dump_folder={folder}"])
 
 
 def train(args: Sequence[str]) -> None:
     """Train a job in this process, one of those that torchrun would start."""
-    replace(upstream.time, "sleep", lambda seconds: None)  # it waits for others at the end
+    replace(upstream.time, "sleep", lambda seconds: None)  # upstream waits at the end
     replace(upstream, "ConfigManager", SuperpositionConfigManager)
     sys.argv = ["", *args]
     upstream.main(SyntheticTrainer)
@@ -167,17 +167,18 @@ def train(args: Sequence[str]) -> None:
 def run_ranks(
     function: Callable[..., None], processes: int, folder: Path, *args: Any
 ) -> str | None:
-    """Call a function in so many processes, in the environment that torchrun would give them.
-
-    Gives how a process failed and the end of its log, or None.
+    """Call a function in many processes, in the environment that torchrun would give them.
 
     Args:
-        function: of a module that can be imported.
-        processes: how many.
-        folder: of the logs.
-        args: of the function.
+        function: a function of a module that can be imported.
+        processes: number of processes.
+        folder: folder of the logs.
+        args: arguments of the function.
+
+    Returns:
+        How a process failed and the end of its log; None if none failed.
     """
-    # as torchrun does, so that no rank waits because it is there before the one with the store
+    # like torchrun's, so that no rank has to wait for the rank that would own the store
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     ranks = [
         process_of_rank(rank, processes, store, folder, function, *args)
@@ -213,7 +214,7 @@ def process_of_rank(
     function: Callable[..., None],
     *args: Any,
 ) -> ForkServerProcess:
-    """Return one process of :func:`run_ranks`, to be started; ``store`` is that of all of them."""
+    """Return one process of :func:`run_ranks`, not started; all share the ``store``."""
     folder.mkdir(parents=True, exist_ok=True)
     _start_fork_server()
     arguments = (rank, processes, store.port, folder, function, *args)
@@ -221,7 +222,7 @@ def process_of_rank(
 
 
 def _start_fork_server() -> None:
-    preload = [__name__, "scipy.io"]  # which datasets imports to read a file
+    preload = [__name__, "scipy.io"]  # datasets imports scipy.io to read a file
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     multiprocessing.forkserver.ensure_running()
 
@@ -236,7 +237,7 @@ def _rank(
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        # Compiled code has the names of process groups in it, which differ from run to run.
+        # compiled code contains the names of process groups, which differ from run to run
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
     }
     torch.set_num_threads(1)
@@ -247,7 +248,7 @@ def _rank(
 
 
 def free_port() -> int:
-    """One of this machine's that nobody listens at."""
+    """Return a free port of this machine."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         return s.getsockname()[1]

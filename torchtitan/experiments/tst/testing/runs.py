@@ -1,4 +1,4 @@
-"""Runs under a layout and in one process, from the same weights, and how far they are apart."""
+"""Compare runs under a layout with runs in one process, from the same weights."""
 
 import math
 import re
@@ -27,7 +27,7 @@ JOB = (
     "--activation_checkpoint.mode=none",
     "--lr_scheduler.warmup_steps=2",
     "--optimizer.lr=1e-2",
-    # AdamW divides by the size of the gradient, and so blows up the rounding of tiny ones
+    # AdamW divides by the size of the gradient, and so amplifies the rounding of tiny ones
     "--optimizer.eps=1e-3",
     "--metrics.log_freq=1",
     "--metrics.disable_color_printing",
@@ -42,10 +42,10 @@ class Deviation:
     """Largest relative deviation from one process in the steps of a phase.
 
     Attributes:
-        loss: of the losses, and of the shares of experts.
-        grad_norm: of the norms of the whole gradient.
-        parameter: of the norms of a parameter's gradient. That of a few small ones does not show
-            in the whole.
+        loss: deviation of the losses and of the experts' shares.
+        grad_norm: deviation of the norm of the whole gradient.
+        parameter: deviation of the norm of one parameter's gradient. Errors in small parameters do
+            not show in the whole gradient.
     """
 
     loss: float
@@ -56,19 +56,23 @@ class Deviation:
         return " ".join(f"{value:.0e}" for value in (self.loss, self.grad_norm, self.parameter))
 
     def within(self, tolerance: float) -> bool:
-        """Return whether all of them are."""
+        """Return whether all deviations are within the tolerance."""
         return max(self.loss, self.grad_norm, self.parameter) <= tolerance
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of a layout and a model.
+    """The result of a layout and a model.
 
     Attributes:
-        superposition: None, as ``recovery``, if the run failed.
-        tolerance: of each deviation.
-        seconds: that it took.
-        error: the end of the log of the process that failed.
+        layout: name of the layout.
+        model: name of the model.
+        processes: number of processes.
+        superposition: deviation in superposition; None if the run failed.
+        recovery: deviation in recovery; None if the run failed.
+        tolerance: tolerance of each deviation.
+        seconds: duration of the comparison.
+        error: the end of the log of the process that failed; "" if none failed.
     """
 
     layout: str
@@ -82,18 +86,18 @@ class Result:
 
     @property
     def agrees(self) -> bool:
-        """Whether it agrees with one process in both phases."""
+        """Whether the run agrees with one process in both phases."""
         phases = (self.superposition, self.recovery)
         return all(phase is not None and phase.within(self.tolerance) for phase in phases)
 
 
 class Step(NamedTuple):
-    """What a step of a run came to.
+    """The numbers of a step.
 
     Attributes:
-        losses: the loss, and of a mixture of experts the auxiliary loss and the experts' shares.
-        grad_norm: of the whole gradient.
-        parameters: the norms of their gradients on ranks.
+        losses: the loss, and for a mixture of experts the auxiliary loss and the experts' shares.
+        grad_norm: norm of the whole gradient.
+        parameters: norms of each parameter's gradient, on the ranks that have it.
     """
 
     losses: dict[str, float]
@@ -102,14 +106,14 @@ class Step(NamedTuple):
 
 
 class Runs:
-    """Runs of layouts in a folder, each with that of one process to compare with.
+    """Runs of layouts in a folder, and runs of one process to compare with.
 
     Args:
-        folder: of the runs, emptied first.
-        steps: of each; the first half is in superposition.
+        folder: folder of the runs; emptied first.
+        steps: steps of each run; the first half is in superposition.
 
     Attributes:
-        job: arguments of all of them.
+        job: arguments of all runs.
         boundary: the last superposition step.
     """
 
@@ -131,7 +135,7 @@ class Runs:
         """Compare a layout's run with one process's.
 
         Raises:
-            RuntimeError: if that of one process fails.
+            RuntimeError: if the run of one process fails.
         """
         begun = time.monotonic()
         of_one = self.of_one_process(*MODELS[model], *layout.job)
@@ -154,10 +158,10 @@ class Runs:
         )
 
     def of_one_process(self, *arguments: str) -> list[Step]:
-        """Return the steps of one process's run, of the job with these arguments.
+        """Return the steps of a run of one process with these arguments.
 
         Raises:
-            RuntimeError: if it fails.
+            RuntimeError: if the run fails.
         """
         if arguments not in self._references:
             folder = self.folder / f"one-process-{len(self._references)}"
@@ -168,17 +172,23 @@ class Runs:
         return self._references[arguments]
 
     def seed(self, arguments: Sequence[str]) -> Path:
-        """Return the folder with the checkpoint that runs of these arguments' model begin from."""
+        """Return the folder of the seed checkpoint for the model in these arguments.
+
+        Raises:
+            RuntimeError: if it cannot be written.
+        """
         of_model = [argument for argument in arguments if argument.startswith("--model.")]
         folder = self.folder / re.sub(r"\W+", "-", f"seed {' '.join(of_model)}")
         if not folder.exists():
             seed_only = "--checkpoint.create_seed_checkpoint"
             if error := ranks.run([*self.job, *of_model, seed_only], 1, folder):
-                raise RuntimeError(f"No seed checkpoint of {' '.join(of_model)}:\n{error}")
+                raise RuntimeError(
+                    f"Could not write a seed checkpoint with {' '.join(of_model)}:\n{error}"
+                )
         return folder / "checkpoint"
 
     def train(self, arguments: Sequence[str], processes: int, folder: Path) -> str | None:
-        """Train the job with these arguments from the seed; :func:`ranks.run`."""
+        """Train the job with these arguments from the seed checkpoint, as :func:`ranks.run`."""
         shutil.copytree(self.seed(arguments), folder / "checkpoint")
         whole_job = [*self.job, *arguments, "--checkpoint.load_step=0"]
         return ranks.run(whole_job, processes, folder)
@@ -186,7 +196,7 @@ class Runs:
     def _run(
         self, arguments: tuple[str, ...], processes: int, folder: Path
     ) -> tuple[list[Step], str]:
-        """The steps, and why there are none."""
+        """Return the steps, and why there are none or ""."""
         if error := self.train(arguments, processes, folder):
             return [], error
         lines, gradients = read_metrics(folder), ranks.gradient_norms(folder)
@@ -215,7 +225,7 @@ def deviation(steps: list[Step], of_one: list[Step]) -> Deviation:
 
 
 def relative(value: float, reference: float) -> float:
-    """Return a relative deviation; infinite from 0, and of what is no number."""
+    """Return the relative deviation of a value; infinite from 0 and for values that are NaN."""
     if value == reference:
         return 0.0
     deviation = abs(value - reference) / abs(reference) if reference else math.inf

@@ -1,4 +1,4 @@
-"""What a checkpoint holds."""
+"""Read the state in a checkpoint."""
 
 import tempfile
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Return everything in a checkpoint by its name: tensors, and the plain values beside them."""
+    """Return all tensors and plain values in a checkpoint by name."""
     with tempfile.NamedTemporaryFile() as file:
         dcp_to_torch_save(checkpoint, file.name)
         folders = [("", torch.load(file.name, weights_only=False))]

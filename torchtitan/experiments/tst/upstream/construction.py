@@ -1,4 +1,4 @@
-"""Parts of TorchTitan's trainer that its constructor builds without a hook to choose them."""
+"""Replace parts that TorchTitan's trainer builds in its constructor without a hook."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ from .replaced import replaced
 def built_by(
     checkpoint_manager: Callable[..., Any], train_spec: Callable[[TrainSpec], TrainSpec]
 ) -> Iterator[None]:
-    """Have a trainer that is constructed in this context use other parts.
+    """Make a trainer that is constructed in this context use other parts.
 
     Args:
-        checkpoint_manager: called with the arguments of TorchTitan's ``CheckpointManager``, in the
-            place of that.
+        checkpoint_manager: called instead of TorchTitan's ``CheckpointManager``, with its
+            arguments.
         train_spec: given the model's train spec, returns the one to use.
     """
     get_train_spec = train_spec_module.get_train_spec

@@ -1,7 +1,7 @@
-"""Running where there is no accelerator: what upstream 0.2.2 needs on CPU, in one place.
+"""Run TorchTitan 0.2.2 without an accelerator: all patches that it needs on CPU.
 
-Importing this module does nothing. :func:`enable_cpu_if_alone` patches torch and torchtitan, and
-only on a machine without an accelerator. Upstream's own entry points run on such a machine with
+Importing this module does nothing. :func:`enable_cpu_if_alone` patches torch and torchtitan, only
+on a machine without an accelerator. Upstream's own entry points run on such a machine with
 ``python -m torchtitan.experiments.tst.upstream.cpu torchtitan.train ...``.
 """
 
@@ -34,9 +34,9 @@ from .replaced import replace
 
 
 def enable_cpu_if_alone() -> bool:
-    """Make torchtitan run on CPU if there is nothing else; True if it did.
+    """Make torchtitan run on CPU if there is no accelerator. Return whether it did.
 
-    To be called before a trainer is made; modules that are imported already are patched too.
+    Call it before a trainer is built. Modules that are already imported are patched too.
     """
     if torch._utils._get_available_device_type() is not None:
         return False
@@ -49,14 +49,14 @@ def enable_cpu_if_alone() -> bool:
     _make_flex_attention_train_on_cpu()
     _make_profiler_run_without_gpu()
     replace(dtensor_random, "_rng_tracker", _CpuRNGTracker())
-    # With torch 2.13 the first exp of a process is now and then wrong by 1e-5, relative; later ones
-    # are right. Get it over with.
+    # With torch 2.13, the first exp of a process sometimes has a relative error of 1e-5; later ones
+    # are right. So compute one now.
     torch.zeros(4096).exp()
     return True
 
 
 def _settle_device_type() -> None:
-    """Upstream takes "cuda" for granted when it finds no accelerator."""
+    """Set the device type to "cpu"; upstream assumes "cuda" when it finds no accelerator."""
     replace(torch._utils, "_get_available_device_type", lambda: "cpu")
     loaded: dict[str, Any] = dict(sys.modules)
     settled = {
@@ -71,7 +71,7 @@ def _settle_device_type() -> None:
 
 
 def _complete_torch_cpu() -> None:
-    """What upstream's memory monitor asks of a device module; memory is the process's."""
+    """Give ``torch.cpu`` what upstream's memory monitor uses; memory is that of the process."""
     total_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 
     def memory_stats(device: object = None) -> dict[str, int]:
@@ -111,7 +111,10 @@ def _make_collectives_run_on_gloo() -> None:
 
 
 def _make_histc_count_integers() -> None:
-    """Upstream's MoE router counts expert ids with histc, which has no integer kernel on CPU."""
+    """Make histc count integers: upstream's MoE router counts expert IDs with it.
+
+    On CPU, torch has no integer kernel of it.
+    """
     histc = torch.histc
 
     @functools.wraps(histc)
@@ -124,9 +127,10 @@ def _make_histc_count_integers() -> None:
 
 
 def _make_attention_parallel_on_cpu() -> None:
-    """Torch has the attention kernels of GPUs under tensor and context parallelism, not the CPU's.
+    """Make the CPU's attention kernel run under tensor and context parallelism.
 
-    Tensors are (B, heads, L, head_dim), log-sums (B, heads, L).
+    Torch supports only the GPU kernels there. Tensors are (B, heads, L, head_dim), log-sums
+    (B, heads, L).
     """
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -161,17 +165,17 @@ def _make_attention_parallel_on_cpu() -> None:
 
 
 def _make_expert_permutation_run_on_cpu() -> None:
-    """Upstream has both a Triton kernel and a version for CPU, and offers no way to choose."""
+    """Use upstream's CPU version of the permutation; upstream itself always uses Triton's."""
     on_cpu = functools.partial(moe_utils.generate_permute_indices, use_cpu=True)
     replace(moe_utils, "generate_permute_indices", on_cpu)
 
 
 def _make_flex_attention_train_on_cpu() -> None:
-    """Torch's has no backward there: attention with the mask written out has."""
+    """Replace flex attention by attention with a dense mask: on CPU, flex has no backward."""
 
     def masked_attention(q, k, v, *, block_mask, scale, enable_gqa, return_lse):
         if return_lse:
-            raise NotImplementedError("log-sums of flex attention on CPU")
+            raise NotImplementedError("flex attention does not return log-sums on CPU")
         batch, heads = block_mask.shape[:2]
         mask = create_mask(block_mask.mask_mod, batch, heads, q.shape[2], k.shape[2], q.device)
         return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=enable_gqa)
@@ -183,7 +187,7 @@ def _make_flex_attention_train_on_cpu() -> None:
 
 
 def _make_profiler_run_without_gpu() -> None:
-    """Upstream asks for the activities of a GPU, which is None where there is none."""
+    """Drop the profiler activity of a GPU that upstream asks for; it is None without a GPU."""
 
     class Profile(torch.profiler.profile):
         def __init__(self, *, activities: Any = None, **kwargs: Any):
@@ -194,10 +198,10 @@ def _make_profiler_run_without_gpu() -> None:
 
 
 class _CpuRNGTracker(dtensor_random._RNGStateTracker):
-    """Random values for DTensors on CPU, where DTensor itself has every shard draw the same ones.
+    """Random values for DTensors on CPU, where DTensor itself draws the same values in all shards.
 
-    Each shard draws from its own seed; replicas of a shard draw the same values; the generator
-    moves on alike on all ranks.
+    Each shard draws from its own seed, and replicas of a shard draw the same values. The generator
+    advances in the same way on all ranks.
     """
 
     def __init__(self) -> None:
@@ -219,12 +223,12 @@ class _CpuRNGTracker(dtensor_random._RNGStateTracker):
 
 
 def main() -> None:
-    """Run the module named first on the command line as ``python -m`` would."""
+    """Run the module that the first argument names, as ``python -m`` would."""
     if len(sys.argv) < 2:
         sys.exit("usage: python -m torchtitan.experiments.tst.upstream.cpu MODULE [ARGUMENTS]")
     enable_cpu_if_alone()
     sys.argv = sys.argv[1:]
-    # its default arguments are those of the command line at the time of import
+    # its default arguments are the command line at the time of import
     replace(ConfigManager.parse_args, "__defaults__", (sys.argv[1:],))
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

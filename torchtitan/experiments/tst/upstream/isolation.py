@@ -1,4 +1,4 @@
-"""What a job leaves in the process, undone, so that the next one finds nothing of it."""
+"""Undo what a job leaves in the process, so that it does not affect the next job."""
 
 import contextlib
 import gc
@@ -25,9 +25,9 @@ def own_state(job_config: JobConfig, ranks: int, rank: int) -> Iterator[None]:
     """Give a job the environment of one of its ranks, and undo what its trainer does.
 
     Args:
-        job_config: of the job.
-        ranks: processes that it runs on.
-        rank: the one to be.
+        job_config: the job's config.
+        ranks: number of ranks of the job.
+        rank: the rank that this process simulates.
     """
     environment = {"NGPU": f"{ranks}", "WORLD_SIZE": f"{ranks}", "RANK": f"{rank}"}
     environment["LOCAL_RANK"] = "0"
@@ -38,9 +38,9 @@ def own_state(job_config: JobConfig, ranks: int, rank: int) -> Iterator[None]:
 
     with (
         replaced_items(os.environ, environment),
-        replaced(dist_utils, "init_fake_mode", join),  # which is always rank 0
+        replaced(dist_utils, "init_fake_mode", join),  # upstream's is always rank 0
         replaced(dtensor_random, "_rng_tracker", None),
-        # "selective" chooses layers by a counter that goes on from job to job
+        # "selective" chooses layers by a counter that is not reset between jobs
         replaced(activation_checkpoint, "_layer_sac_count", 0),
         torch.random.fork_rng(devices=[]),
         warnings.catch_warnings(),
@@ -58,10 +58,10 @@ def own_state(job_config: JobConfig, ranks: int, rank: int) -> Iterator[None]:
                 dist.destroy_process_group()
             _forget_meshes()
             if collects:
-                gc.enable()  # upstream's trainer collects by itself
+                gc.enable()  # upstream's trainer disables it, and collects by itself
 
 
 def _forget_meshes() -> None:
-    """Clear DTensor's caches, whose meshes equal the next job's and name groups that are gone."""
+    """Clear DTensor's caches: their meshes equal the next job's, but name groups that are gone."""
     _clear_sharding_prop_cache()
     DTensor._op_dispatcher.sharding_propagator._propagate_tensor_meta_cached.cache_clear()

@@ -43,19 +43,19 @@ __all__ = [
 
 
 def compile_backends(exclude: tuple[str, ...] = ("debug", "experimental")) -> list[str]:
-    """Return the names of torch.compile's backends without those of the excluded tags."""
-    from torch._dynamo import list_backends  # a second of imports
+    """Return the names of torch.compile's backends, except those with the excluded tags."""
+    from torch._dynamo import list_backends  # this import takes a second
 
     return list_backends(exclude_tags=exclude)
 
 
 def data_of(dataset: HuggingFaceTextDataset) -> Any:
-    """Return the ``datasets`` object that a text dataset of TorchTitan's reads."""
+    """Return the ``datasets`` object that a text dataset of TorchTitan reads."""
     return dataset._data
 
 
 def in_backward() -> bool:
-    """Return whether autograd is going backward, as while a checkpointed layer runs again."""
+    """Return whether autograd runs backward, which includes recomputing a checkpointed layer."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -65,10 +65,10 @@ def loggers_of(container: LoggerContainer) -> list[BaseLogger]:
 
 
 def set_last_rates(scheduler: LRScheduler, rates: Sequence[Any]) -> None:
-    """Have a scheduler give these as the rates of its last step."""
+    """Set the learning rates that a scheduler returns for its last step."""
     scheduler._last_lr = list(rates)
 
 
 def train_spec_as(name: str, spec: TrainSpec) -> AbstractContextManager[None]:
-    """Have TorchTitan find ``spec`` under the name of a model in this context."""
+    """Make TorchTitan find ``spec`` under the name of a model in this context."""
     return replaced_items(train_spec_module._extra_train_specs, {name: spec})

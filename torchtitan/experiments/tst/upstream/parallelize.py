@@ -1,8 +1,8 @@
-"""TorchTitan's parallelisms, where 0.2.2's do not give what one process gives.
+"""Workarounds for bugs in TorchTitan 0.2.2's parallelisms.
 
-A model is parallelized by upstream's own function; what is added here makes up for faults of that
-version, each with its number in upstream's issue tracker. They have nothing to do with bags: runs
-without superposition need it as much.
+Upstream's own function parallelizes a model. This module adds workarounds where the result differs
+from that of one process, each with its number in upstream's issue tracker. The bugs have nothing to
+do with bags: runs without superposition need the workarounds as much.
 """
 
 import functools
@@ -22,7 +22,7 @@ from torchtitan.models.moe.moe import MoE
 from ..config.layout import compiles
 from .replaced import replace
 
-# of a stage: of torch before 2.13, and since
+# methods of a stage: in torch before 2.13, and from 2.13 on
 _SHAPE_INFERENCE = (
     "_shape_inference",
     "_forward_metadata_inference",
@@ -34,7 +34,10 @@ Parallelize = Callable[[nn.Module, ParallelDims, JobConfig], nn.Module]
 def parallelize(
     upstream: Parallelize, model: nn.Module, parallel_dims: ParallelDims, job_config: JobConfig
 ) -> nn.Module:
-    """A ``TrainSpec.parallelize_fn``, given upstream's of the model."""
+    """Parallelize a model with upstream's function for it, and add the workarounds.
+
+    With ``upstream`` bound, it is a ``TrainSpec.parallelize_fn``.
+    """
     parallel: Any = upstream(model, parallel_dims, job_config)
     if averages_gradients(parallel):
         _add_up_over_replicas(parallel, parallel_dims.dp_replicate)
@@ -42,9 +45,9 @@ def parallelize(
     if mesh is None:
         return parallel
     compiled = compiles(job_config, "model")
-    if compiled and parallel.tok_embeddings is not None:  # None in later stages
+    if compiled and parallel.tok_embeddings is not None:  # None in later pipeline stages
         parallel.tok_embeddings.register_forward_hook(lambda module, args, out: _waited_for(out))
-    # ranks of tensor parallelism that are lent to experts route a part of the tokens each
+    # each tensor-parallel rank that is lent to experts routes a part of the tokens
     lent = parallel_dims.ep_enabled and not parallel_dims.etp_enabled
     for module in parallel.modules():
         if isinstance(module, MoE):
@@ -59,14 +62,14 @@ def parallelize(
 
 
 def averages_gradients(model: nn.Module) -> bool:
-    """Return whether a model is under DDP, which takes the mean of the replicas' gradients."""
+    """Return whether a model is under DDP, which averages the gradients of the replicas."""
     return hasattr(model, "register_comm_hook")
 
 
 def forget_shapes(schedule: Any) -> None:
-    """Have a pipeline schedule infer the shapes at its stages anew, at its next step."""
+    """Make a pipeline schedule infer the shapes of its stages anew in its next step."""
     for stage in _stages(schedule):
-        stage.inputs_meta = stage._outputs_meta = None  # of torch before 2.13, which infers once
+        stage.inputs_meta = stage._outputs_meta = None  # torch before 2.13 infers only once
     for name in vars(schedule):
         if name.endswith("_initialized"):
             setattr(schedule, name, False)
@@ -75,11 +78,11 @@ def forget_shapes(schedule: Any) -> None:
 def around_shape_inference(
     schedule: Any, context: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    """Have a pipeline schedule enter a context where it goes through the model for shapes alone.
+    """Make a pipeline schedule enter a context when it runs the model only to infer shapes.
 
     Args:
-        schedule: of this rank's stages.
-        context: returns the context, anew each time.
+        schedule: schedule of this rank's stages.
+        context: returns a new context each time.
     """
 
     def in_context(infer: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,9 +104,9 @@ def _stages(schedule: Any) -> list[Any]:
 
 
 def add_up_partial_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up gradients that each rank has a part of, as norms have under sequence parallel.
+    """Sum gradients that are partial on each rank, such as those of norms with sequence parallel.
 
-    Clipping leaves those parts as they are with torch 2.11, and so clips all other gradients only.
+    In torch 2.11, clipping skips partial gradients, and so clips only all other gradients.
     """
     if torch.__version__ >= "2.13":
         return
@@ -115,34 +118,35 @@ def add_up_partial_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _add_up_over_replicas(model: nn.Module, replicas: int) -> None:
-    """DDP takes the mean of gradients, where they are parts of a sum (pytorch/torchtitan#2318).
+    """Undo DDP's mean of gradients that are parts of a sum (pytorch/torchtitan#2318).
 
-    It takes that of what micro-batches before have left, too, which a sum would add up again.
+    The gradient is scaled in backward. A sum instead of the mean would add the gradients of earlier
+    micro-batches again.
     """
     model.register_forward_hook(lambda module, args, out: _ScaleGradient.apply(out, replicas))
 
 
 def _waited_for(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of what a collective may not be done with yet.
+    """Return a copy of a tensor that a collective may still be writing.
 
-    With torch 2.13 a compiled layer gives its input no gradient while it is that.
+    With torch 2.13, a compiled layer gives no gradient to such an input.
     """
     return tensor.clone()
 
 
 def _complete_gradients(moe: Any, mesh: DeviceMesh, lent: bool) -> None:
-    """Add up over the tensor-parallel ranks what each has of a gradient (pytorch/torchtitan#2387).
+    """Sum partial gradients of a MoE layer over tensor-parallel ranks (pytorch/torchtitan#2387).
 
-    A rank goes through its part of each expert, or, ``lent`` to experts, through its part of the
-    tokens. In the first case it has a part of the gradient of the router's scores, unless they go
-    through the experts, which add up; in the second of the tokens', too.
+    A rank computes its part of each expert, or, if ``lent`` to experts, its part of the tokens. In
+    the first case its gradient of the router's scores is partial, unless the scores go through the
+    experts, which sum it. In the second case its gradient of the tokens is partial, too.
     """
     if lent or not moe.score_before_experts:
         moe.router.gate.register_forward_hook(lambda module, args, out: _add_up_gradient(out, mesh))
     if not lent:
         return
     moe.register_forward_pre_hook(lambda module, args: (_add_up_gradient(args[0], mesh),))
-    for whole in (moe.router, moe.shared_experts):  # their gradients of the tokens are complete
+    for whole in (moe.router, moe.shared_experts):  # here the gradients of tokens are complete
         if whole is not None:
             whole.register_forward_pre_hook(
                 lambda module, args: (_ScaleGradient.apply(args[0], 1 / mesh.size()), *args[1:])
@@ -150,13 +154,13 @@ def _complete_gradients(moe: Any, mesh: DeviceMesh, lent: bool) -> None:
 
 
 def _add_up_gradient(tensor: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-    """The same tensor; in backward its gradient becomes the sum of all ranks'."""
+    """Return the same tensor; in backward, its gradient is summed over all ranks."""
     same = DTensor.from_local(tensor, mesh, [Replicate()], run_check=False)
     return same.to_local(grad_placements=[Partial()])
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """The same tensor; in backward its gradient is multiplied by a factor."""
+    """Returns the same tensor; in backward, multiplies its gradient by a factor."""
 
     @staticmethod
     def forward(ctx, tensor, factor):
@@ -169,5 +173,8 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def _take_own_heads(module: nn.Module, args: Any) -> Any:
-    """Context parallelism wants plain tensors; Qwen 3 has DTensors (pytorch/torchtitan#2446)."""
+    """Convert DTensors to local tensors: context parallelism needs those (pytorch/torchtitan#2446).
+
+    Under tensor parallelism, Qwen 3 passes DTensors.
+    """
     return tuple(arg.to_local() if isinstance(arg, DTensor) else arg for arg in args)

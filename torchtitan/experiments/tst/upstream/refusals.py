@@ -1,4 +1,4 @@
-"""Errors of TorchTitan's own code while it builds a job, as errors of the config in one line."""
+"""Report errors of TorchTitan's own code while it builds a job as config errors in one line."""
 
 import linecache
 import traceback
@@ -14,7 +14,7 @@ from ..errors import ConfigTextError, in_one_line
 _UPSTREAM = str(Path(torchtitan.train.__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent.parent)
-# what torch raises for what it was told, and not for what has happened to it
+# exceptions that torch raises for wrong arguments, and not for failures at run time
 _OF_TORCH = (AssertionError, ImportError, NotImplementedError, ValueError)
 
 
@@ -22,8 +22,8 @@ _OF_TORCH = (AssertionError, ImportError, NotImplementedError, ValueError)
 def refusals_as_config_errors() -> Iterator[None]:
     """Turn an exception that upstream's code raises in this context into a ConfigTextError.
 
-    One of torch is taken for one of upstream that called it if its type says that an argument was
-    wrong. All others stay what they are, as do ours.
+    An exception of torch counts as upstream's if its type says that an argument was wrong. All
+    other exceptions, and those of this package, are not changed.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def refusals_as_config_errors() -> Iterator[None]:
 
 
 def _frame_of_upstream(error: Exception) -> traceback.FrameSummary | None:
-    """Where upstream raised an exception, or called the part of torch that did."""
+    """Return the frame where upstream raised an exception or called torch; None for others."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename.startswith(_OURS):
             return None
@@ -49,7 +49,7 @@ def _frame_of_upstream(error: Exception) -> traceback.FrameSummary | None:
 
 
 def _text(error: Exception, frame: traceback.FrameSummary) -> str:
-    """What an exception says, in one line; of one that says nothing, its line of code."""
+    """Return the message of an exception in one line, or its line of code without a message."""
     if not str(error).strip():
         return linecache.getline(frame.filename, frame.lineno or 0).strip()
     if isinstance(error, ValueError | NotImplementedError):

@@ -1,8 +1,8 @@
-"""Functions and values of other packages, replaced in one way.
+"""Replace functions and values of other packages.
 
-Whatever this package replaces in TorchTitan, torch or the standard library goes through here, so
-that a name that is no longer there is an error, and not a patch without effect. What is only added,
-such as functions that ``torch.cpu`` lacks, is set directly.
+Every replacement in TorchTitan, torch or the standard library uses this module. So a name that no
+longer exists is an error, and not a patch without effect. Additions, such as functions that
+``torch.cpu`` lacks, are set directly.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ def replace(owner: Any, name: str, value: Any) -> None:
 
     Args:
         owner: a module, a class or an object.
-        name: of the attribute.
-        value: in its place.
+        name: name of the attribute.
+        value: its new value.
 
     Raises:
         AttributeError: if there is no such attribute.
@@ -29,7 +29,7 @@ def replace(owner: Any, name: str, value: Any) -> None:
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Replace an attribute in this context; arguments and errors as for :func:`replace`."""
     inherited = name not in vars(owner)
-    before = vars(owner).get(name)  # a static method as it is written
+    before = vars(owner).get(name)  # unlike getattr, keeps a static method as such
     replace(owner, name, value)
     try:
         yield
@@ -42,11 +42,11 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def replaced_items(mapping: Any, items: dict[str, Any]) -> Iterator[None]:
-    """Set some items of a mapping in this context, and put back all that it had.
+    """Set items of a mapping in this context, and restore all its items at the end.
 
     Args:
-        mapping: such as ``os.environ``.
-        items: to be set.
+        mapping: a mapping such as ``os.environ``.
+        items: the items to set.
     """
     before = dict(mapping)
     mapping.update(items)

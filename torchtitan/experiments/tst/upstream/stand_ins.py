@@ -1,7 +1,7 @@
-"""Functions for tensors without content that allocate what the GPU's kernels allocate.
+"""Replacements for fake tensors that allocate what the GPU's kernels allocate.
 
-The dry run's tensors are on the CPU and stand for an accelerator's. Whatever runs differently on
-CPU, needs a GPU, or reads values is replaced here.
+The dry run's tensors are on the CPU and represent tensors on an accelerator. Functions that run
+differently on CPU, need a GPU, or read values are replaced here.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ from torchtitan.models.moe import utils as moe_utils
 from ..core import embedding, losses
 from .replaced import replaced
 
-_HALF = (torch.bfloat16, torch.float16)  # what the fused kernels of attention take
+_HALF = (torch.bfloat16, torch.float16)  # the dtypes of the fused attention kernels
 _BLOCK = 128  # positions in a block of flex attention's mask
 
-TOKENIZER = SimpleNamespace(eos_id=0)  # all that attention within documents asks of it
+TOKENIZER = SimpleNamespace(eos_id=0)  # attention within documents needs no more of a tokenizer
 
 
 @contextlib.contextmanager
 def stand_ins(model_args: Any) -> Iterator[None]:
-    """Replace the functions, and put them back at the end.
+    """Replace the functions in this context.
 
     Args:
-        model_args: of the flavor, whose module asks what the GPU can do.
+        model_args: model args of the flavor; their module asks for the GPU's capability.
     """
     args_module = importlib.import_module(type(model_args).__module__)
     sdpa, flex = attention.ScaledDotProductAttentionWrapper, attention.FlexAttentionWrapper
@@ -68,11 +68,11 @@ def stand_ins(model_args: Any) -> Iterator[None]:
 
 
 def attention_masks(model_args: Any, model: Any) -> Any:
-    """Return a ``get_attention_masks`` of the model that reads no values.
+    """Return a ``get_attention_masks`` for the model that reads no values.
 
     Args:
-        model_args: of the flavor.
-        model: whose own method is returned where it reads none.
+        model_args: model args of the flavor.
+        model: the model; its own method is returned if that reads no values.
     """
     if getattr(model_args, "attn_type", "sdpa") != "varlen":
         return model.get_attention_masks
@@ -80,9 +80,9 @@ def attention_masks(model_args: Any, model: Any) -> Any:
 
 
 def _unseen(propagate: Callable[..., Any]) -> Callable[..., Any]:
-    """Hide from the tracker the tensors from which DTensor learns shapes.
+    """Hide the tensors that DTensor uses to infer shapes from the memory tracker.
 
-    They are of the whole model's shapes, and never in memory.
+    They have the shapes of the whole model, and never exist in memory.
     """
 
     @functools.wraps(propagate)
@@ -94,9 +94,9 @@ def _unseen(propagate: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _fused(q: Any, k: Any, v: Any, scale: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (B, heads, L, head_dim) and log-sums (B, heads, L) of the kernel upstream prefers.
+    """Return output (B, heads, L, head_dim) and log-sums (B, heads, L) of upstream's SDPA kernel.
 
-    It saves these two for backward, as those of flex and varlen attention do.
+    The kernel saves these two for backward, like those of flex and varlen attention.
     """
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (q, k, v))
@@ -111,12 +111,12 @@ def _sdpa(
 ) -> torch.Tensor:
     if q.dtype in _HALF or torch.is_autocast_enabled("cpu"):
         return _fused(q, k, v, scale)[0]
-    if isinstance(q, DTensor):  # of whose heads each rank has a part
+    if isinstance(q, DTensor):  # each rank has a part of the heads
         local = _sdpa(
             self, q.to_local(), k.to_local(), v.to_local(), scale=scale, enable_gqa=enable_gqa
         )
         return DTensor.from_local(local, q.device_mesh, q.placements, run_check=False)
-    with sdpa_kernel(SDPBackend.MATH):  # as on GPUs, for want of a fused kernel of float32
+    with sdpa_kernel(SDPBackend.MATH):  # as on GPUs, which have no fused kernel for float32
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa
         )
@@ -130,15 +130,15 @@ def _flex(
 
 
 def _varlen(self: Any, q: Any, k: Any, v: Any, masks: Any, scale: Any = None) -> torch.Tensor:
-    """Attention of all sequences packed into one.
+    """Return the attention of all sequences packed into one.
 
     Args:
         self: the module.
         q: queries (B, heads, L, head_dim).
-        k: keys, alike.
-        v: values, alike.
-        masks: not looked at.
-        scale: of the scores.
+        k: keys, of the same shape.
+        v: values, of the same shape.
+        masks: ignored.
+        scale: scale of the scores.
 
     Returns:
         The output (B * L, heads, head_dim).
@@ -152,7 +152,7 @@ def _varlen(self: Any, q: Any, k: Any, v: Any, masks: Any, scale: Any = None) ->
 def _block_mask(
     mask_mod: Any, batch: int | None, heads: int | None, queries: int, keys: int, **kwargs: Any
 ) -> BlockMask:
-    """The result of ``create_block_mask``, which a compiled one makes without a dense mask."""
+    """Return what compiled ``create_block_mask`` returns; it creates no dense mask."""
     shape = (batch or 1, heads or 1, -(-queries // _BLOCK))
     return BlockMask.from_kv_blocks(
         torch.zeros(shape, dtype=torch.int32),
@@ -165,7 +165,7 @@ def _block_mask(
 def _varlen_metadata(
     input_batch: torch.Tensor, tokenizer: Any, extra_inputs: Any = None
 ) -> attention.VarlenMetadata:
-    """As if each sequence were one document."""
+    """Return the metadata as if each sequence were one document."""
     sequences, length = input_batch.shape
     begins = torch.zeros(sequences + 1, dtype=torch.int32)
     return attention.VarlenMetadata(begins, begins, length, length)
@@ -180,7 +180,7 @@ def _fill_indices(
     max_len: int,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """Return what upstream's Triton kernel returns."""
+    """Return a tensor like that of upstream's Triton kernel."""
     return tokens_per_expert.new_empty(max_len, dtype=torch.int32)
 
 
