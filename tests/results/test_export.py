@@ -182,10 +182,10 @@ def test_command_and_bad_input(run, tmp_path, tst):
         assert result.code == 2
         assert message in result.stderr
 
-    refuses("nowhere is not there. Give a checkpoint", tmp_path / "nowhere", output)
-    refuses("is not one of this model", run, output, "--model.flavor=demo_small")
-    refuses("model.name = 'llama4': export knows", run, output, "--model.name=llama4")
-    refuses("model.flavor = 'none': llama3 has", run, output, "--model.flavor=none")
+    refuses("nowhere does not exist. Give a checkpoint", tmp_path / "nowhere", output)
+    refuses("has another model than the config", run, output, "--model.flavor=demo_small")
+    refuses("model.name = 'llama4': must be llama3 or qwen3", run, output, "--model.name=llama4")
+    refuses("model.flavor = 'none': must be a flavor of llama3", run, output, "--model.flavor=none")
     refuses("model.hf_assets_path", run, output, f"--model.hf_assets_path={tmp_path}")
     assert not output.exists()
 
@@ -193,18 +193,18 @@ def test_command_and_bad_input(run, tmp_path, tst):
     assert result.code == 0, result.stderr
     before = {path: path.read_bytes() for path in output.iterdir()}
     assert len(before) == 5
-    refuses("is there already", run, output)
+    refuses("already exists", run, output)
     assert {path: path.read_bytes() for path in output.iterdir()} == before
 
     other = tmp_path / "other"
     (run / "config.toml").rename(run / "job.toml")  # as with upstream's trainer
-    refuses("give the job with --job.config_file", run, other)
+    refuses("Give the job with --job.config_file", run, other)
     job = f"--job.config_file={run / 'job.toml'}"
     (shard,) = (checkpoints / "step-2").glob("*.distcp")
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    refuses("not the content that was written", run, other, job)
+    refuses("its checksum does not match", run, other, job)
     assert not list(tmp_path.glob("other*"))
     (checkpoints / "step-2" / "manifest.json").unlink()
     assert tst("export", checkpoints, other, job).code == 0
@@ -219,7 +219,7 @@ def test_what_transformers_has_no_place_for_is_not_left_out_unsaid(train, tmp_pa
     moe = dataclasses.replace(qwen3_args["debugmodel_moe_tiny"].moe_args, score_func="sigmoid")
     other = dataclasses.replace(qwen3_args["debugmodel_moe_tiny"], moe_args=moe)
     monkeypatch.setitem(qwen3_args, "other", other)
-    with pytest.raises(ExportError, match=r"moe_args.score_func = 'sigmoid'.* knows 'softmax'"):
+    with pytest.raises(ExportError, match=r"moe_args.score_func = 'sigmoid': must be 'softmax'"):
         export_run(tmp_path / "run", tmp_path / "hf", "--model.flavor=other")
 
 
@@ -232,7 +232,7 @@ def test_sample(run, tst, tmp_path, caplog):
     assert again.stdout == result.stdout
     result = tst("sample", run, "--prompt", "def " * 40)
     assert result.code == 2
-    assert "tokens; the model was trained on sequences of 32" in result.stderr
+    assert "tokens: must have fewer than the model's sequence length, 32" in result.stderr
     assert "not checked for damage" not in caplog.text
     unchecked = shutil.copytree(run, tmp_path / "run", symlinks=True)
     (unchecked / "checkpoint" / "step-2" / "manifest.json").unlink()
@@ -327,13 +327,13 @@ def test_harness_offline(run, tmp_path, tst, offline_harness):
     assert written["harness"]["n-shot"] == {"endings": 0}
 
     result = tst("evaluate", output, *args)
-    assert "evaluation.json is there already; give another with --output" in result.stderr
+    assert "evaluation.json already exists. Give another file with --output" in result.stderr
     (output / "evaluation.json").unlink()
     result = tst("evaluate", output, "--tasks", "endings,arc_easey")
     assert result.code == 2
     assert "--tasks endings,arc_easey: unknown to the harness" in result.stderr
     result = tst("evaluate", output, "--training.seq_len=64")
-    assert "exported already: --training.seq_len=64 has no meaning" in result.stderr
+    assert "exported already: remove --training.seq_len=64" in result.stderr
 
 
 def test_a_tokenizer_without_bos_and_eos(run, tmp_path, tst, offline_harness, corpus):
@@ -350,15 +350,15 @@ def test_a_tokenizer_without_bos_and_eos(run, tmp_path, tst, offline_harness, co
     args = ("--include-path", tasks, "--batch-size", 1, "--tasks")
     result = tst("evaluate", output, *args, "endings")
     assert result.code == 0, result.stderr
-    assert "endings: 100.0" in result.stdout, "a line break is the context of what has none"
+    assert "endings: 100.0" in result.stdout, "a line break is the context of a text without"
     result = tst("evaluate", output, *args, "texts", "--output", tmp_path / "other")
     assert result.code == 2
-    assert "error: --tasks: one lets the model write text, which ends with the EOS" in result.stderr
+    assert "error: --tasks: one of the tasks generates text up to the EOS token" in result.stderr
 
     result = tst("sample", output, "--prompt", "def ", "--tokens", 4)
     assert result.code == 0, result.stderr
     result = tst("sample", output)
-    assert "error: --prompt: this tokenizer has no token that begins" in result.stderr
+    assert "error: --prompt is empty, and this tokenizer has no BOS token" in result.stderr
 
     (output / "tokenizer.json").write_text("{")
     (output / "evaluation.json").unlink()

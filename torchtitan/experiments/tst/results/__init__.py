@@ -1,1 +1,1 @@
-"""What runs have come to: their curves, and the paper's three comparisons of them."""
+"""The results of runs: curves, the paper's three comparisons, evaluation, sampling and export."""

@@ -1,8 +1,9 @@
 """The paper's three comparisons: loss at equal FLOPs, cost at equal loss, loss at equal data.
 
-Of every run with superposition against every baseline. Losses are next-token validation losses
-where all runs have them, else training losses: of a run with superposition those of its recovery
-only, each a trailing mean over 2 % of the logged steps. A run ends where it has its last such loss.
+Every run with superposition is compared with every baseline. Losses are next-token validation
+losses if all runs have them. Otherwise they are training losses: trailing means over 2 % of the
+logged steps, and for a run with superposition only those of its recovery. A run ends at its last
+such loss.
 """
 
 import math
@@ -19,17 +20,17 @@ _SAME = 0.01  # totals that differ by less than this share are the same
 
 
 def flops(at: Place) -> float:
-    """The axis of the comparisons at equal cost."""
+    """Return the FLOPs at a place; the axis of the comparisons at equal cost."""
     return at.flops
 
 
 def is_at_its_end(step: float, steps: int | None) -> bool:
-    """Whether ``step`` is one of the last of ``steps``; True where their number is not known."""
+    """Return whether a step is one of the last of ``steps``; True if their number is unknown."""
     return steps is None or step >= (1 - _SAME) * steps
 
 
 def comparable_points(run: Curves, kind: str) -> list[Point]:
-    """A run's next-token losses; of training a trailing mean.
+    """Return the next-token losses of a run; training losses are trailing means.
 
     Args:
         run: the run.
@@ -47,7 +48,7 @@ def comparable_points(run: Curves, kind: str) -> list[Point]:
 
 
 def loss_at(points: Sequence[Point], x: float, axis: Axis) -> float | None:
-    """Loss at ``x``, between two points on a straight line; None where the points do not reach."""
+    """Return the loss at ``x``, interpolated linearly; None outside of the points."""
     xs = [axis(point.at) for point in points]
     if not points or not xs[0] <= x <= xs[-1]:
         return None
@@ -60,7 +61,7 @@ def loss_at(points: Sequence[Point], x: float, axis: Axis) -> float | None:
 
 
 def first_at(points: Sequence[Point], loss: float) -> Place | None:
-    """Where the loss is reached first, on a straight line between points; None if nowhere."""
+    """Return the first place with the loss, interpolated linearly; None if it is not reached."""
     for index, point in enumerate(points):
         if point.loss <= loss:
             if index == 0:
@@ -73,18 +74,19 @@ def first_at(points: Sequence[Point], loss: float) -> Place | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """One run.
+    """The summary of one run.
 
     Attributes:
-        name: of the run.
+        name: name of the run.
         bag_sizes: s of each stage; 1 for a baseline.
         boundary: the last superposition step; 0 for a baseline.
-        end: of its last logged step.
-        steps: that it is to have; None if its config is not there.
+        end: place of its last logged step.
+        steps: planned number of steps; None if its config is missing.
         final_loss: the last comparable loss; None if there is none yet.
-        bag_loss: training loss at the boundary, over bags; None where it is not in nats per token.
-        spike: by how much the highest training loss after the boundary is above it, nats.
-        recovery_steps: from the boundary until training loss is back there; None if it never is.
+        bag_loss: training loss over bags at the boundary; None if it is not in nats per token.
+        spike: the highest training loss after the boundary minus ``bag_loss``, nats.
+        recovery_steps: steps from the boundary until the training loss is back at ``bag_loss``;
+            None if it never is.
     """
 
     name: str
@@ -100,14 +102,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class EqualCost:
-    """Losses where two runs have spent or read the same.
+    """The losses of two runs at the same FLOPs or data tokens.
 
     Attributes:
         at: FLOPs or data tokens; None if one of the two has no comparable loss at all.
-        loss: of the run with superposition; None if it has no comparable loss there.
-        baseline_loss: of the baseline.
-        ended: whether both runs end there and, as far as configs say, are at the end of their
-            learning rates' schedules.
+        loss: loss of the run with superposition; None if it has no comparable loss there.
+        baseline_loss: loss of the baseline; None likewise.
+        ended: whether both runs end there, and are at the end of their learning-rate schedules as
+            far as their configs tell.
     """
 
     at: float | None
@@ -117,7 +119,7 @@ class EqualCost:
 
     @property
     def gain(self) -> float | None:
-        """By how much the run with superposition is lower, nats."""
+        """The baseline's loss minus that of the run with superposition, nats."""
         if self.loss is None or self.baseline_loss is None:
             return None
         return self.baseline_loss - self.loss
@@ -125,12 +127,12 @@ class EqualCost:
 
 @dataclass(frozen=True)
 class EqualLoss:
-    """What two runs spent for the same loss: the higher of their final ones.
+    """The cost of two runs for the same loss: the higher one of their final losses.
 
     Attributes:
-        loss: nats.
-        at: where the run with superposition has it first.
-        baseline_at: where the baseline has it first.
+        loss: the loss, nats.
+        at: place where the run with superposition first reaches it.
+        baseline_at: place where the baseline first reaches it.
     """
 
     loss: float
@@ -138,22 +140,22 @@ class EqualLoss:
     baseline_at: Place
 
     def speed_up(self, axis: Axis) -> float:
-        """Times less on an axis: FLOPs, hours, steps."""
+        """Return the baseline's cost over the run's, on an axis such as FLOPs, hours or steps."""
         return axis(self.baseline_at) / axis(self.at)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A run with superposition against a baseline.
+    """The comparison of a run with superposition and a baseline.
 
     Attributes:
-        run: its name.
-        baseline: its name.
-        equal_flops: losses at the FLOPs of the shorter run.
+        run: name of the run with superposition.
+        baseline: name of the baseline.
+        equal_flops: losses at the FLOPs of the run that spent fewer.
         equal_loss: cost of the same loss; None if one of them has no final loss.
         equal_data: losses at the data tokens of the run that read fewer.
-        below_from: the place of the run from which on it is below the baseline at equal FLOPs, as
-            far as both go; None if it does not end below.
+        below_from: place from where on the run stays below the baseline at equal FLOPs, as long as
+            both have losses; None if it does not end below.
     """
 
     run: str
@@ -166,7 +168,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs and pairs; ``kind`` is that of the losses, "validation" or "training"."""
+    """The summaries of all runs and the comparisons of all pairs.
+
+    Attributes:
+        kind: kind of the losses, "validation" or "training".
+        runs: a summary of each run.
+        pairs: every run with superposition with every baseline.
+    """
 
     kind: str
     runs: list[Summary]
@@ -174,17 +182,19 @@ class Comparison:
 
 
 def compare(runs: Sequence[Curves], kind: str | None = None) -> Comparison:
-    """The three comparisons.
+    """Compare runs in the paper's three ways.
 
     Args:
-        runs: of any number; baselines are those without superposition.
-        kind: of the losses; by default "validation" if all runs have it, else "training".
+        runs: any number of runs; baselines are those without superposition.
+        kind: kind of the losses; by default "validation" if all runs have it, else "training".
 
     Raises:
         ArgumentError: for validation losses that a run does not have.
     """
     if kind == VALIDATION and (without := [run.name for run in runs if not run.validation]):
-        raise ArgumentError(f"--loss validation: {', '.join(without)} has none")
+        raise ArgumentError(
+            f"--loss validation: no validation losses in {', '.join(without)}. Use --loss training"
+        )
     kind = kind or (VALIDATION if all(run.validation for run in runs) else TRAINING)
     baselines = [run for run in runs if not run.boundary]
     return Comparison(
@@ -195,7 +205,7 @@ def compare(runs: Sequence[Curves], kind: str | None = None) -> Comparison:
 
 
 def summarize(run: Curves, kind: str) -> Summary:
-    """What a run came to."""
+    """Return the summary of a run."""
     points = comparable_points(run, kind)
     final_loss = points[-1].loss if points else None
     summary = Summary(run.name, run.bag_sizes, run.boundary, run.end, run.steps, final_loss)
@@ -215,7 +225,7 @@ def summarize(run: Curves, kind: str) -> Summary:
 
 
 def compare_pair(run: Curves, baseline: Curves, kind: str) -> Pair:
-    """The three comparisons of a run with superposition and a baseline."""
+    """Compare a run with superposition with a baseline."""
     points, of_baseline = (comparable_points(one, kind) for one in (run, baseline))
     return Pair(
         run.name,
@@ -235,7 +245,7 @@ def _equal_cost(
     last, of_other = points[-1], of_baseline[-1]
     ends = axis(last.at), axis(of_other.at)
     at = min(ends)
-    if abs(ends[0] - ends[1]) <= _SAME * at:  # do not interpolate for a rounding
+    if abs(ends[0] - ends[1]) <= _SAME * at:  # a difference by rounding needs no interpolation
         ended = is_at_its_end(last.at.step, run.steps) and is_at_its_end(
             of_other.at.step, baseline.steps
         )
@@ -264,6 +274,6 @@ def _below_from(run: Curves, points: list[Point], of_baseline: list[Point]) -> P
             above, crossing = (x, gain), None
         elif crossing is None:
             crossing = x
-            if above:  # on straight lines between the two
+            if above:  # interpolate linearly between the two
                 crossing = above[0] + (x - above[0]) * -above[1] / (gain - above[1])
     return None if crossing is None else place_at(run.training, crossing, flops)

@@ -1,9 +1,10 @@
-"""A run's losses over steps, data tokens, latents, FLOPs and hours, from its metrics.
+"""Read a run's losses over steps, data tokens, latents, FLOPs and hours from its metrics.
 
-Read from ``metrics.jsonl``, or from TensorBoard's files, which upstream's trainer writes too.
+The metrics are read from ``metrics.jsonl``, or from TensorBoard's files, which upstream's trainer
+also writes.
 
 FLOPs are upstream's count (of its MFU). Hours are those of training, summed over launches, without
-validation; the first step of a launch holds its start.
+validation. The first step of a launch includes its start.
 """
 
 import itertools
@@ -34,19 +35,19 @@ _NEEDED = {TRAINING_LOSS, DATA_TOKENS, SECONDS_PER_STEP, "tflops", "throughput(t
 
 
 class MetricsError(UserError, ValueError):
-    """A folder whose metrics cannot be read or are not enough; the message says why."""
+    """A folder whose metrics cannot be read or are not sufficient; the message says why."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        step: of both phases; between two of them where it is interpolated.
-        latents: positions that the transformer has seen, on all ranks.
-        data_tokens: read so far, on all ranks.
-        flops: spent so far, on all ranks.
-        hours: of training so far.
+        step: steps of both phases so far; not an integer where it is interpolated.
+        latents: positions that the transformer has seen so far on all ranks.
+        data_tokens: data tokens read so far on all ranks.
+        flops: FLOPs spent so far on all ranks.
+        hours: hours of training so far.
     """
 
     step: float = 0
@@ -56,7 +57,7 @@ class Place:
     hours: float = 0
 
     def towards(self, other: "Place", share: float) -> "Place":
-        """The place that is ``share`` of the way to another one; beyond it above 1."""
+        """Return the place at a share of the way to another one; beyond it for a share above 1."""
         mine, its = vars(self), vars(other)
         return Place(**{name: mine[name] + share * (its[name] - mine[name]) for name in mine})
 
@@ -71,14 +72,14 @@ class Point:
 
 @dataclass(frozen=True)
 class ExpertShares:
-    """How even the experts of a mixture of experts were in a step.
+    """The balance of the experts in a step.
 
     Attributes:
-        at: the place of the step.
+        at: place of the step.
         largest: share of the busiest expert of each layer, in % of the router's choices, by the
             layer's number.
-        smallest: of the least busy one.
-        entropy: of the shares of the least even layer; 1 where they are equal.
+        smallest: share of the least busy expert of each layer, likewise.
+        entropy: entropy of the shares in the least even layer; 1 if they are equal.
         dead: number of experts of all layers that got nothing.
     """
 
@@ -91,17 +92,17 @@ class ExpertShares:
 
 @dataclass(frozen=True)
 class Curves:
-    """A run.
+    """The curves of a run.
 
     Attributes:
-        name: of its folder.
-        folder: of the run.
-        stages: of superposition, as far as it is logged; none if it had no superposition.
+        name: name of the run.
+        folder: folder of the run.
+        stages: stages of superposition, as far as they are logged; none without superposition.
         training: the training loss of every logged step, over bags up to the boundary.
         validation: next-token loss in both phases; empty if the run had no validation.
-        steps: that the run is to have, by its config; None if there is none to read.
-        loss: ``superposition.loss``; in "mce" the training loss is in nats per token.
-        experts: of every logged step; empty for a dense model.
+        steps: planned number of steps, from its config; None without a config.
+        loss: ``superposition.loss``; with "mce", the training loss is in nats per token.
+        experts: balance of the experts in every logged step; empty for a dense model.
     """
 
     name: str
@@ -115,61 +116,64 @@ class Curves:
 
     @property
     def boundary(self) -> int:
-        """The last logged superposition step; 0 if it had none."""
+        """The last logged superposition step; 0 without superposition."""
         return self.stages[-1].last if self.stages else 0
 
     @property
     def bag_sizes(self) -> tuple[int, ...]:
-        """The bag size of each stage; 1 if it had no superposition."""
+        """The bag size of each stage; 1 without superposition."""
         return tuple(stage.bag_size for stage in self.stages) or (1,)
 
     @property
     def end(self) -> Place:
-        """Of the last logged step."""
+        """The place of the last logged step."""
         return self.training[-1].at
 
 
 def read_runs(folders: Sequence[Path]) -> list[Curves]:
-    """Read runs, each with the shortest name that tells it from the others.
+    """Read runs, each with the shortest name that distinguishes it from the others.
 
     Raises:
         MetricsError: for a folder without metrics, or given twice.
     """
     absolute = [folder.resolve() for folder in folders]
-    if len(set(absolute)) < len(absolute):
-        raise MetricsError("a run is given twice")
+    for number, folder in enumerate(absolute):
+        if folder in absolute[:number]:
+            raise MetricsError(f"{folders[number]}: a run is given twice. Give each run once")
     common = os.path.commonpath([folder.parent for folder in absolute])
     names = [os.path.relpath(folder, common) for folder in absolute]
     return [read_curves(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:
-    """A run's curves.
+    """Return the curves of a run.
 
     Args:
-        folder: a run folder, or one with TensorBoard's event files in or below it.
-        name: of the run; by default the folder's.
+        folder: a run folder, or a folder with TensorBoard's event files in or below it.
+        name: name of the run; by default that of the folder.
 
     Raises:
-        MetricsError: if there are no metrics, or none of the start of training.
+        MetricsError: if there are no metrics, or if they lack the start of training.
     """
     folder = Path(folder)
     if (folder / METRICS_FILE).is_file():
         lines, source = read_metrics(folder), METRICS_FILE
     else:
         lines, source = _read_tensorboard(folder), "TensorBoard's files"
-    # TensorBoard's files of a run that is going on, or was killed, may end within a step
+    # TensorBoard's files of a run that is running or was killed may end within a step
     logged = [line for line in lines if line.keys() >= _NEEDED]
     if not logged:
-        raise MetricsError(f"{folder}: no training in {source} ({', '.join(sorted(_NEEDED))})")
+        raise MetricsError(
+            f"{folder}: no step of training in {source} has all of {', '.join(sorted(_NEEDED))}"
+        )
     if (first := logged[0]["step"]) > 1:
         raise MetricsError(
-            f"{folder}: begins at step {first}, with tokens and FLOPs of a run before it that are "
-            "not in its metrics; a comparison needs whole runs"
+            f"{folder}: the metrics begin at step {first}, and lack the run before that step. A "
+            "comparison needs whole runs: give one with metrics from step 1 on"
         )
     in_superposition = [line for line in logged if line.get("superposition")]
     if in_superposition and LATENTS not in logged[-1]:
-        raise MetricsError(f"{folder}: {source} do not say {LATENTS}, but it has superposition")
+        raise MetricsError(f"{folder}: the run has superposition, but {source} lack {LATENTS}")
     config = _read_config(folder)
     training = _add_up(logged)
     return Curves(
@@ -204,7 +208,7 @@ def _by_layer(line: dict[str, Any], name: str) -> dict[int, float]:
 
 
 def _stages(logged: list[dict[str, Any]]) -> tuple[Stage, ...]:
-    """Of the logged steps in superposition; the last step of each stage is always logged."""
+    """Return the stages of the logged steps; the last step of each stage is always logged."""
     bag_sizes, last_steps = [], []
     for bag_size, lines in itertools.groupby(logged, lambda line: round(line["bag_size"])):
         bag_sizes.append(bag_size)
@@ -238,7 +242,10 @@ def _add_up(logged: list[dict[str, Any]]) -> list[Point]:
 
 
 def place_at(points: list[Point], x: float, axis: Callable[[Place], float]) -> Place:
-    """Where a run is at ``x``, from 0, between its points and beyond the last at its last pace."""
+    """Return the place of a run at ``x`` on an axis, interpolated linearly between its points.
+
+    It starts from 0, and extrapolates beyond the last point.
+    """
     places = [Place(), *(point.at for point in points)]
     after = min(max(1, bisect_left(places, x, key=axis)), len(places) - 1)
     before, after_ = places[after - 1], places[after]
@@ -247,19 +254,21 @@ def place_at(points: list[Point], x: float, axis: Callable[[Place], float]) -> P
 
 
 def _read_tensorboard(folder: Path) -> list[dict[str, Any]]:
-    """Lines as those of metrics.jsonl; a later launch replaces what it went back behind."""
+    """Return lines like those of metrics.jsonl; a later launch replaces the steps it repeats."""
     launches = {
         path.parent
-        for depth in ("", "*/", "*/*/")  # the folder of a launch, of all, or of the run
+        for depth in ("", "*/", "*/*/")  # the folder of a launch, of all launches, or of the run
         for path in folder.glob(f"{depth}events.out.tfevents.*")
         if not path.parent.name.startswith("rank_") or path.parent.name == "rank_0"
     }
     if len({launch.parent for launch in launches}) > 1:
-        raise MetricsError(f"{folder}: TensorBoard's files of several runs; give one")
+        raise MetricsError(
+            f"{folder}: has TensorBoard's files of several runs. Give the folder of one run"
+        )
     lines: list[dict[str, Any]] = []
     for launch in sorted(launches):
         events = EventAccumulator(os.fspath(launch), size_guidance={"scalars": 0}).Reload()
-        by_place: dict[tuple[int, bool], dict[str, Any]] = {}  # step, whether of validation
+        by_place: dict[tuple[int, bool], dict[str, Any]] = {}  # by step, and whether of validation
         for tag in events.Tags()["scalars"]:
             if not tag.startswith("by_data_tokens/"):
                 for event in events.Scalars(tag):
@@ -273,5 +282,8 @@ def _read_tensorboard(folder: Path) -> list[dict[str, Any]]:
         if of_launch:
             lines = [line for line in lines if line["step"] < of_launch[0]["step"]] + of_launch
     if not lines:
-        raise MetricsError(f"{folder}: neither {METRICS_FILE} nor TensorBoard's files of a run")
+        raise MetricsError(
+            f"{folder}: has neither {METRICS_FILE} nor TensorBoard's files of a run. Give a run "
+            "folder"
+        )
     return lines

@@ -1,4 +1,4 @@
-"""0-shot scores of a model on the paper's benchmarks (Table 3), by the LM-Eval harness."""
+"""Score a model 0-shot on the paper's benchmarks (Table 3) with the LM-Eval harness."""
 
 import json
 import logging
@@ -21,8 +21,8 @@ from ..resilience.checkpoint.inventory import find_checkpoint
 from .export import exported
 from .tables import aligned
 
-# The columns of Table 3, and the metric of each. The paper does not say which metrics it took:
-# these are the harness's length-normalised accuracies where it has them.
+# The columns of Table 3, and the metric of each. The paper does not say which metrics it uses.
+# These are the harness's length-normalised accuracies where it has them.
 METRICS = {
     "hellaswag": "acc_norm",
     "arc_easy": "acc_norm",
@@ -37,14 +37,14 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Harness:
-    """How the harness is run.
+    """Settings of the harness.
 
     Attributes:
-        tasks: names that the harness knows.
-        include_path: a folder with further tasks, YAML.
-        batch_size: sequences, or "auto".
-        limit: documents of each task; None for all.
-        device: as torch names it; None for the accelerator, or else the CPU.
+        tasks: names of tasks that the harness knows.
+        include_path: a folder with YAML files of further tasks.
+        batch_size: number of sequences, or "auto".
+        limit: number of documents of each task; None for all.
+        device: torch's name of the device; None for the accelerator, or the CPU without one.
     """
 
     tasks: list[str]
@@ -60,26 +60,27 @@ def evaluate(
     """Score a model, and write the scores as JSON.
 
     Args:
-        model: checkpoint, run folder or exported folder.
-        job_arguments: of the job of a checkpoint, over the run's config.
-        output: the file; None for evaluation.json in an exported folder, and for
+        model: a checkpoint, a run folder or an exported folder.
+        job_arguments: arguments of a checkpoint's job, which override the run's config.
+        output: the file to write; None for evaluation.json in an exported folder, and for
             evaluation-step-N.json in the run folder of a checkpoint.
-        harness: how to run it.
+        harness: settings of the harness.
 
     Returns:
-        Percent for each task, of the model and of the paper's runs at its size, and the file.
+        The score of each task in percent, of the model and of the paper's runs at its size, and the
+        file.
 
     Raises:
         ArgumentError: for tasks that the harness does not know, or that this model cannot do, and
-            for an output that is there already.
-        CheckpointError: for a checkpoint that cannot be exported.
-        ExportError: likewise.
+            for an output that already exists.
+        CheckpointError: for a checkpoint that cannot be read.
+        ExportError: for a checkpoint that cannot be exported.
     """
     if harness.include_path and not harness.include_path.is_dir():
-        raise ArgumentError(f"--include-path {harness.include_path}: no such folder")
+        raise ArgumentError(f"--include-path {harness.include_path}: there is no such folder")
     output = output or _default_output(model)
     if output.exists():
-        raise ArgumentError(f"{output} is there already; give another with --output")
+        raise ArgumentError(f"{output} already exists. Give another file with --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     transformers.logging.set_verbosity_error()
     with exported(model, job_arguments) as folder:
@@ -100,7 +101,7 @@ def evaluate(
 
 
 def run_harness(folder: Path, harness: Harness) -> dict[str, Any]:
-    """Return the harness's results for an exported folder, 0-shot, as it gives them.
+    """Return the harness's own 0-shot results for an exported folder.
 
     Raises:
         ArgumentError: for tasks that the harness does not know, or that this model cannot do.
@@ -108,13 +109,13 @@ def run_harness(folder: Path, harness: Harness) -> dict[str, Any]:
     path = harness.include_path
     try:
         manager = TaskManager(include_path=str(path) if path else None)
-    except ValueError as error:  # of a task's YAML
+    except ValueError as error:  # in the YAML of a task
         raise ArgumentError(f"--include-path {path}: {error}") from error
     known = set(manager.all_tasks)
     if unknown := [task for task in harness.tasks if task not in known]:
         raise ArgumentError(
-            f"--tasks {','.join(unknown)}: unknown to the harness; `lm_eval ls tasks` lists what "
-            "it knows, --include-path FOLDER adds your own"
+            f"--tasks {','.join(unknown)}: unknown to the harness. `lm_eval ls tasks` lists its "
+            "tasks; --include-path FOLDER adds your own"
         )
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = harness.device or str(accelerator or "cpu")
@@ -131,23 +132,23 @@ def run_harness(folder: Path, harness: Harness) -> dict[str, Any]:
 
 
 class _Model(HFLM):
-    """The harness's model, also for a tokenizer without EOS."""
+    """The harness's model, which also accepts a tokenizer without EOS."""
 
     @override
     def generate_until(self, *args: Any, **kwargs: Any) -> list[str]:
         if self.tokenizer.eos_token_id is None:
             raise ArgumentError(
-                "--tasks: one lets the model write text, which ends with the EOS token, and "
-                "the model's tokenizer has none; choose tasks of multiple choice"
+                "--tasks: one of the tasks generates text up to the EOS token, and the model's "
+                "tokenizer has none. Choose multiple-choice tasks"
             )
         return super().generate_until(*args, **kwargs)
 
 
 def _load_model(folder: Path, batch_size: str, device: str) -> _Model:
-    """The harness's model, also for a tokenizer without BOS or EOS.
+    """Return the harness's model, also for a tokenizer without BOS or EOS.
 
-    The harness takes EOS for granted: as the end of what it lets a model write, and, without BOS,
-    as the context of what has none.
+    The harness assumes that there is an EOS token: as the end of generated text, and, without BOS,
+    as the context of a text without context.
     """
     tokenizer = open_tokenizer(folder)
     options = {}
@@ -155,22 +156,23 @@ def _load_model(folder: Path, batch_size: str, device: str) -> _Model:
         line_break = tokenizer.tokenizer.encode("\n", add_special_tokens=False).ids
         options["prefix_token_id"] = (line_break or [0])[-1]
         logging.warning(
-            "The tokenizer has neither BOS nor EOS: a line break is the context of what has none"
+            "The tokenizer has neither BOS nor EOS: texts without context get a line break as "
+            "context"
         )
     try:
         return _Model(
             pretrained=str(folder),
-            add_bos_token=tokenizer.bos_id is not None,  # documents begin so in training
+            add_bos_token=tokenizer.bos_id is not None,  # in training, documents begin with BOS
             batch_size=batch_size,
             device=device,
             **options,
         )
-    except ValueError as error:  # such as of a model that transformers does not know
+    except ValueError as error:  # for example a model that transformers does not know
         raise ArgumentError(f"{folder}: {error}") from error
 
 
 def _scores_of(results: dict[str, Any], tasks: list[str]) -> dict[str, float]:
-    """Percent for each of ``tasks``, without those that they are made of, such as MMLU's 57."""
+    """Return the score of each task in percent, but not those of its parts, such as MMLU's 57."""
     scores = {}
     for task in tasks:
         values = results["results"].get(task, {})
@@ -182,7 +184,7 @@ def _scores_of(results: dict[str, Any], tasks: list[str]) -> dict[str, float]:
 
 
 def _scores_of_paper(parameters: int) -> dict[str, dict[str, float]]:
-    """Table 3's rows of the model nearest in its number of parameters: percent for each task."""
+    """Return the rows of Table 3 for the model nearest in parameters: percent for each task."""
     nearest = paper.nearest_model(parameters)
     return {
         run.name: run.scores for run in paper.runs().values() if run.model == nearest and run.scores
@@ -190,7 +192,7 @@ def _scores_of_paper(parameters: int) -> dict[str, dict[str, float]]:
 
 
 def table(rows: dict[str, dict[str, float]]) -> list[str]:
-    """Return rows of Table 3 by name as lines; below them what the first has of other tasks."""
+    """Return rows of Table 3 as lines, and below them the first row's scores of other tasks."""
     columns = list(METRICS)
     cells = [
         [name, *(f"{scores[c]:.1f}" if c in scores else "-" for c in columns)]

@@ -1,6 +1,6 @@
-"""From a checkpoint to a Hugging Face folder: weights, config and tokenizer of an ordinary model.
+"""Export a checkpoint to a Hugging Face folder: weights, config and tokenizer of the model.
 
-Weights and their names go through upstream's state-dict adapter. The folder loads in
+Upstream's state-dict adapter converts the weights and their names. The folder loads in
 ``transformers`` as LlamaForCausalLM, Qwen3ForCausalLM or Qwen3MoeForCausalLM.
 """
 
@@ -40,26 +40,27 @@ from ..resilience.run_folder import CONFIG_FILE
 
 
 class ExportError(UserError, RuntimeError):
-    """A model that the folder could not hold as it is; the message says why."""
+    """A model that its class in transformers cannot represent; the message says why."""
 
 
 def read_job(checkpoint: Path, arguments: list[str]) -> JobConfig:
-    """The config of the run that a checkpoint is of.
+    """Return the config of a checkpoint's run.
 
     Args:
-        checkpoint: in the run's folder, where its resolved config is.
-        arguments: of the job, over that; ``--job.config_file`` in its place.
+        checkpoint: a checkpoint in the folder of the run, which has the resolved config.
+        arguments: arguments of the job, which override that config; ``--job.config_file`` replaces
+            it.
 
     Raises:
-        CheckpointError: if the run left none, as with TorchTitan's own trainer.
+        CheckpointError: if the run wrote no config, like runs of TorchTitan's own trainer.
     """
     if not any(argument.startswith("--job.config_file") for argument in arguments):
         found = [folder / CONFIG_FILE for folder in checkpoint.parents]
         config = next((path for path in found if path.is_file()), None)
         if config is None:
             raise CheckpointError(
-                f"{checkpoint}: no {CONFIG_FILE} in a folder above it, as with TorchTitan's own "
-                "trainer; give the job with --job.config_file"
+                f"{checkpoint}: no {CONFIG_FILE} in a folder above it (TorchTitan's own trainer "
+                "writes none). Give the job with --job.config_file"
             )
         arguments = [f"--job.config_file={config}", *arguments]
     job_config = SuperpositionConfigManager().parse_args(arguments)
@@ -69,24 +70,26 @@ def read_job(checkpoint: Path, arguments: list[str]) -> JobConfig:
 
 @contextmanager
 def exported(model: Path, job_arguments: list[str]) -> Iterator[Path]:
-    """Yield an exported folder: the model itself, or a temporary one (TMPDIR) of a checkpoint.
+    """Yield an exported folder: the model itself, or a temporary export (TMPDIR) of a checkpoint.
 
     Args:
-        model: checkpoint, run folder or exported folder.
-        job_arguments: of the job of a checkpoint, as for :func:`read_job`.
+        model: a checkpoint, a run folder or an exported folder.
+        job_arguments: arguments of a checkpoint's job, as for :func:`read_job`.
 
     Raises:
-        ArgumentError: for an exported folder whose tokenizer cannot be read, or arguments with it.
+        ArgumentError: for an exported folder whose tokenizer cannot be read, or that comes with
+            arguments of a job.
         CheckpointError: for a checkpoint that cannot be read.
-        ExportError: for one that cannot be exported.
+        ExportError: for a checkpoint that cannot be exported.
     """
     if (model / "config.json").is_file():
         if job_arguments:
             raise ArgumentError(
-                f"{model} is exported already: {' '.join(job_arguments)} has no meaning"
+                f"{model} is exported already: remove {' '.join(job_arguments)}, which is for a "
+                "checkpoint"
             )
         try:
-            open_tokenizer(model)  # transformers names no file
+            open_tokenizer(model)  # the errors of transformers name no file
         except TokenizerError as error:
             raise ArgumentError(f"{model}: {error}") from error
         yield model
@@ -103,23 +106,24 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
     """Write a checkpoint's model as a Hugging Face folder, all of it or nothing.
 
     Args:
-        checkpoint: of either phase, in DCP's format or that of ``checkpoint.last_save_in_hf``; see
+        checkpoint: a checkpoint of either phase, in DCP's format or that of
+            ``checkpoint.last_save_in_hf``; see
             :func:`..resilience.checkpoint.inventory.find_checkpoint`.
-        output: the folder to make.
-        job_config: of the run: model, tokenizer, sequence length, and in
-            ``checkpoint.export_dtype`` the type of the exported weights.
+        output: the folder to write.
+        job_config: config of the run: model, tokenizer, sequence length, and the dtype of the
+            exported weights (``checkpoint.export_dtype``).
 
     Raises:
-        CheckpointError: if the checkpoint is damaged or is not one of this model.
+        CheckpointError: if the checkpoint is damaged or has another model.
         ConfigError: if there is no usable tokenizer.
-        ExportError: if the model has what its class in transformers has not.
-        FileExistsError: if ``output`` is there already.
+        ExportError: if the model's class in transformers cannot represent the model.
+        FileExistsError: if ``output`` already exists.
     """
     if output.exists():
-        raise FileExistsError(f"{output} is there already; give another folder, or remove it")
+        raise FileExistsError(f"{output} already exists. Give another folder, or remove it")
     name = job_config.model.name
     if name not in _CONFIGS:
-        raise ExportError(f"model.name = {name!r}: export knows {', '.join(_CONFIGS)}")
+        raise ExportError(f"model.name = {name!r}: must be {' or '.join(_CONFIGS)} to be exported")
     model_args = copy.deepcopy(model_args_of(job_config))
     tokenizer = build_tokenizer(job_config)
     spec = train_spec_module.get_train_spec(name)
@@ -129,7 +133,7 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
     config = _CONFIGS[name](model_args, expected)
     weights = _load(checkpoint, expected, spec.state_dict_adapter(model_args, None))
     dtype = job_config.checkpoint.export_dtype
-    # copies, as some are views of one tensor, which safetensors would take for shared weights
+    # copies: some weights are views of one tensor, which safetensors would take for shared weights
     weights = {
         key: weights.pop(key).to(TORCH_DTYPE_MAP[dtype], copy=True).contiguous()
         for key in list(weights)
@@ -159,22 +163,22 @@ def _write_folder(
     special: dict[str, int | None],
     tokenizer: HuggingFaceTokenizer,
 ) -> None:
-    """Write the files under another name, and rename the folder when all are there."""
+    """Write the files into a temporary folder, and rename it when it is complete."""
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{output.name}.unfinished-", dir=output.parent))
     try:
         save_torch_state_dict(weights, unfinished, metadata={"format": "pt"})
         _write_json(unfinished / "config.json", config)
         mode = (unfinished / "config.json").stat().st_mode
-        for path in unfinished.glob("*.safetensors"):  # which are written for the user alone
+        for path in unfinished.glob("*.safetensors"):  # only their owner can read these
             path.chmod(mode)
         _write_json(unfinished / "generation_config.json", special)
         tokenizer.tokenizer.save(str(unfinished / "tokenizer.json"))
-        # the class that takes tokenizer.json as it is
+        # the class that uses tokenizer.json without changes
         plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
         _write_json(unfinished / "tokenizer_config.json", (tokenizer.config or {}) | plain)
         readers = mode & 0o444
-        unfinished.chmod(0o700 | readers | readers >> 2)  # mkdtemp's is for the user alone, too
+        unfinished.chmod(0o700 | readers | readers >> 2)  # only its owner can open it, too
         unfinished.rename(output)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -184,19 +188,20 @@ def _write_folder(
 def _load(
     checkpoint: Path, expected: dict[str, torch.Tensor], adapter: BaseStateDictAdapter
 ) -> dict[str, torch.Tensor]:
-    """The model's tensors in transformers' names, checked against the checkpoint's manifest.
+    """Return the model's tensors by their names in transformers, checked for damage.
 
     Args:
-        checkpoint: of any kind.
-        expected: the model's state dict.
-        adapter: of the model.
+        checkpoint: a checkpoint of any kind.
+        expected: state dict of the model.
+        adapter: state-dict adapter of the model.
     """
     in_hf = inventory.identify(checkpoint) is inventory.Kind.HUGGING_FACE
     manifest = manifests.read_manifest(checkpoint)
     if manifest is None:
         logger.warning(f"{checkpoint} has no {manifests.MANIFEST}: it is not checked for damage")
     elif found := manifests.damages(checkpoint, manifest["files"]):
-        raise CheckpointError("the checkpoint is damaged: " + "; ".join(found))
+        listed = "; ".join(found)
+        raise CheckpointError(f"the checkpoint is damaged: {listed}. Use another checkpoint")
     if in_hf:
         inventory.check_weights(checkpoint)
         expected = adapter.to_hf(expected)
@@ -221,35 +226,48 @@ def _load(
 def _check_same_model(
     checkpoint: Path, saved: dict[str, Any], expected: dict[str, torch.Tensor]
 ) -> None:
-    """Names and shapes in a checkpoint against those of the model."""
+    """Check that a checkpoint has the model's names and shapes.
+
+    Raises:
+        CheckpointError: for a tensor that is missing or has another shape.
+        ExportError: for a tensor that the model does not have.
+    """
     for key, tensor in expected.items():
         entry = saved.get(key)
         shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
         if shape != tuple(tensor.shape):
-            has = f"one of shape {shape}" if shape else "none"
+            has = f"has the shape {shape}" if shape else "is missing"
             raise CheckpointError(
-                f"{checkpoint} is not one of this model: of {key} it has {has}, the config wants "
-                f"{tuple(tensor.shape)}"
+                f"{checkpoint} has another model than the config: {key} {has}, and the config's "
+                f"model has the shape {tuple(tensor.shape)}. Give the config of the checkpoint's "
+                "run"
             )
     modules = {key.partition(".")[0] for key in expected}
     for key in saved:
         if key.partition(".")[0] in modules and key not in expected:
-            raise ExportError(f"{checkpoint}: {key} has no place in the exported model")
+            raise ExportError(
+                f"{checkpoint} has another model than the config: {key} has no place in the "
+                "exported model. Give the config of the checkpoint's run"
+            )
 
 
-_BIAS = ': train with load_balance.method = "auxiliary_loss" from the start, which needs no bias'
+_BIAS = '. Train with load_balance.method = "auxiliary_loss" from the start: it needs no bias'
 
 
 def _convert(
     state: dict[str, torch.Tensor], adapter: BaseStateDictAdapter
 ) -> dict[str, torch.Tensor]:
-    """Through upstream's adapter, a tensor at a time: it leaves out what it does not know."""
+    """Convert tensors with upstream's adapter, one at a time, because it drops unknown tensors.
+
+    Raises:
+        ExportError: for a dropped tensor that the exported model would need.
+    """
     weights: dict[str, torch.Tensor] = {}
     for key in list(state):
         tensor = state.pop(key)
         converted = adapter.to_hf({key: tensor})
         weights |= converted
-        # The router's bias that balances the load of experts: zero without load_balance's "bias"
+        # the router's bias for balanced experts: zero unless load_balance.method is "bias"
         is_bias = key.endswith(".moe.expert_bias")
         unused = is_bias and not tensor.any()
         if not (converted or unused or _is_tied(key, adapter.model_args)):  # type: ignore[attr-defined]
@@ -264,7 +282,7 @@ def _is_tied(key: str, model_args: Any) -> bool:
 
 
 def _llama3(args: TransformerModelArgs, state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    scaling = args.rope_scaling_args  # which upstream always applies
+    scaling = args.rope_scaling_args  # upstream always applies it
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -291,7 +309,9 @@ def _qwen3(args: Qwen3ModelArgs, state: dict[str, torch.Tensor]) -> dict[str, An
         "tie_word_embeddings": args.enable_weight_tying,
     }
     if not args.qk_norm:
-        raise ExportError("qk_norm = false: Qwen3 in transformers always has it")
+        raise ExportError(
+            "qk_norm = false: must be true to be exported, because Qwen3 in transformers has it"
+        )
     if not args.moe_enabled:
         return config
     moe = args.moe_args
@@ -305,7 +325,8 @@ def _qwen3(args: Qwen3ModelArgs, state: dict[str, torch.Tensor]) -> dict[str, An
     ):
         if getattr(moe, key) != value:
             raise ExportError(
-                f"moe_args.{key} = {getattr(moe, key)!r}: Qwen3MoeForCausalLM knows {value!r} only"
+                f"moe_args.{key} = {getattr(moe, key)!r}: must be {value!r} to be exported: "
+                "Qwen3MoeForCausalLM has no other"
             )
     return config | {
         "architectures": ["Qwen3MoeForCausalLM"],

@@ -1,4 +1,4 @@
-"""Loss curves of runs on several axes: the paper's kind of plot."""
+"""Plot the loss curves of runs over several axes, as in the paper."""
 
 import math
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ PANELS: list[tuple[str, str, Axis]] = [
 
 
 def draw_curves(runs: Sequence[Curves], comparison: Comparison, output: Path) -> None:
-    """Over steps, data tokens and hours, and over FLOPs the stretch where the runs cross.
+    """Draw losses over steps, data tokens and hours, and over FLOPs where the runs cross.
 
     Args:
-        runs: any number.
-        comparison: of them.
-        output: the PNG.
+        runs: any number of runs.
+        comparison: comparison of the runs.
+        output: the PNG file to write.
     """
     compared = [comparable_points(run, comparison.kind) for run in runs]
     figure, panels = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
@@ -47,7 +47,7 @@ def draw_curves(runs: Sequence[Curves], comparison: Comparison, output: Path) ->
             point.loss
             for run, points in zip(runs, compared, strict=True)
             for point in [*points, *([] if zoom else run.training)]
-            # the first steps' are far above
+            # the losses of the first steps are far above
             if axis(point.at) >= max(start, 0.05 * end) and math.isfinite(point.loss)
         ]
         panel.set(title=title, xlabel=label, ylabel="loss (nats per token)", xlim=(start, end))
@@ -64,11 +64,11 @@ def draw_curves(runs: Sequence[Curves], comparison: Comparison, output: Path) ->
 
 
 def draw_experts(runs: Sequence[Curves], output: Path) -> None:
-    """Largest and smallest share of a router's choices over steps; pale, those of each layer.
+    """Draw the largest and smallest share of an expert over steps, and those of each layer pale.
 
     Args:
-        runs: any number; those of dense models have no share.
-        output: the PNG.
+        runs: any number of runs; those of dense models are skipped.
+        output: the PNG file to write.
     """
     figure, panels = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
     for index, run in enumerate(runs):
@@ -91,7 +91,7 @@ def draw_experts(runs: Sequence[Curves], output: Path) -> None:
 
 
 def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
-    """Training loss, pale; dotted where it is over bags. A line at each change of the bag size."""
+    """Draw the training loss, pale, dotted over bags, with a line at each change of bag size."""
     labels = {":": f"{run.name}: training, over bags", "-": f"{run.name}: training"}
     recovery = Stage(1, run.boundary + 1, round(run.end.step))
     for stage in (*run.stages, recovery):
@@ -99,10 +99,10 @@ def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
         if not points:
             continue
         style = "-" if stage.bag_size == 1 else ":"
-        label = labels.pop(style, None)  # once for all stages
+        label = labels.pop(style, None)  # one label for all stages
         lines = panel.plot(*_coordinates(points, axis), style, color=color, label=label)
         plt.setp(lines, alpha=0.4, linewidth=1)
-        if stage.last < recovery.last:  # and it does not still go on
+        if stage.last < recovery.last:  # the stage has ended
             line, width = ("--", 1.0) if stage.last == run.boundary else (":", 0.8)
             panel.axvline(axis(points[-1].at), color=color, linestyle=line, linewidth=width)
 
@@ -110,7 +110,7 @@ def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
 def _draw_comparable(
     panel: Axes, run: Curves, points: Sequence[Point], kind: str, axis: Axis, color: str
 ) -> None:
-    """The losses that are compared, in full colour; no line across the boundary."""
+    """Draw the losses that are compared, in full color, without a line across the boundary."""
     if not points:
         return
     final = f"{points[-1].loss:.3f} at step {points[-1].at.step:,.0f}"
@@ -127,6 +127,6 @@ def _coordinates(points: Sequence[Point], axis: Axis) -> tuple[list[float], list
 
 
 def _start_of_zoom(runs: Sequence[Curves], comparison: Comparison) -> float:
-    """A little before the first crossing; without one, half-way."""
+    """Return the FLOPs somewhat before the first crossing, or half of them without a crossing."""
     crossings = [flops(pair.below_from) for pair in comparison.pairs if pair.below_from]
     return 0.7 * min(crossings) if crossings else 0.5 * max(flops(run.end) for run in runs)

@@ -1,4 +1,4 @@
-"""A comparison as files: numbers as JSON, a plot, and one HTML file that needs nothing else."""
+"""Write a comparison as files: numbers as JSON, plots, and one self-contained HTML report."""
 
 import base64
 import dataclasses
@@ -36,22 +36,23 @@ _DEFINITIONS = """
 <dt>Latents, data tokens</dt><dd>Positions that the transformer sees, and tokens read. A bag of
 <i>s</i> data tokens is one latent; without superposition the two are the same.</dd>
 <dt>FLOPs</dt><dd>TorchTitan's count (of its MFU) for a latent, times the latents.</dd>
-<dt>Hours</dt><dd>Of training, without validation, on the hardware that each run had: comparable
-only where that was the same.</dd>
+<dt>Hours</dt><dd>Hours of training, without validation, on the hardware of each run. Compare them
+only if the hardware was the same.</dd>
 <dt>At equal FLOPs, at equal data</dt><dd>The losses where the run that spent or read less ends,
-between two points of the other on a straight line. "Both end there" says that both are at the end
-of their learning rates' schedules, as far as a config is there to tell; elsewhere one is seen in
-the middle of it, where its loss is higher than that of a run planned to end there.</dd>
-<dt>At equal loss</dt><dd>The higher of the two final losses, and where each run has it first. The
-run that goes on below it has it before its learning rate has decayed, which makes its speed-up
-smaller than that of a run planned to end there.</dd>
-<dt>Below it from step</dt><dd>The step of the run with superposition from which on it stays below
-the baseline at equal FLOPs.</dd>
-<dt>Spike, recovery</dt><dd>By how much the highest training loss after the boundary is above the
-last over bags, and the steps from the boundary until it is back there. Not for losses that are not
-in nats per token (superposition.loss other than "mce").</dd>
-<dt>Shares of experts</dt><dd>Of the choices of a layer's router in one logged step: largest and
-smallest of all layers. A dead expert got no token (in superposition, no latent).</dd>
+interpolated linearly for the other run. "Both end there" means that both runs are at the end of
+their learning-rate schedules, as far as their configs tell. Otherwise one run is in the middle of
+its schedule, where its loss is higher than that of a run planned to end there.</dd>
+<dt>At equal loss</dt><dd>The higher of the two final losses, and where each run first reaches it.
+The run with the lower final loss reaches it before its learning rate has decayed. So its speed-up
+is smaller than that of a run planned to end there.</dd>
+<dt>Below it from step</dt><dd>After this step, the run with superposition stays below the baseline
+at equal FLOPs.</dd>
+<dt>Spike, recovery</dt><dd>The spike is the highest training loss after the boundary minus the last
+loss over bags. Recovery is the number of steps from the boundary until the loss is back there. Only
+for losses in nats per token (superposition.loss "mce").</dd>
+<dt>Shares of experts</dt><dd>An expert's share of the choices of its layer's router in one logged
+step: largest and smallest of all layers. A dead expert got no token (in superposition, no
+latent).</dd>
 </dl>
 """
 
@@ -59,13 +60,13 @@ smallest of all layers. A dead expert got no token (in superposition, no latent)
 def write_comparison(
     runs: Sequence[Curves], comparison: Comparison, folder: Path, command: str
 ) -> list[Path]:
-    """Write comparison.json, loss.png, report.html and, of a mixture of experts, experts.png.
+    """Write comparison.json, loss.png, report.html and, for a mixture of experts, experts.png.
 
     Args:
-        runs: all that are compared.
-        comparison: of them.
-        folder: for the files; made if need be.
-        command: that asked for it, to be named in the report.
+        runs: the runs that are compared.
+        comparison: comparison of the runs.
+        folder: folder of the files; created if it is missing.
+        command: the command that the report names.
 
     Returns:
         The files for people: the report and the plots.
@@ -83,7 +84,7 @@ def write_comparison(
 
 
 def _numbers(comparison: Comparison) -> dict[str, Any]:
-    """All numbers, unrounded, with the speed-ups and gains."""
+    """Return all numbers, unrounded, with speed-ups and gains."""
     axes: dict[str, Callable[[Place], float]] = {
         "flops": flops,
         "hours": lambda at: at.hours,
@@ -102,7 +103,7 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
 def _html(
     runs: Sequence[Curves], comparison: Comparison, plots: dict[str, Path], command: str
 ) -> str:
-    """Words, tables, plots, definitions."""
+    """Return the report: text, tables, plots and definitions."""
     losses, *of_experts = (_image(name, plot) for name, plot in plots.items())
     names = ", ".join(run.name for run in runs)
     parts = [
@@ -136,7 +137,7 @@ def _image(name: str, plot: Path) -> str:
 
 
 def in_words(pair: Pair) -> str:
-    """The comparison of two runs as a sentence or two."""
+    """Return the comparison of two runs as one or two sentences."""
     equal, gain = pair.equal_flops, pair.equal_flops.gain
     if gain is None or pair.equal_loss is None:
         return f"{pair.run} has no next-token loss yet to compare with {pair.baseline}'s."
@@ -144,7 +145,7 @@ def in_words(pair: Pair) -> str:
         f"At equal FLOPs, {pair.run} is {abs(gain):.3f} nats {'below' if gain > 0 else 'above'} "
         f"{pair.baseline}: {equal.loss:.4f} against {equal.baseline_loss:.4f}"
     )
-    words += "." if equal.ended else " (one of the two goes on from there)."
+    words += "." if equal.ended else " (one of the two continues from there)."
     speed_up = pair.equal_loss.speed_up(flops)
     words += f" For a loss of {pair.equal_loss.loss:.4f} it took "
     if speed_up >= 1:
@@ -170,7 +171,7 @@ def _config_differences(runs: Sequence[Curves], comparison: Comparison) -> str:
     for pair in comparison.pairs:
         files = configs[pair.run], configs[pair.baseline]
         if missing := [file for file in files if not file.is_file()]:
-            rows.append([title(pair), f"not known: no {missing[0]}", "", ""])
+            rows.append([title(pair), f"unknown: {missing[0]} is missing", "", ""])
             continue
         name = title(pair)
         for key, (value, other) in differences(*([str(file)] for file in files)).items():

@@ -1,4 +1,4 @@
-"""What a model writes, with transformers."""
+"""Generate text with a model, using transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,22 @@ def sample(
     top_k: int,
     seed: int,
 ) -> list[str]:
-    """Return continuations of a prompt, with it, up to the sequence length of training.
+    """Return texts that begin with a prompt, up to the sequence length of training.
 
     Args:
-        model: checkpoint, run folder or exported folder.
-        job_arguments: of the job of a checkpoint, over the run's config.
-        prompt: after the token that begins a document.
-        samples: how many.
-        tokens: at most so many new ones in each.
-        temperature: 0 always takes the likeliest token.
-        top_k: among so many of the likeliest; 0 for all.
-        seed: of the draws.
+        model: a checkpoint, a run folder or an exported folder.
+        job_arguments: arguments of a checkpoint's job, which override the run's config.
+        prompt: the prompt; the token that begins a document is added before it.
+        samples: number of texts.
+        tokens: maximum number of new tokens in each text.
+        temperature: sampling temperature; 0 always takes the likeliest token.
+        top_k: number of likeliest tokens to sample from; 0 for all tokens.
+        seed: random seed.
 
     Raises:
-        ArgumentError: for a number below its least, or a prompt that does not fit.
-        CheckpointError: for a checkpoint that cannot be exported.
-        ExportError: likewise.
+        ArgumentError: for a number below its minimum, or a prompt that does not fit.
+        CheckpointError: for a checkpoint that cannot be read.
+        ExportError: for a checkpoint that cannot be exported.
     """
     numbers = {"samples": samples, "tokens": tokens, "temperature": temperature, "top-k": top_k}
     for name, least in (("samples", 1), ("tokens", 1), ("temperature", 0), ("top-k", 0)):
@@ -58,7 +58,7 @@ def _sample(
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except ValueError as error:  # such as of a model that transformers does not know
+    except ValueError as error:  # for example a model that transformers does not know
         raise ArgumentError(f"{folder}: {error}") from error
     model = model.to(device)
     ids = tokenizer(prompt).input_ids
@@ -66,12 +66,12 @@ def _sample(
         ids = [tokenizer.bos_token_id, *ids]
     if not ids:
         raise ArgumentError(
-            "--prompt: this tokenizer has no token that begins a document; give one"
+            "--prompt is empty, and this tokenizer has no BOS token to begin with: give a prompt"
         )
     room = model.config.max_position_embeddings - len(ids)
     if room < 1:
         raise ArgumentError(
-            f"--prompt is {len(ids)} tokens; the model was trained on sequences of "
+            f"--prompt has {len(ids)} tokens: must have fewer than the model's sequence length, "
             f"{model.config.max_position_embeddings}"
         )
     options: dict[str, Any] = {"do_sample": temperature > 0}

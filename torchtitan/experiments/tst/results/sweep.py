@@ -1,4 +1,4 @@
-"""Sweeps: what has become of the runs, as a table and a plot, and those that are left to do."""
+"""Collect the results of a sweep as a table and a plot, and run what is not finished."""
 
 import csv
 import subprocess
@@ -31,16 +31,16 @@ class SweepError(UserError, RuntimeError):
 
 @dataclass
 class Result:
-    """What has become of a run.
+    """The result of a run so far.
 
     Attributes:
-        name: of the run.
-        values: of each varied key; None where superposition is off.
-        step: the last that is logged so far; 0 if there is none.
-        steps: of the whole run.
+        name: name of the run.
+        values: value of each varied key; None for keys without meaning in a baseline.
+        step: the last logged step so far; 0 if there is none.
+        steps: steps of the whole run.
         finished: whether its last logged step and its last validation are there.
-        training_loss: at ``step``.
-        validation_loss: the last.
+        training_loss: training loss at ``step``.
+        validation_loss: the last validation loss.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Result:
 
 
 def results(folder: Path) -> list[Result]:
-    """Return what has become of all runs of a sweep, in its order."""
+    """Return the results of all runs of a sweep so far, in the sweep's order."""
     found = []
     for run in read_sweep(folder)["runs"]:
         try:
@@ -82,7 +82,7 @@ def results(folder: Path) -> list[Result]:
 
 
 def write_table(folder: Path) -> Iterator[str]:
-    """Write table.csv and, of the finished runs, losses.png; yield what they say as lines."""
+    """Write table.csv, and losses.png of the finished runs. Yield the table as lines of text."""
     found = results(folder)
     keys = list(read_sweep(folder)["vary"])
     head = ["run", *keys, "step", "steps", "training_loss", "validation_loss"]
@@ -113,7 +113,7 @@ def _cell(value: Any) -> str:
 
 
 def _plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
-    """Loss over s for each r beside the paper's; of another sweep, over its first key."""
+    """Plot the loss over s for each r next to the paper's, or over a sweep's first key."""
     from ..planning.surface_plots import draw_lines, draw_surfaces
 
     validated = all(result.validation_loss is not None for result in finished)
@@ -143,7 +143,7 @@ def _plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
 
 
 def _surface(folder: Path, losses: list[tuple[Result, Any]]) -> paper.Surface:
-    """Of a sweep over s and r, with at least one run in superposition."""
+    """Return the surface of a sweep over s and r with at least one run with superposition."""
     by_place = {(r.values[STEP_RATIO], r.values[BAG_SIZE]): loss for r, loss in losses}
     baseline = by_place.pop((None, None), None)
     runs = read_sweep(folder)["runs"]
@@ -167,17 +167,17 @@ def run_unfinished(
     say: Callable[[str], None],
     skip: Container[str] = (),
 ) -> None:
-    """Run here what is not finished.
+    """Run the unfinished runs of a sweep on this machine.
 
     Args:
-        folder: of the sweep.
+        folder: folder of the sweep.
         jobs: runs at a time; with more than one, their output goes to FOLDER/N.log.
-        processes: of each run, as ``--nproc`` of ``tst train``.
-        say: what to do with a line of progress.
+        processes: number of processes of each run, as ``--nproc`` of ``tst train``.
+        say: called with each line of progress.
         skip: names of runs that count as finished.
 
     Raises:
-        SweepError: after the first that fails, once those that are going on have ended.
+        SweepError: for the first run that fails, after the others that are running have ended.
     """
     found = results(folder)
     waiting = [

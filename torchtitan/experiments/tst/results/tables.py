@@ -16,8 +16,8 @@ from .comparison import (
 from .curves import Curves, ExpertShares
 
 VIEWS = {
-    "equal FLOPs": "Both have spent the same: the paper's first claim is a lower loss then.",
-    "equal loss": "What both spent until they first had the higher of the two final losses.",
+    "equal FLOPs": "Both have spent the same FLOPs: the paper's first claim is a lower loss here.",
+    "equal loss": "What both spent until they first reached the higher of the two final losses.",
     "equal data": "Both have read the same data tokens: here the paper, too, finds the baseline "
     "ahead.",
 }
@@ -38,7 +38,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def rows_of_runs(comparison: Comparison) -> list[list[str]]:
-    """What each run came to; the first row is the head."""
+    """Return a row with the summary of each run; the first row is the head."""
     head = ["run", "s", "steps", "of these in superposition", "data tokens", "latents", "FLOPs"]
     head += ["hours", f"final {comparison.kind} loss", "spike at the boundary", "recovered after"]
     rows = [head]
@@ -65,7 +65,10 @@ def rows_of_runs(comparison: Comparison) -> list[list[str]]:
 
 
 def rows_of_experts(runs: Sequence[Curves]) -> list[list[str]]:
-    """How even the experts of each run were; the first row is the head. Empty without experts."""
+    """Return a row with the experts' balance for each run; the first row is the head.
+
+    Empty if no run has experts.
+    """
     head = ["run", "largest share, at the boundary", "after the boundary", "at the end"]
     head += ["smallest share at the end", "dead experts at the end"]
     rows = [head]
@@ -92,7 +95,7 @@ def _largest(shares: Sequence[ExpertShares]) -> str:
 
 
 def rows_of_view(comparison: Comparison, view: str) -> list[list[str]]:
-    """A row for each pair, for one of :data:`VIEWS`; the first row is the head."""
+    """Return a row for each pair, for one of :data:`VIEWS`; the first row is the head."""
     if view == "equal loss":
         head = ["", "loss", "FLOPs", "baseline's", "speed-up, FLOPs", "speed-up, hours"]
         return [head, *(_equal_loss_row(pair) for pair in comparison.pairs)]
@@ -136,12 +139,12 @@ def _equal_cost_row(pair: Pair, view: str) -> list[str]:
 
 
 def title(pair: Pair) -> str:
-    """What it is called in tables."""
+    """Return the name of a pair in tables."""
     return f"{pair.run} against {pair.baseline}"
 
 
 def _steps(run: Summary) -> str:
-    """The last that is logged; of how many, if the run is not at its end."""
+    """Return the last logged step, and the number of steps if the run is not at its end."""
     whole = "" if is_at_its_end(run.end.step, run.steps) else f" of {run.steps:,}"
     return f"{run.end.step:,.0f}{whole}"
 
