@@ -1,11 +1,11 @@
-"""Check whether this software is right and fast on this machine's GPUs: scripts/check_gpu.sh.
+"""Check whether this software is correct and fast on this machine's GPUs: scripts/check_gpu.sh.
 
-Parts, each with its own time limit: the tests that need a GPU; a step of both phases against
-TorchTitan's own, for the paper's 600M and 270M shapes, compiled, in bfloat16; the bag loss against
-one cross-entropy; measured memory against the dry run. What a part has written stays when it or
-another one fails. No network and no corpus are needed. Writes report.md and results.json, and a
-folder with log, tables and numbers for each part. Exits with the number of parts that failed or
-fell short of a target.
+It has these parts, each with its own time limit: the tests that need a GPU; a step of both phases
+compared with TorchTitan's own, for the paper's 600M and 270M shapes, compiled, in bfloat16; the bag
+loss compared with one cross-entropy; measured memory compared with the dry run. If a part fails,
+its output and the other parts remain. No network and no corpus are needed. It writes report.md and
+results.json, and a folder with log, tables and numbers for each part. The exit code is the number
+of parts that failed or missed a target.
 """
 
 import argparse
@@ -31,12 +31,12 @@ SUPERPOSITION, RECOVERY, BAG_LOSS, MEMORY = 1.03, 1.01, 1.25, 0.10
 
 
 def parts(output: Path, gpus: int, tiny: bool) -> list[Part]:
-    """All of them, in the order to run them in.
+    """Return all parts, in the order to run them in.
 
     Args:
-        output: of the results.
-        gpus: of this machine.
-        tiny: use shapes so small that a CPU computes a step in a second.
+        output: folder of the results.
+        gpus: number of GPUs of this machine.
+        tiny: whether to use shapes so small that a CPU computes a step in a second.
     """
     python, benchmark = sys.executable, "scripts/benchmark"
     small = ["--model.flavor=demo", "--training.seq_len=64", "--lm_head.chunks=2"] if tiny else []
@@ -91,7 +91,7 @@ def parts(output: Path, gpus: int, tiny: bool) -> list[Part]:
 
 
 def test_targets(folder: Path) -> list[Target]:
-    """From the log, which also has the tests of a part that was out of time."""
+    """Return the figures of the tests from their log, which is there even after a time-out."""
     log = (folder / "log.txt").read_text()
     if "--collect-only" in log.partition("\n")[0]:
         return []
@@ -104,7 +104,10 @@ def test_targets(folder: Path) -> list[Target]:
 
 
 def step_targets(folder: Path) -> list[Target]:
-    """MFU is compared to two digits: that of a trainer with itself differs in the third."""
+    """Return the figures of a step.
+
+    MFU is compared to two digits, because that of the same trainer varies in the third.
+    """
     (results,) = read(folder / "step.json")["by_batch"].values()
     times = {name: result["measurement"] for name, result in results.items()}
     recovery = ratio(times["recovery"], times["TorchTitan"])
@@ -144,18 +147,18 @@ def memory_targets(folder: Path) -> list[Target]:
 
 
 def ratio(measurement: dict[str, Any], other: dict[str, Any]) -> float:
-    """The median over the rounds, as in the tables; not a number if one was out of memory."""
+    """Return the median ratio over the rounds, as in the tables; NaN if one was out of memory."""
     pairs = list(zip(measurement["seconds"], other["seconds"], strict=False))
     return statistics.median(mine / theirs for mine, theirs in pairs) if pairs else math.nan
 
 
 def run(part: Part, folder: Path, tiny: bool) -> Outcome:
-    """Run a part within its time, with its output in ``log.txt``."""
+    """Run a part within its time limit, with its output in ``log.txt``."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in (folder / part.table, numbers_of(part, folder)):
-        file.unlink(missing_ok=True)  # of an earlier check
+        file.unlink(missing_ok=True)  # left by an earlier check
     outcome, begin = Outcome(part), time.monotonic()
-    limit = part.seconds * (10 if tiny else 1)  # on a CPU
+    limit = part.seconds * (10 if tiny else 1)  # tiny shapes may run on a CPU
     with (folder / "log.txt").open("w") as log:
         print(shlex.join(part.command), file=log, flush=True)
         process = subprocess.Popen(part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -163,7 +166,7 @@ def run(part: Part, folder: Path, tiny: bool) -> Outcome:
             code = process.wait(timeout=limit)
             outcome.failure = f"exit code {code}" if code else ""
         except subprocess.TimeoutExpired:
-            outcome.failure = f"not done after {limit:g} s"
+            outcome.failure = f"not finished after {limit:g} s"
         finally:
             if process.poll() is None:
                 signal_tree(process.pid, signal.SIGKILL)
@@ -178,26 +181,33 @@ def run(part: Part, folder: Path, tiny: bool) -> Outcome:
 
 def main() -> None:
     parser = documented_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("outputs/check_gpu"))
-    parser.add_argument("--parts", nargs="+", metavar="NAME", help="default: all of them")
     parser.add_argument(
-        "--tiny", action="store_true", help="tiny shapes, also on CPU: tries the commands"
+        "--output",
+        type=Path,
+        default=Path("outputs/check_gpu"),
+        help="folder of the results; default: %(default)s",
+    )
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="parts to run; default: all")
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="only try the commands, with tiny shapes, also without a GPU",
     )
     args: argparse.Namespace = parser.parse_args()
     gpus = gpu_count()
     if not gpus and not args.tiny:
-        sys.exit("No GPU here. --tiny runs the same commands with tiny shapes on CPU")
+        sys.exit("No GPU found. To run the same commands with tiny shapes on CPU, add --tiny")
     output = args.output.absolute()
     todo = parts(output, gpus, args.tiny)
     if args.parts:
         names = [part.name for part in todo]
         if unknown := set(args.parts) - set(names):
-            parser.error(f"--parts: no {', '.join(unknown)}; there are {', '.join(names)}")
+            parser.error(f"--parts: no {', '.join(unknown)}; choose from {', '.join(names)}")
         todo = [part for part in todo if part.name in args.parts]
     about, outcomes = machine(), []
     output.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(todo, 1):
-        print(f"[{number}/{len(todo)}] {part.title} ({part.seconds:g} s at most)", flush=True)
+        print(f"[{number}/{len(todo)}] {part.title} (at most {part.seconds:g} s)", flush=True)
         outcome = run(part, output / part.name, args.tiny)
         outcomes.append(outcome)
         for target in outcome.targets:
@@ -209,7 +219,7 @@ def main() -> None:
 
 
 def gpu_count() -> int:
-    """Without a context on them, which would take memory from the parts."""
+    """Return the number of GPUs without creating a context on them, which would take memory."""
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     import torch
 

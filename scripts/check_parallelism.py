@@ -1,15 +1,16 @@
-"""Train the same job under every layout and in one process, and compare the two.
+"""Train the same job under every layout and in one process, and compare the results.
 
     python scripts/check_parallelism.py
     python scripts/check_parallelism.py --only "CP 2" --models llama3
 
-Ten steps each, of which the first five are in superposition, in float32 from the same weights. The
-table has the largest relative deviations from one process in each phase: of the losses, of the
-gradient norms, and of the norms of single parameters' gradients. The same come as JSON into the
-folder of the runs. The exit status is 1 where one is above the tolerance.
+Each run has ten steps, the first five in superposition, in float32 from the same weights. The table
+has the largest relative deviations from one process in each phase: of the losses, of the gradient
+norms, and of the norms of single parameters' gradients. They are also written as JSON to the folder
+of the runs. The exit code is 1 if a deviation is above the tolerance.
 
-On a machine without GPUs the processes talk over gloo, and what cannot run there is left out, with
-the reason; on one with GPUs each process has its own, and layouts of more are left out.
+On a machine without GPUs, the processes communicate over gloo, and layouts that need a GPU are
+skipped with the reason. On a machine with GPUs, each process has its own, and layouts with more
+processes are skipped.
 """
 
 import argparse
@@ -30,18 +31,18 @@ from torchtitan.experiments.tst.testing.runs import Result, Runs
 
 
 def obstacle(layout: Layout, gpus: int) -> str:
-    """Why a layout cannot run on a machine with so many GPUs; empty if it can."""
+    """Return why a layout cannot run on a machine with ``gpus`` GPUs; "" if it can."""
     if gpus == 0:
         return layout.gpu
     if layout.processes > gpus:
-        return f"{layout.processes} GPUs"
+        return f"needs {layout.processes} GPUs"
     if "CP" in layout.degrees and "flex" not in layout.note:
-        return "TorchTitan's attention kernels of GPUs under context parallelism are not of float32"
+        return "on GPUs, TorchTitan's attention under context parallelism does not support float32"
     return ""
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """A line for each layout; for each model and phase, its deviations."""
+    """Return the table of deviations: a line for each layout, a column for each model and phase."""
     models = [model for model in MODELS if any(r.model == model for r in results)]
     cells = {(r.layout, r.model): r for r in results}
     rows = [
@@ -78,7 +79,9 @@ def _chosen(options: argparse.Namespace) -> Iterator[tuple[Layout, str]]:
 
 def main() -> None:
     parser = documented_parser(__doc__ or "")
-    parser.add_argument("--only", default="", metavar="REGEX", help="layouts with such a name")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="layouts whose name matches; default: all"
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/parallelism"), help="folder of the runs"
@@ -105,9 +108,10 @@ def main() -> None:
     (options.output / "parallelism.json").write_text(json.dumps(report, indent=1))
     print("\nLargest relative deviations from one process: loss, gradient norm, one parameter's\n")
     print(*table(results), sep="\n")
-    left_out = {layout.name: why for layout, _ in chosen if (why := obstacle(layout, gpus))}
-    if left_out:
-        print("\nNot on this machine:", *(f"{n}: {why}" for n, why in left_out.items()), sep="\n")
+    skipped = {layout.name: why for layout, _ in chosen if (why := obstacle(layout, gpus))}
+    if skipped:
+        reasons = (f"{name}: {why}" for name, why in skipped.items())
+        print("\nSkipped on this machine:", *reasons, sep="\n")
     agree = sum(result.agrees for result in results)
     seconds = time.monotonic() - begun
     print(f"\n{agree} of {len(results)} agree within {TOLERANCE:.0e}; {seconds / 60:.1f} minutes")

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LOG_LINES = 200  # at its end, for the report
+LOG_LINES = 200  # last lines of a log in the report
 
 
 @dataclass(frozen=True)
 class Target:
-    """A figure and what it should be."""
+    """A figure and its limit."""
 
     what: str
     value: float
@@ -26,7 +26,7 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """A value that is not a number meets nothing."""
+        """Whether the figure is within its limit; false for NaN."""
         if self.at_most is not None:
             return self.value <= self.at_most
         return self.at_least is not None and self.value >= self.at_least
@@ -40,15 +40,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Part:
-    """One command.
+    """A part of the check: one command.
 
     Attributes:
-        name: of its folder.
-        title: what it is about.
-        command: to run in the repository's root.
-        seconds: its time limit.
+        name: name of its folder.
+        title: title in the report.
+        command: the command, run in the repository's root.
+        seconds: time limit.
         targets: reads its figures from its folder.
-        table: the file there with its result as text; the numbers are in a JSON file of that name.
+        table: the file in its folder with the result as text; a JSON file of the same name has the
+            numbers.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Part:
 
 @dataclass
 class Outcome:
-    """What came of a part: how it failed, "" if it did not, and its figures."""
+    """The result of a part: how it failed ("" if it did not), and its figures."""
 
     part: Part
     failure: str = ""
@@ -69,12 +70,12 @@ class Outcome:
     targets: list[Target] = field(default_factory=list)
 
     def falls_short(self, tiny: bool) -> bool:
-        """Figures of tiny shapes say nothing."""
+        """Return whether the part failed or missed a target; tiny shapes have no targets."""
         return bool(self.failure) or (not tiny and not all(target.met for target in self.targets))
 
 
 def machine() -> dict[str, str]:
-    """What the figures are of."""
+    """Return the machine and the software versions."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     gpus = output_of(query).splitlines()
     commit = output_of(["git", "rev-parse", "HEAD"]) or "unknown"
@@ -106,10 +107,17 @@ def numbers_of(part: Part, folder: Path) -> Path:
 
 
 def write_report(output: Path, about: dict[str, str], outcomes: list[Outcome], tiny: bool) -> None:
-    """``report.md`` and ``results.json``, of the parts that have run so far, with all figures."""
+    """Write ``report.md`` and ``results.json`` with all figures of the parts that have run so far.
+
+    Args:
+        output: folder of the results.
+        about: facts of the machine.
+        outcomes: results of the parts so far.
+        tiny: whether shapes are tiny, so that the figures have no meaning.
+    """
     lines = ["# GPU check", ""]
     if tiny:
-        lines += ["**Tiny shapes: the commands run, the figures say nothing.**", ""]
+        lines += ["**Tiny shapes: the commands run, but the figures have no meaning.**", ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += ["", "| part | result | seconds | figures |", "| --- | --- | --- | --- |"]
     lines += list(summary(outcomes, tiny))

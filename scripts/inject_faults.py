@@ -3,13 +3,13 @@
     python scripts/inject_faults.py --kills 50 --stops 20                 one long run
     python scripts/inject_faults.py --kills 50 --per-run 10 --steps 36    several short ones
 
-Kills (SIGKILL) hit one random rank or all of them: between two steps, in a save, around a change of
-the bag size (from stage to stage, or at the boundary), or while a launch starts. Stops are SIGTERM
-or SIGUSR1 to one random rank or, as Slurm sends it, to every process of the launch, after which the
-launch must end with the exit code of a stopped run and a complete checkpoint of the step that it
-names. The runs are small ones of the demo model on the demo's corpus, with two stages.
-Every batch that any launch reads, every loss and gradient norm that it logs, and the final weights
-and optimizer state must be those of the undisturbed run, bit for bit.
+A kill (SIGKILL) hits one random rank or all of them: between two steps, in a save, around a change
+of the bag size (from stage to stage, or at the boundary), or while a launch starts. A stop is
+SIGTERM or SIGUSR1 to one random rank, or to every process of the launch, as Slurm does. After a
+stop, the launch must end with the exit code of a stopped run, and with a complete checkpoint of the
+step that it names. The runs train the demo's small model on its corpus, with two stages. Every
+batch that any launch reads, every loss and gradient norm that it logs, and the final weights and
+optimizer state must be those of the undisturbed run, bit for bit.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from torchtitan.experiments.tst.testing.processes import signal_tree
 from torchtitan.experiments.tst.testing.states import read_state
 
 INTERVAL = 4  # steps from checkpoint to checkpoint
-LAUNCH_SECONDS = 8.0  # about as long as it takes until the first step
-DATASETS = {"jsonl": "train.jsonl", "token_shards": "tokens"}  # and where in the corpus
+LAUNCH_SECONDS = 8.0  # approximate time until the first step
+DATASETS = {"jsonl": "train.jsonl", "token_shards": "tokens"}  # paths in the corpus
 MOMENTS = ("step", "save", "change", "start")
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str] | None = None) -> dict[str, int]:
-    """Inject faults; gives the number of them by kind. Exits if a run differs."""
+    """Inject faults, and return their number by kind. Exit if a run differs."""
     options = parse(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     corpus = options.corpus or options.folder / "corpus"
@@ -85,33 +85,35 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--stops", type=int, default=20)
-    parser.add_argument("--per-run", type=int, help="kills and stops of one run (default: all)")
-    parser.add_argument("--steps", type=int, help="of a run (default: enough for its faults)")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--async-mode", default="disabled", help="of the checkpoints")
-    parser.add_argument("--dataset", choices=DATASETS, default="jsonl")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read the data")
-    parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and targets")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills")
+    parser.add_argument("--stops", type=int, default=20, help="number of stops")
+    parser.add_argument("--per-run", type=int, help="kills and stops in one run (default: all)")
+    parser.add_argument("--steps", type=int, help="steps of a run (default: enough for its faults)")
+    parser.add_argument("--processes", type=int, default=2, help="number of ranks")
+    parser.add_argument("--async-mode", default="disabled", help="checkpoint.async_mode")
+    parser.add_argument("--dataset", choices=DATASETS, default="jsonl", help="training.dataset")
+    parser.add_argument("--workers", type=int, default=0, help="training.dataloader.num_workers")
+    parser.add_argument(
+        "--moments", nargs="+", choices=MOMENTS, default=MOMENTS, help="moments of kills"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of moments and targets")
     parser.add_argument(
         "--corpus",
         type=Path,
-        help="with train.jsonl and tokenizer; default: the demo's, made for this",
+        help="folder with train.jsonl and tokenizer (default: the demo's corpus is made)",
     )
-    parser.add_argument("--folder", type=Path, help="for the runs (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="folder of the runs (default: a temporary one)")
     options = parser.parse_args(arguments)
     options.per_run = options.per_run or options.kills + options.stops
     options.steps = options.steps or 24 + 3 * options.per_run
-    boundary = options.steps // 3 | 1  # odd, so no step of another checkpoint
+    boundary = options.steps // 3 | 1  # odd, so that it has no other checkpoint
     options.changes = (boundary // 2 | 1, boundary)
     options.folder = options.folder or Path(tempfile.mkdtemp(prefix="faults-"))
     return options
 
 
 def launch(folder: Path, corpus: Path, options: argparse.Namespace) -> subprocess.Popen:
-    """Start or resume the run, in a process group of its own."""
+    """Start or resume the run, in its own session."""
     of_stage, boundary = options.changes
     job = {
         "job.dump_folder": folder,
@@ -159,7 +161,7 @@ def launch(folder: Path, corpus: Path, options: argparse.Namespace) -> subproces
 def kill_ranks(
     process: subprocess.Popen, folder: Path, chance: random.Random, options: argparse.Namespace
 ) -> str | None:
-    """Wait for a random moment and kill; gives what was hit, None if the run had ended."""
+    """Wait for a random moment and kill. Return what was hit; None if the run had ended."""
     done, begin = last_step(folder), time.time()
     moments = list(options.moments)
     ahead = [step for step in options.changes if 0 <= step - done <= 4 * INTERVAL]
@@ -197,7 +199,7 @@ def kill_ranks(
     for pid in [process.pid, *pids]:
         kill(pid)
     wait(process)
-    time.sleep(0.2)  # a process that was just being started, its pid not yet written
+    time.sleep(0.2)  # a process that was just starting may not have written its PID
     for path in folder.glob("pid-*"):
         kill(int(path.read_text() or 0))
     return f"kill all ranks: {moment}{in_save}"
@@ -206,7 +208,7 @@ def kill_ranks(
 def stop(
     process: subprocess.Popen, folder: Path, chance: random.Random, options: argparse.Namespace
 ) -> str | None:
-    """Wait for a random step and send a signal; checks what is left behind."""
+    """Wait for a random step, send a signal, and check the exit code and the checkpoint."""
     from torchtitan.experiments.tst.resilience.checkpoint import inventory, manifests
     from torchtitan.experiments.tst.resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 
@@ -228,7 +230,7 @@ def stop(
     checkpoint = inventory.step_folder(folder / "checkpoint", int(reports[-1]))
     manifest = manifests.read_manifest(checkpoint)
     if manifest is None:
-        sys.exit(f"{number.name}: {checkpoint} is not there")
+        sys.exit(f"{number.name}: {checkpoint} does not exist")
     if damages := manifests.damages(checkpoint, manifest["files"]):
         sys.exit(f"{number.name}: {checkpoint} is not complete: {damages}")
     return f"stop: {number.name}{' to every process' if everywhere else ''}"
@@ -252,7 +254,7 @@ def finish(process: subprocess.Popen, folder: Path) -> None:
 
 
 def saving(folder: Path, since: float = 0.0) -> list[str]:
-    """Saves that are going on, or left from a kill if they are older than ``since``."""
+    """Return the saves that are running or were killed, if they are newer than ``since``."""
     found = []
     for path in (folder / "checkpoint").glob("saving-*"):
         with suppress(FileNotFoundError):
@@ -272,7 +274,7 @@ def last_step(folder: Path) -> int:
 
 
 def lines_of(path: Path) -> list[dict]:
-    """A file's lines but those that a kill cut off."""
+    """Return the lines of a JSON lines file, except those that a kill has cut off."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -292,8 +294,8 @@ def compare(undisturbed: Path, disturbed: Path, options: argparse.Namespace) -> 
         )
         steps = set(range(1, options.steps + 1))
         if len(expected) != options.steps or {step for step, _ in found} != steps:
-            sys.exit(f"{name}: not every step is there in both runs")
-        for step, values in found:  # those of every launch, also the steps that were lost
+            sys.exit(f"{name}: a step is missing in one of the runs")
+        for step, values in found:  # of every launch, including steps that were lost
             if values != dict(expected)[step]:
                 sys.exit(f"{name}: step {step} differs: {values}, not {dict(expected)[step]}")
     for step in (*options.changes, options.steps):
@@ -314,7 +316,7 @@ WORKER = "INJECT_FAULTS_WORKER"
 
 
 def work() -> None:
-    """A rank of a run, which leaves its process id and a checksum of every batch."""
+    """Run a rank that writes its process ID and a checksum of every batch to files."""
     folder = Path(next(a for a in sys.argv if a.startswith("--job.dump_folder=")).split("=")[1])
     rank = os.environ["RANK"]
     (folder / f"pid-{rank}").write_text(str(os.getpid()))

@@ -1,12 +1,12 @@
-"""Make a corpus of text files on this machine, with a tokenizer of its own, for replicate.py.
+"""Make a corpus from text files on this machine, with its own tokenizer, for replicate.py.
 
     python scripts/make_corpus.py rfc outputs/replication/prose --source FOLDER
     python scripts/make_corpus.py python outputs/replication/packages --vocab-size 4096
 
-rfc: English prose, the paragraphs of the RFCs in FOLDER (rfc*.txt or rfc*.txt.gz). Lists, tables
-and diagrams are skipped. A paragraph that an earlier RFC has is skipped, too. Debian packages the
-RFCs as doc-rfc-* (non-free); the RFC editor offers them for download.
-python: the sources of all packages that this interpreter has installed, and of its library.
+rfc: English prose, the paragraphs of the RFCs in FOLDER (rfc*.txt or rfc*.txt.gz). Lists, tables,
+diagrams, and paragraphs that an earlier RFC has are skipped. Debian has the RFCs in packages
+doc-rfc-* (non-free); the RFC editor offers them for download.
+python: the sources of this interpreter's library and of all installed packages.
 
 The corpus is a folder of train.jsonl, validation.jsonl (5 % of the files), tokenizer/ (byte-level
 BPE), tokens/ (token shards) and made_from.json. It needs the extra "data".
@@ -37,7 +37,7 @@ from torchtitan.experiments.tst.resilience.reporting import errors_in_one_line
 _PAGE_BREAK = re.compile(r"\s*\n[^\n]*\[Page \w+\]\s*\n\s*RFC \d+[^\n]*\n\s*?\n( *\S)")
 _LETTERS = 0.93  # share of letters and spaces in a paragraph of prose
 _RFC = re.compile(r"(rfc\d+)\.txt(\.gz)?")
-_SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte
+_SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # an entry for every byte
 MADE_FROM = "made_from.json"
 
 
@@ -66,8 +66,8 @@ def prose(text: str) -> Iterator[str]:
     """Yield the paragraphs of an RFC that are sentences of English, each on one line."""
 
     def joined(page_break: re.Match[str]) -> str:
-        goes_on = page_break[1].strip().islower()
-        return ("\n" if goes_on else "\n\n") + page_break[1]
+        continues = page_break[1].strip().islower()
+        return ("\n" if continues else "\n\n") + page_break[1]
 
     text = _PAGE_BREAK.sub(joined, text).replace("\f", "")
     for block in re.split(r"\n\s*\n", text):
@@ -86,12 +86,12 @@ def prose(text: str) -> Iterator[str]:
 
 
 def python_folders() -> list[Path]:
-    """Return where this interpreter has its library and its packages."""
+    """Return the folders of this interpreter's library and packages."""
     return [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 
 
 def read_python(folders: Iterable[Path]) -> Iterator[str]:
-    """Yield the Python sources below the folders, in order of their paths; equal files once."""
+    """Yield the Python sources below the folders, in the order of their paths; equal files once."""
     seen: set[str] = set()
     for source in read_texts(sorted({path for folder in folders for path in folder.rglob("*.py")})):
         if source and source not in seen:
@@ -102,7 +102,9 @@ def read_python(folders: Iterable[Path]) -> Iterator[str]:
 def main() -> None:
     parser = documented_parser(__doc__)
     parser.add_argument("kind", choices=["rfc", "python"])
-    parser.add_argument("folder", type=Path, help="where the corpus goes; it is not made twice")
+    parser.add_argument(
+        "folder", type=Path, help="folder of the corpus; an existing corpus is not made again"
+    )
     parser.add_argument("--source", type=Path, help="the folder with the RFCs; for rfc only")
     parser.add_argument(
         "--vocab-size",
@@ -116,16 +118,16 @@ def main() -> None:
 
 
 def make(args: argparse.Namespace) -> None:
-    """Make what is missing of the corpus.
+    """Make the missing parts of the corpus.
 
     Raises:
-        ArgumentError: for arguments that do not fit, or a folder with something else.
+        ArgumentError: for arguments that do not fit, or a folder with another content.
         DataError: for a source without enough text.
     """
     if args.kind == "rfc" and not args.source:
         raise ArgumentError("--source is missing: give the folder with the RFCs")
     if args.kind == "python" and args.source:
-        raise ArgumentError(f"--source {args.source}: only rfc takes it; remove it")
+        raise ArgumentError(f"--source {args.source}: only rfc has a source. Remove the option")
     if args.vocab_size < _SMALLEST_VOCABULARY:
         raise ArgumentError(
             f"--vocab-size {args.vocab_size}: must be at least {_SMALLEST_VOCABULARY}, for every "

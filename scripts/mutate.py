@@ -1,12 +1,12 @@
 """Check the quick tests: put faults into the package, one at a time, and see which are caught.
 
-For each fault of tests/faults.toml it copies the repository, changes the line in the copy and runs
-the quick tests there until one fails. Those that are likely to fail run before the others. It
-prints the test that caught each fault, writes a JSON file, and exits with the number of faults that
-were not caught. Write a test for each that survives.
+For each fault of tests/faults.toml, it copies the repository, changes a line in the copy, and runs
+the quick tests there until one fails. Tests that are likely to fail run first. It prints the test
+that caught each fault and writes a JSON file. The exit code is the number of faults that were not
+caught. Write a test for each fault that survives.
 
     python scripts/mutate.py                          all faults, two at a time
-    python scripts/mutate.py --only losses boundary   faults with such a word in module or name
+    python scripts/mutate.py --only losses boundary   faults with one of the words in module or name
 
 To add a fault, add an entry to tests/faults.toml:
 
@@ -17,7 +17,7 @@ To add a fault, add an entry to tests/faults.toml:
     replace = 'mean = F.embedding_bag(bags, self.weight, mode="sum")'
     first = ["tests/core/test_embedding.py", "-k", "mean"]
 
-`first` has arguments of pytest for the tests that run first; by default they are the test files
+`first` has pytest's arguments for the tests that run first. By default these are the test files
 named after the module.
 """
 
@@ -44,7 +44,7 @@ ROOT = Path(__file__).parent.parent
 FAULTS = ROOT / "tests" / "faults.toml"
 PACKAGE = Path("torchtitan/experiments/tst")
 
-# sitecustomize.py of a copy: Python finds the package in the copy, wherever it is installed.
+# sitecustomize.py of a copy: it makes Python find the package in the copy, wherever it is installed
 SITE = f"""\
 import sys
 from importlib.util import spec_from_file_location
@@ -66,14 +66,14 @@ sys.meta_path.insert(0, OfCopy)
 
 @dataclass(frozen=True)
 class Fault:
-    """A text of the package and its wrong replacement.
+    """A fault: a text of the package and its wrong replacement.
 
     Attributes:
         name: what the replacement does wrong.
         file: the module, relative to the package.
         find: a text that the module has exactly once.
-        replace: the text that takes its place.
-        first: arguments of pytest for the tests that are likely to see it.
+        replace: the text that replaces it.
+        first: pytest's arguments for the tests that are likely to catch it.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Outcome:
         fault: the fault.
         caught_by: the first test that failed; "" if none did.
         seconds: time until then.
-        not_known: why it is not known whether a test fails.
+        not_known: why it is unknown whether a test fails; "" if it is known.
     """
 
     fault: Fault
@@ -110,7 +110,7 @@ def read_faults(path: Path, words: Sequence[str] = ()) -> list[Fault]:
 
     Args:
         path: the TOML file.
-        words: none for all faults.
+        words: words to look for; without any, all faults are read.
 
     Raises:
         ValueError: if a module does not have the fault's text exactly once.
@@ -171,7 +171,7 @@ def first_failure(folder: Path, selection: list[str], limit: float) -> str:
 
     Raises:
         subprocess.TimeoutExpired: if they do not end in ``limit`` seconds.
-        ValueError: if pytest cannot select tests so.
+        ValueError: if the selection has no tests.
     """
     environment = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {
@@ -205,10 +205,25 @@ def first_failure(folder: Path, selection: list[str], limit: float) -> str:
 def main() -> None:
     """Run from the command line."""
     parser = documented_parser(__doc__ or "")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD")
-    parser.add_argument("--jobs", type=int, default=2, help="copies at a time")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds per fault")
-    parser.add_argument("--output", type=Path, default=Path("outputs/faults.json"))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="only faults with one of these words in module or name; default: all",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="faults at a time; default: %(default)s"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=3600, help="seconds per fault; default: %(default)s"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/faults.json"),
+        help="JSON file of the results; default: %(default)s",
+    )
     args = parser.parse_args()
     try:
         faults = read_faults(FAULTS, args.only)

@@ -5,13 +5,13 @@
     python scripts/replicate.py --report
     python scripts/replicate.py --only gpu
 
-Each run has one process, with one CPU thread. A run that the CSV files have already is not made
-again; docs/results has all runs of the page, so give another --output to make them yourself.
-Stopped and started again, the command continues. Each sweep's losses go into the CSV files when
-its runs have ended, and from there into tables and plots.
+Each run has one process with one CPU thread. Runs that are in the CSV files are not made again.
+docs/results has all runs of the page, so give another --output to make them yourself. If you stop
+the command and start it again, it continues. When the runs of a sweep have ended, their losses are
+added to the CSV files, and then to tables and plots.
 
-Arguments of a job, such as --training.steps=1000, change all runs; they need a --folder and an
---output of their own.
+Arguments of a job, such as --training.steps=1000, change all runs. With such arguments, give
+another --folder and another --output.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class Part:
     """A sweep on one of its corpora.
 
     Attributes:
-        name: its folder below that of all sweeps.
+        name: its folder below the folder of all sweeps.
         corpus: name of the corpus.
         points: its runs.
     """
@@ -71,7 +71,7 @@ class Part:
     points: list[Point]
 
     def recorded(self, output: Path) -> set[str]:
-        """Return the names of its runs that the CSV files have, under whatever name."""
+        """Return the names of its runs whose recipe and seed the CSV files already have."""
         known = {(record.recipe, record.seed) for record in read_records(output / RUNS_CSV)}
         return {
             point.name
@@ -86,14 +86,14 @@ def run(
     """Make all runs that are not in the CSV files yet.
 
     Args:
-        sweeps: what to run.
-        folder: where all sweeps have their folders.
+        sweeps: sweeps to run.
+        folder: parent of the folders of all sweeps.
         output: folder of the CSV files.
         jobs: runs at a time.
         job_arguments: arguments of the job, for all runs.
 
     Raises:
-        ArgumentError: before the first run, for runs that cannot be made or compared.
+        ArgumentError: before the first run starts, for runs that cannot be made or compared.
     """
     say = functools.partial(print, flush=True)
     say(f"Preparing {len(sweeps)} sweeps")
@@ -116,51 +116,54 @@ def prepare(sweep: Sweep, corpus: str, folder: Path, job_arguments: Sequence[str
     Args:
         sweep: the sweep.
         corpus: name of one of its corpora.
-        folder: where all sweeps have their folders.
+        folder: parent of the folders of all sweeps.
         job_arguments: arguments of the job, for all runs.
 
     Raises:
-        ArgumentError: for arguments with which no run has a final validation loss.
+        ArgumentError: for an argument that the sweep varies, or runs without a final validation.
     """
     name = sweep.folder(corpus)
     for argument in job_arguments:
         if (key := argument.removeprefix("--").partition("=")[0]) in sweep.vary:
-            raise ArgumentError(f"{argument}: the sweep {sweep.name} varies {key}")
+            raise ArgumentError(
+                f"{argument}: the sweep {sweep.name} varies {key}. Remove the argument"
+            )
     arguments = [*sweep.arguments, *CORPORA[corpus].arguments, *job_arguments]
     points = make(folder / name, sweep.base, sweep.vary, arguments)
     for point in points:
         if point.last_validated < point.steps:
             raise ArgumentError(
                 f"{name}: the last validation is after step {point.last_validated} of "
-                f"{point.steps}, and a run is judged after its last step; set --validation.enable "
-                "and a --validation.freq that divides --training.steps"
+                f"{point.steps}, but it must be after the last step. Set --validation.enable and a "
+                "--validation.freq that divides --training.steps"
             )
     return Part(name, corpus, points)
 
 
 def missing(part: Part, folder: Path, output: Path) -> bool:
-    """Whether a run is neither finished nor in the CSV files."""
+    """Return whether a run is neither finished nor in the CSV files."""
     done = part.recorded(output)
     return any(not (run.finished or run.name in done) for run in results(folder / part.name))
 
 
 def find_corpora(parts: list[Part], folder: Path, output: Path) -> None:
-    """Check that the corpora are there and are those of earlier runs; make the demo's.
+    """Check that the corpora exist and are those of earlier runs; make the demo's corpus.
 
     Args:
-        parts: what is to be run.
-        folder: where all sweeps have their folders; each is to keep the ID of its corpus.
+        parts: parts to run.
+        folder: parent of the folders of all sweeps; the ID of a sweep's corpus is written to its
+            folder.
         output: folder of the CSV files.
 
     Raises:
-        ArgumentError: for a corpus that is missing, or another than that of earlier runs.
+        ArgumentError: for a corpus that is missing, or that differs from that of earlier runs.
     """
     for part in parts:
         corpus = CORPORA[part.corpus]
         if not corpus.made_by:
             make_if_read(part.points[0].config)
         elif not corpus.id:
-            raise ArgumentError(f"{corpus.folder} is missing; make it with `{corpus.made_by}`")
+            raise ArgumentError(f"{corpus.folder} is missing. Make it with `{corpus.made_by}`")
     known = [(record.corpus, record.corpus_id) for record in read_records(output / RUNS_CSV)]
     began = [(part.corpus, _corpus_id(part.name, part.corpus, folder)) for part in parts]
     here = [(part.corpus, CORPORA[part.corpus].id) for part in parts]
@@ -170,18 +173,18 @@ def find_corpora(parts: list[Part], folder: Path, output: Path) -> None:
 
 
 def _corpus_id(name: str, corpus: str, folder: Path) -> str:
-    """The ID of the corpus that the runs of a sweep read."""
+    """Return the ID of the corpus that the runs of a sweep read."""
     path = folder / name / CORPUS_ID
     return path.read_text() if path.exists() else CORPORA[corpus].id
 
 
 def gather(name: str, corpus: str, folder: Path, output: Path) -> None:
-    """Write the results of a sweep's finished runs into the CSV files, which keep all other runs.
+    """Write the results of a sweep's finished runs to the CSV files; all other runs stay there.
 
     Args:
-        name: its folder below that of all sweeps.
+        name: the sweep's folder below the folder of all sweeps.
         corpus: name of its corpus.
-        folder: where all sweeps have their folders.
+        folder: parent of the folders of all sweeps.
         output: folder of the CSV files.
     """
     records = {record.run: record for record in read_records(output / RUNS_CSV)}
@@ -195,15 +198,15 @@ def gather(name: str, corpus: str, folder: Path, output: Path) -> None:
             losses[curves.name] = {round(point.at.step): point.loss for point in curves.validation}
         elif result.step == result.steps:
             print(
-                f"{name}/{result.name} is skipped: it stopped before its last validation. "
-                f"Delete {entry['folder']} to run it again"
+                f"{name}/{result.name} is skipped: it stopped before its last validation. To run "
+                f"it again, delete {entry['folder']}"
             )
     check_corpora([(record.corpus, record.corpus_id) for record in records.values()], output)
     write(output, records.values(), losses)
 
 
 def recipe_of(config: JobConfig, corpus: str) -> Recipe:
-    """Return the recipe that a config trains."""
+    """Return the recipe of a config."""
     section = superposition_section(config)
     return Recipe(
         corpus=corpus,
@@ -235,7 +238,11 @@ def _record(curves: Curves, corpus: str, corpus_id: str) -> Record:
 
 
 def positive(text: str) -> int:
-    """A number of runs on the command line."""
+    """Return a number from the command line.
+
+    Raises:
+        ValueError: if it is less than 1.
+    """
     if (number := int(text)) < 1:
         raise ValueError
     return number
@@ -248,19 +255,20 @@ def main() -> None:
         nargs="+",
         choices=[sweep.name for sweep in SWEEPS],
         metavar="SWEEP",
-        help="sweeps to run (%(choices)s); default: all but gpu",
+        help="sweeps to run (%(choices)s); default: all except gpu",
     )
     parser.add_argument(
         "--folder",
         type=Path,
         default=_FOLDER,
-        help="where the runs go, a folder for each sweep; default: %(default)s",
+        help="folder of the runs, with a folder for each sweep; default: %(default)s",
     )
     parser.add_argument(
         "--output",
         type=Path,
         default=OUTPUT,
-        help="where the CSV files and plots go; default: docs/results, and the pages in docs, too",
+        help="folder of CSV files and plots; default: docs/results, and then the pages in docs are "
+        "written, too",
     )
     parser.add_argument(
         "--jobs", type=positive, default=2, help="runs at a time; default: %(default)s"
@@ -268,39 +276,44 @@ def main() -> None:
     parser.add_argument(
         "--report",
         action="store_true",
-        help="train nothing; only gather the runs that have finished",
+        help="train nothing; only collect the results of finished runs",
     )
     args, job_arguments = parser.parse_known_args()
-    logging.getLogger().setLevel(logging.CRITICAL)  # torchtitan's: that there is no tokenizer
+    logging.getLogger().setLevel(logging.CRITICAL)  # torchtitan logs that there is no tokenizer
     models.register()
     with errors_in_one_line():
         _run_or_report(args, job_arguments)
 
 
 def _run_or_report(args: argparse.Namespace, job_arguments: Sequence[str]) -> None:
-    """Do what the command line says.
+    """Run or report what the command line asks for.
 
     Raises:
-        ArgumentError: for arguments of a job where they have no place.
+        ArgumentError: for arguments of a job with --report or the default folders.
     """
     if job_arguments and args.report:
-        raise ArgumentError(f"{' '.join(job_arguments)}: --report trains nothing")
+        raise ArgumentError(
+            f"{' '.join(job_arguments)}: --report trains nothing. Remove the arguments of the job"
+        )
     shared = args.folder.resolve() == _FOLDER.resolve() or args.output.resolve() == OUTPUT
     if job_arguments and shared:
         raise ArgumentError(
-            f"{' '.join(job_arguments)}: runs that differ from those of docs/results.md; give a "
-            "--folder and an --output of their own"
+            f"{' '.join(job_arguments)}: the runs would differ from those of docs/results.md. Give "
+            "another --folder and another --output"
         )
     absent = [name for name in _FOR_PAGES if importlib.util.find_spec(name) is None]
     if absent:
-        print(f"Tables and plots are skipped without {', '.join(absent)}: pip install -e '.[dev]'")
+        print(
+            f"Tables and plots are skipped: {', '.join(absent)} missing. To get them, run "
+            "pip install -e '.[dev]'"
+        )
     sweeps = [sweep for sweep in SWEEPS if sweep.name in (args.only or ON_CPU)]
     if args.report:
         for sweep in sweeps:
             for corpus in sweep.corpora:
                 if (args.folder / sweep.folder(corpus)).exists():
                     gather(sweep.folder(corpus), corpus, args.folder, args.output)
-    else:  # gathers after each sweep
+    else:  # collects the results after each sweep
         run(sweeps, args.folder, args.output, args.jobs, job_arguments)
     if not absent:
         from replication import pages

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh dev
 parallel=(-n auto --maxprocesses=4 --dist=worksteal)
-for argument; do # unless some tests are chosen
+for argument; do # not in parallel if some tests are chosen
     [[ $argument != -[mk]* && ! -e ${argument%%::*} ]] || parallel=()
 done
 exec python -m pytest "${parallel[@]}" "$@"

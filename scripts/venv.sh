@@ -3,11 +3,12 @@
 #
 #   . scripts/venv.sh EXTRA
 #
-# An environment that is active and has the package is left alone. Otherwise .venv is created and
-# filled, and again whenever pyproject.toml changes. PYTHON names the interpreter to create it with.
+# If an environment is active and has the package, it is used as it is. Otherwise the package is
+# installed into .venv, and again whenever pyproject.toml changes. PYTHON is the interpreter that
+# creates .venv.
 
 _extra=$1
-_stamps=(.venv/.installed-dev) # which has all of demo, which has all of data
+_stamps=(.venv/.installed-dev) # dev includes demo, and demo includes data
 [[ $_extra == dev ]] || _stamps+=(.venv/.installed-demo)
 [[ $_extra != data ]] || _stamps+=(.venv/.installed-data)
 _is_installed() {
@@ -17,7 +18,7 @@ _is_installed() {
     done
     return 1
 }
-# Look for TorchTitan and for our package inside it, without the seconds that their imports take.
+# Look for TorchTitan and for our package inside it without importing them, which takes seconds.
 _has_package() {
     (cd / && python -) <<'END' 2>/dev/null
 import sys
@@ -39,10 +40,10 @@ if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] || ! _has_package; then
             "${PYTHON:-python3}" -m venv .venv
         fi
         if ! _is_installed; then
-            echo "Installing torchtitan-tst[$_extra] into .venv (torch comes with it: some minutes)"
+            echo "Installing torchtitan-tst[$_extra] into .venv (with torch, this takes some minutes)"
             .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
                 --editable ".[$_extra]"
-            # as pip would, but on all cores; some packages have files that do not compile
+            # like pip, but on all cores; some packages have files that do not compile
             .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
             touch ".venv/.installed-$_extra"
         fi

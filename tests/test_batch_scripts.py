@@ -134,8 +134,8 @@ def test_run_train_is_tst_train(script, tmp_path):
         (
             "train.sbatch",
             ["--training.local_batch_size=3", "--training.global_batch_size=12"],
-            "config error: training.global_batch_size = 12: must be a multiple of 24, "
-            "training.local_batch_size = 3 on 8 data-parallel ranks",
+            "config error: training.global_batch_size = 12: must be a multiple of 24: "
+            "training.local_batch_size = 3 times 8 data-parallel ranks",
         ),
         (
             RUN_TRAIN,
@@ -245,7 +245,7 @@ def test_a_copy_of_the_script_is_submitted_in_the_repository_only(script, elsewh
     result, calls = script(spool, cwd=elsewhere, **copied)
     assert (result.returncode, calls) == (2, [])
     assert result.stderr.splitlines() == [
-        "Cannot find the repository: submit its scripts/slurm/train.sbatch, no copy of it"
+        "Cannot find the repository: submit its own scripts/slurm/train.sbatch, not a copy"
     ]
 
 
@@ -282,7 +282,7 @@ def test_an_argument_names_the_job(script, tmp_path, path, name, given):
     [
         ("{}/job.toml", ["--job.config_file={}/b.toml"], "CONFIG_FILE = {0}/job.toml and --job."),
         ("", ["--job.config_file={}/b", "--job.config-file", "{}/c"], "CONFIG_FILE = {0}/b and"),
-        ("", ["--training.steps=2", "--job.config_file"], "--job.config_file: no file follows"),
+        ("", ["--training.steps=2", "--job.config_file"], "--job.config_file: a file must follow"),
         ("{}/none/job.toml", [], "CONFIG_FILE = {0}/none/job.toml: no such file"),
         ("none.toml", [], f"CONFIG_FILE = none.toml: no such file. A path is relative to {ROOT}"),
     ],
@@ -367,4 +367,4 @@ def test_options_of_a_chain_may_hold_spaces(script, elsewhere):
 def test_an_open_quote_is_named(script):
     result, calls = script("chain.sh", SBATCH_OPTIONS="--output='my job.out")
     assert (result.returncode, calls) == (2, [])
-    assert result.stderr == "--output='my job.out: a quote is not closed\n"
+    assert result.stderr == "--output='my job.out: a quote is not closed. Close it\n"

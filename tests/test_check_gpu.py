@@ -89,7 +89,7 @@ def test_a_part_that_fails_or_hangs_keeps_what_it_wrote(tmp_path):
     (tmp_path / "fails" / "table.json").write_text("1")  # of an earlier check
     outcomes = [check_gpu.run(p, tmp_path / p.name, tiny=False) for p in parts]
     assert [check_gpu.verdict(outcome, tiny=False) for outcome in outcomes] == [
-        *("met", "missed a target", "failed: exit code 3", "failed: not done after 2 s"),
+        *("met", "missed a target", "failed: exit code 3", "failed: not finished after 2 s"),
         "failed: no figures: KeyError('x')",
     ]
     assert outcomes[3].seconds < 10
@@ -111,7 +111,7 @@ def test_figures_of_tiny_shapes_are_not_judged():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "No GPU here"), (["--tiny", "--parts", "los"], "no los; there are tests, step-600M")],
+    [([], "No GPU found"), (["--tiny", "--parts", "los"], "no los; choose from tests, step-600M")],
 )
 def test_what_cannot_be_checked_is_said_at_once(arguments, message):
     command = [sys.executable, ROOT / "scripts" / "check_gpu.py", *arguments]

@@ -66,7 +66,7 @@ def test_the_worst_rank_and_parameter_counts():
 
 def test_what_a_machine_with_gpus_leaves_out():
     by_name = {layout.name: layout for layout in LAYOUTS}
-    assert obstacle(by_name["TP 4"], gpus=2) == "4 GPUs"
+    assert obstacle(by_name["TP 4"], gpus=2) == "needs 4 GPUs"
     assert "float32" in obstacle(by_name["CP 2, weighted"], gpus=2)
     for name in ("TP 2", "FSDP 2, varlen, documents", "CP 2, flex, documents, ptrr"):
         assert obstacle(by_name[name], gpus=2) == ""

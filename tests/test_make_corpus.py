@@ -110,7 +110,7 @@ def test_a_corpus(tmp_path, run_script):
     ("arguments", "error"),
     [
         (["rfc"], "--source is missing: give the folder with the RFCs"),
-        (["python", "--source", "."], "--source .: only rfc takes it; remove it"),
+        (["python", "--source", "."], "--source .: only rfc has a source. Remove the option"),
         (["python", "--vocab-size", "257"], "--vocab-size 257: must be at least 258"),
         (["rfc", "--source", "one"], "needs at least 2 source files, found 1"),
     ],

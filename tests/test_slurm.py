@@ -71,7 +71,7 @@ def test_two_nodes_train_and_a_signal_queues_the_job_again(cluster, submit):
     log = output(folder)
     assert "on n[1-2], 1 processes each" in log and "dp_shard=2" in log
     assert log.count("tst.toml: all checks passed\n") == 2, "before each start"
-    assert "queueing again" in log and f"Job {job}, start 2:" in log
+    assert "requeueing the job" in log and f"Job {job}, start 2:" in log
     assert log.count("step: 40 ") == 2, "training and validation, of the first node alone"
     assert steps_done(folder) == list(range(1, 41))
 
@@ -122,11 +122,11 @@ def test_a_time_limit_queues_the_job_again(cluster, submit, undisturbed):
     job, folder = submit("limited", "--time=60", args=[*SHORT, "--checkpoint.interval=1"])
     wait_for_step(cluster, job, folder, 1)
     cluster.run("scontrol", "update", f"JobId={job}", "EndTime=now+330")  # it is signalled at 300
-    wait_until(lambda: "queueing again" in output(folder))
+    wait_until(lambda: "requeueing the job" in output(folder))
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     ends_well(cluster, job, folder)
     log = output(folder)
-    assert log.count("queueing again") == 1 and f"Job {job}, start 2:" in log
+    assert log.count("requeueing the job") == 1 and f"Job {job}, start 2:" in log
     assert_same_run(folder, undisturbed)
 
 
@@ -206,6 +206,6 @@ def test_tokenization_goes_on_after_a_time_limit(cluster, outputs, corpus):
     wait_until(folder.exists)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     ends_well(cluster, job, folder)
-    assert "queueing again" in output(folder)
+    assert "requeueing the job" in output(folder)
     assert TokenShards(str(folder), None).tokens > 400_000
     assert "is complete" in output(folder)

@@ -107,4 +107,4 @@ def test_a_lost_script_says_what_to_do(elsewhere):
     job = elsewhere.run("sbatch", "--parsable", f"--output={folder}.out", "copy.sbatch")
     assert elsewhere.wait_for(job, "FAILED", "COMPLETED") == "FAILED"
     (line,) = output(folder).splitlines()
-    assert line.startswith("Cannot find the repository: submit its scripts/slurm/train.sbatch")
+    assert line.startswith("Cannot find the repository: submit its own scripts/slurm/train.sbatch")

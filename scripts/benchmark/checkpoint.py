@@ -1,7 +1,7 @@
-"""What the checksums of a checkpoint cost on a folder's disk.
+"""Measure the cost of a checkpoint's checksums on a disk.
 
-Saves and loads the same tensors with DCP's own writer and reader and with ours, in turn, in one
-process; medians of the rounds. "checking" is what a resume does before it loads.
+It saves and loads the same tensors with DCP's own writer and reader and with ours, in turn, in one
+process, and prints medians of the rounds. "checking" is the check of a resume before it loads.
 
     python scripts/benchmark/checkpoint.py --gigabytes 2 --folder /scratch
 """
@@ -25,9 +25,11 @@ from torchtitan.experiments.tst.resilience.checkpoint.writer import CheckpointWr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--gigabytes", type=float, default=1.0, help="of a checkpoint")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--folder", type=Path, help="on the disk in question (default: temporary)")
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="size of a checkpoint")
+    parser.add_argument("--rounds", type=int, default=6, help="number of rounds")
+    parser.add_argument(
+        "--folder", type=Path, help="folder on the disk to measure (default: a temporary folder)"
+    )
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
     folder = Path(tempfile.mkdtemp(prefix="benchmark-checkpoint-", dir=options.folder))
@@ -56,11 +58,11 @@ def main() -> None:
     try:
         for i in range(options.rounds + 1):
             order = list(actions)
-            if i % 2:  # as what comes first finds another state of the disk's cache
+            if i % 2:  # take turns, because the first one finds another state of the disk's cache
                 order[:2] = reversed(order[:2])
             for name in order:
                 action = actions[name]
-                if name.startswith("saving"):  # both to a new folder: writing over files is faster
+                if name.startswith("saving"):  # to a new folder, because overwriting is faster
                     shutil.rmtree(theirs if "alone" in name else ours, ignore_errors=True)
                 begin = time.perf_counter()
                 action()

@@ -1,9 +1,10 @@
 """Measure how many data tokens per second one core can feed to training.
 
-On-the-fly tokenization, the token-shard loader alone, and the loader through the whole training
-iterator (batches, folding, transfer to the device), in turn in one process on one core. The text is
-the demo's corpus, made if need be; the shards are its tokens over and over, 4 bytes each as with a
-vocabulary of 128,256, in a temporary folder. Medians of interleaved rounds.
+It compares on-the-fly tokenization, the token-shard loader alone, and the loader in the whole
+training iterator (batches, folding, transfer to the device), in turn in one process on one core.
+The text is the demo's corpus, which is made if it is missing. The shards repeat its tokens, with 4
+bytes each as for a vocabulary of 128,256, in a temporary folder. The results are medians of
+interleaved rounds.
 
     python scripts/benchmark/data.py
 """
@@ -33,11 +34,11 @@ from torchtitan.experiments.tst.data.tokenizer import open_tokenizer
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 SEQ_LEN, BATCH = 2048, 8
-TARGET = 20e6  # tokens per second and process: ten times the hardest rate of the paper's Table 1
+TARGET = 20e6  # tokens per second and process: ten times the highest rate in the paper's Table 1
 
 
 def config(corpus: Path, bag_size: int, *args: str) -> JobConfig:
-    """A job that is in superposition throughout; with bag size 1, in recovery."""
+    """Return a job that is in superposition in all steps, or in recovery for bag size 1."""
     return SuperpositionConfigManager().parse_args(
         [
             "--model.flavor=demo",
@@ -54,14 +55,14 @@ def config(corpus: Path, bag_size: int, *args: str) -> JobConfig:
 
 
 def loader_batches(job_config: JobConfig, tokenizer: HuggingFaceTokenizer) -> Iterator[int]:
-    """Data tokens of each batch that the loader gives."""
+    """Yield the number of data tokens of each batch of the loader."""
     loader = build_dataloader(1, 0, tokenizer, job_config)
     for _, labels in loader:
         yield labels.numel()
 
 
 def trainer_batches(job_config: JobConfig) -> Iterator[int]:
-    """Data tokens of each step's batch, on the device and folded for its phase."""
+    """Yield the number of data tokens of each step's batch, folded and on the device."""
     trainer = SuperpositionTrainer(job_config)
     batches = trainer.batch_generator(trainer.dataloader)
     trainer.step = 1
@@ -77,7 +78,7 @@ def trainer_batches(job_config: JobConfig) -> Iterator[int]:
 
 
 def rate(batches: Iterator[int], seconds: float) -> float:
-    """Data tokens per second."""
+    """Return the data tokens per second."""
     begin, tokens = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - begin) < seconds:
         tokens += next(batches)
@@ -87,7 +88,7 @@ def rate(batches: Iterator[int], seconds: float) -> float:
 def compare(
     bag_size: int, corpus: Path, shards: Path, rounds: int, seconds: float
 ) -> dict[str, float]:
-    """Medians of each way, for one bag size."""
+    """Return the median rate of each way for one bag size."""
     tokenizer = open_tokenizer(corpus / "tokenizer")
     text = ("--training.dataset=jsonl", f"--training.dataset_path={corpus / 'train.jsonl'}")
     tokens = ("--training.dataset=token_shards", f"--training.dataset_path={shards}")
@@ -100,7 +101,7 @@ def compare(
     for batches in ways.values():
         rate(batches, seconds / 2)  # warm-up
     for _ in range(rounds):
-        for name in random.sample(list(ways), len(ways)):  # none always after the same other
+        for name in random.sample(list(ways), len(ways)):  # in a new order each round
             rates[name].append(rate(ways[name], seconds))
     torch.distributed.destroy_process_group()
     return {name: statistics.median(values) for name, values in rates.items()}
@@ -108,13 +109,19 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2, help="of a round, for each way")
-    parser.add_argument("--tokens", type=int, default=500_000_000, help="in the shards")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="number of rounds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2, help="seconds of each way in a round (default: 2)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=500_000_000, help="tokens in the shards (default: 500M)"
+    )
     parser.add_argument(
         "--corpus",
         type=Path,
-        help="with train.jsonl and tokenizer (default: the demo's, made for this)",
+        help="folder with train.jsonl and tokenizer (default: the demo's corpus is made)",
     )
     args = parser.parse_args()
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])

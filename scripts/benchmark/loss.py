@@ -1,12 +1,12 @@
-"""Time and memory of the bag loss against an ordinary cross-entropy's, forward and backward.
+"""Measure time and memory of the bag loss and of ordinary cross-entropy, forward and backward.
 
-On random bfloat16 numbers, each contest in interleaved rounds in one process. The loss alone, on
-given logits, for some bag sizes, eager and compiled, with the paper's loop of cross-entropies
-beside it. LM head and loss together for the largest bag, whole and in chunks, and beside them the
-fused versions that torch (from 2.13 on), Liger-Kernel and cut-cross-entropy (where they are
-installed, on an accelerator) have for one target. Each is compared with the cross-entropy of its
-own kind, eager or compiled. Writes table, JSON and plot. What does not fit into memory is marked so
-in the table.
+All contestants run on random bfloat16 numbers, in interleaved rounds in one process. First the loss
+alone, on given logits, for some bag sizes, eager and compiled; the paper's loop of cross-entropies
+is measured, too. Then LM head and loss together for the largest bag, whole and in chunks. These are
+compared with the fused versions for one target that torch (from 2.13 on), and, if they are
+installed and there is an accelerator, Liger-Kernel and cut-cross-entropy have. Each is compared
+with the cross-entropy of its own kind, eager or compiled. Writes table, JSON and plot. The table
+marks what does not fit into memory.
 
     python scripts/benchmark/loss.py --bag-sizes 1 4 16 --chunks 4 8
 """
@@ -31,12 +31,12 @@ from torchtitan.experiments.tst.core.head import chunked_loss
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Results = dict[str, measuring.Measurement]
 
-HEADER = ["ms", "of it", "extra MiB", "of it"]
+HEADER = ["ms", "ratio", "extra MiB", "ratio"]
 ORDINARY, PAPER, BAG = "cross-entropy", "paper's loop", "bag loss"
 
 
 def papers_loop(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """A cross-entropy for each offset of the bag, added up."""
+    """Return the paper's loss: the sum of a cross-entropy for each offset of the bag, over s."""
     logits = logits.flatten(0, 1).float()
     losses = [
         F.cross_entropy(logits, labels[..., i].flatten(), reduction="sum")
@@ -46,7 +46,10 @@ def papers_loop(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def contestants(labels: torch.Tensor, compiled: bool) -> dict[str, Loss]:
-    """Of logits (1, N, V) against bags (1, N, s); the ordinary one sees the first target only."""
+    """Return the losses of logits (1, N, V) and bags (1, N, s) by name.
+
+    The ordinary cross-entropy uses only the first target of a bag.
+    """
     bag_loss = BagLoss("mce", overwrite_logits=True)
     coefficients = bag_loss.coefficients(bag_loss.counts(labels))
     losses: dict[str, Loss] = {
@@ -61,7 +64,7 @@ def contestants(labels: torch.Tensor, compiled: bool) -> dict[str, Loss]:
 
 
 def loss_alone(logits: torch.Tensor, labels: torch.Tensor, rounds: int, compiled: bool) -> Results:
-    """Each loss of logits as an LM head has just made them."""
+    """Measure each loss on logits, as if an LM head had just computed them."""
     computed = logits.clone().requires_grad_()
 
     def run(loss: Loss) -> measuring.Run:
@@ -74,7 +77,7 @@ def loss_alone(logits: torch.Tensor, labels: torch.Tensor, rounds: int, compiled
 def head_and_loss(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunks: list[int], rounds: int
 ) -> Results:
-    """Of hidden states (1, N, d) and an LM head (V, d), eager and compiled."""
+    """Measure LM head and loss of hidden states (1, N, d) and a head (V, d), eager and compiled."""
     target = labels[..., 0].flatten().contiguous()
     runs: dict[str, measuring.Run] = {}
 
@@ -116,7 +119,7 @@ def head_and_loss(
 
 
 def rows(results: Results, reference: Callable[[str], str]) -> list[list[str]]:
-    """For a table: time and memory, each also as a multiple of the reference's."""
+    """Return table rows: time and memory, each with its ratio to the reference's."""
     lines = []
     for name, result in results.items():
         if result.out_of_memory:
@@ -172,7 +175,7 @@ def plot(alone: dict[str, dict[int, Results]], together: Results, file: Path) ->
     right.axvline(1, color="0.6", linewidth=1)
     right.set(
         title="LM head and loss, forward and backward",
-        xlabel="of the eager cross-entropy's",
+        xlabel="relative to the eager cross-entropy",
     )
     right.legend()
     figure.savefig(file, dpi=110)
@@ -180,10 +183,14 @@ def plot(alone: dict[str, dict[int, Results]], together: Results, file: Path) ->
 
 def arguments() -> argparse.Namespace:
     parser = documented_parser(__doc__)
-    parser.add_argument("--bag-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--chunks", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--vocab-size", type=int, default=128_256)
-    parser.add_argument("--width", type=int, default=576, help="of the hidden states")
+    parser.add_argument(
+        "--bag-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--chunks", type=int, nargs="+", default=[4, 8], help="numbers of chunks of the LM head"
+    )
+    parser.add_argument("--vocab-size", type=int, default=128_256, help="(default: %(default)s)")
+    parser.add_argument("--width", type=int, default=576, help="width of the hidden states")
     positions = (512, 4096) if device_type == "cpu" else (8192, 16_384)
     parser.add_argument(
         "--positions",
@@ -191,10 +198,16 @@ def arguments() -> argparse.Namespace:
         nargs=2,
         default=positions,
         metavar=("LOSS", "HEAD"),
-        help="of the loss alone, and of LM head and loss (default here: %(default)s)",
+        help="number of positions: of the loss alone, and of LM head and loss (default here: "
+        "%(default)s)",
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
+    parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/benchmark"),
+        help="folder of the results (default: %(default)s)",
+    )
     return parser.parse_args()
 
 

@@ -1,9 +1,9 @@
-"""Measure what a run of trillions of tokens needs at its start, and how fast it then reads.
+"""Measure what a run on trillions of tokens needs at its start, and how fast it then reads.
 
-Token shards with their true sizes, indexes and metadata, whose tokens are holes in sparse files:
-100,000 shards of 20M tokens are 8 TB that take 0.8 GB of the disk. Their start-up on several ranks
-of this machine; then the loader of one of 64 ranks on one core, side by side on these shards and on
-one shard a source of as many tokens, in interleaved rounds. The job is
+The token shards have true sizes, indexes and metadata, but their tokens are holes in sparse files:
+100,000 shards of 20M tokens are 8 TB, and need 0.8 GB of the disk. It measures the start on several
+ranks of this machine. Then it measures the loader of one of 64 ranks on one core, on these shards
+and on one shard per source with as many tokens, in interleaved rounds. The job is
 train_configs/paper/10B-A1B-50k-tst.toml.
 
     python scripts/benchmark/many_shards.py
@@ -30,8 +30,8 @@ from torchtitan.experiments.tst.data.shards.loader import ShardsDataloader, open
 
 CONFIG = Path(__file__).parents[2] / "train_configs/paper/10B-A1B-50k-tst.toml"
 TOKEN_BYTES = 4
-RANKS, NODE = 64, 8  # of the job; on one of its machines
-NEEDED = 379_000  # data tokens per second and GPU, in superposition
+RANKS, NODE = 64, 8  # ranks of the job, and ranks on one of its machines
+NEEDED = 379_000  # data tokens per second that a GPU needs in superposition
 
 
 def write_sparse_shards(
@@ -40,10 +40,10 @@ def write_sparse_shards(
     """Write shards of zeros with their true sizes, indexes and metadata.
 
     Args:
-        folder: for them.
-        shards: how many.
-        tokens: of each, 4 bytes each.
-        tokenizer: that the metadata name.
+        folder: folder of the shards.
+        shards: number of shards.
+        tokens: tokens of each shard, 4 bytes each.
+        tokenizer: name of the tokenizer in the metadata.
         corpus_file: whether to write ``corpus.json`` too, as ``tst tokenize`` does.
 
     Returns:
@@ -64,14 +64,14 @@ def write_sparse_shards(
 
 
 def config(folders: list[Path]) -> JobConfig:
-    """The paper's job on these folders."""
+    """Return the paper's job on these folders."""
     paths = ",".join(map(str, folders))
     arguments = [f"--job.config_file={CONFIG}", f"--token_shards.paths={paths}"]
     return SuperpositionConfigManager().parse_args(arguments)
 
 
 def start(folders: list[Path], results: Path) -> None:
-    """Open the sources on this rank; count the files of theirs that it opens."""
+    """Open the sources on this rank, and write a JSON file with what that took."""
     opened = []
 
     def count(event: str, arguments: tuple) -> None:
@@ -92,18 +92,18 @@ def start(folders: list[Path], results: Path) -> None:
 
 
 def _peak() -> float:
-    """The most memory that this process has had, in MB."""
+    """Return the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def batches(job_config: JobConfig, rank: int) -> Iterator[int]:
-    """Data tokens of each batch that one of the job's ranks gets."""
+    """Yield the number of data tokens of each batch of one of the job's ranks."""
     for _, labels in ShardsDataloader(RANKS, rank, None, job_config):
         yield labels.numel()
 
 
 def rate(tokens: Iterator[int], seconds: float) -> float:
-    """Data tokens per second of the core's time: nothing waits for a disk."""
+    """Return the data tokens per second of CPU time; nothing waits for a disk."""
     begin, read = time.process_time(), 0
     while (elapsed := time.process_time() - begin) < seconds:
         read += next(tokens)
@@ -111,7 +111,7 @@ def rate(tokens: Iterator[int], seconds: float) -> float:
 
 
 def files_of_a_step(job_config: JobConfig, shard_tokens: int) -> tuple[float, int]:
-    """Shards that the job and that one machine read in a superposition step, mean and most."""
+    """Return the shards read in a superposition step: the job's mean, and a machine's maximum."""
     loader = ShardsDataloader(RANKS, 0, None, job_config)
     position, whole, most = loader.mixture.start(), [], 0
     shape = loader.schedule.batch_shape(1, job_config.training.local_batch_size, 4096)
@@ -133,11 +133,11 @@ def main() -> None:
     from torchtitan.experiments.tst.testing import ranks
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--shards", type=int, default=100_000, help="of both sources together")
-    parser.add_argument("--tokens", type=int, default=20_000_000, help="of a shard")
-    parser.add_argument("--ranks", type=int, default=4, help="that start here, at least 2")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3, help="of a round")
+    parser.add_argument("--shards", type=int, default=100_000, help="shards of both sources")
+    parser.add_argument("--tokens", type=int, default=20_000_000, help="tokens of a shard")
+    parser.add_argument("--ranks", type=int, default=4, help="ranks that start here, at least 2")
+    parser.add_argument("--rounds", type=int, default=7, help="number of rounds")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds of a round")
     args = parser.parse_args()
     each = args.shards // 2
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds, peak memory, results as table and JSON."""
+"""Tools of the benchmarks: interleaved rounds, peak memory, results as table and JSON."""
 
 import json
 import math
@@ -38,12 +38,12 @@ Run = Callable[[], object]
 
 @dataclass
 class Measurement:
-    """Measurement of one contestant.
+    """The measurement of one contestant.
 
     Attributes:
-        seconds: of each round.
-        peak_bytes: memory above what was in use before, at the fullest moment.
-        out_of_memory: it needs more than there is, so that there are no times.
+        seconds: seconds of each round.
+        peak_bytes: peak memory minus the memory that was in use before.
+        out_of_memory: whether it ran out of memory, so that there are no times.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -52,33 +52,33 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """Seconds; not a number without times."""
+        """Median of the seconds; NaN without times."""
         return statistics.median(self.seconds) if self.seconds else math.nan
 
     def ratio(self, other: "Measurement") -> float:
-        """Median of this one's times over the other's of the same round."""
+        """Return the median ratio of its times to the other's times of the same rounds."""
         if self.out_of_memory or other.out_of_memory:
             return math.nan
         pairs = zip(self.seconds, other.seconds, strict=True)
         return statistics.median(mine / theirs for mine, theirs in pairs)
 
     def json(self) -> dict[str, Any]:
-        """For a results file."""
+        """Return the measurement for a JSON file."""
         return {"median_seconds": self.median if self.seconds else None, **self.__dict__}
 
 
 def measure(
     runs: dict[str, Run], rounds: int, warmup: int = 2, prepare: Run = lambda: None
 ) -> dict[str, Measurement]:
-    """Memory of each run once, then their times, all once in each round in a random order.
+    """Measure the memory of each run once, then its times: each round has all runs in random order.
 
-    A run that is out of memory does not keep the others from being measured.
+    If a run is out of memory, the others are still measured.
 
     Args:
-        runs: by name.
-        rounds: of times.
-        warmup: how often to run each before.
-        prepare: called before each run, outside of what is measured.
+        runs: functions to measure, by name.
+        rounds: number of rounds.
+        warmup: number of calls of each run before the measurement.
+        prepare: called before each run; it is not measured.
     """
     results = {name: Measurement() for name in runs}
 
@@ -89,7 +89,7 @@ def measure(
         except torch.OutOfMemoryError:
             print(f"{name}: out of memory", file=sys.stderr)
             results[name] = Measurement(out_of_memory=True)
-        device_module.empty_cache()  # after the traceback, which has held tensors
+        device_module.empty_cache()  # only here, because the traceback holds tensors
         return None
 
     def left() -> list[str]:
@@ -114,7 +114,7 @@ def measure(
 
 
 def seconds(run: Run) -> float:
-    """Of one run, the device's work included."""
+    """Return the seconds of one run, including the work of the device."""
     device_module.synchronize()
     begin = time.perf_counter()
     run()
@@ -123,7 +123,7 @@ def seconds(run: Run) -> float:
 
 
 def peak_bytes(run: Run) -> int:
-    """Memory at its fullest moment above that of before: the allocator's count."""
+    """Return the peak memory of a run minus the memory before, as counted by the allocator."""
     if device_type != "cpu":
         device_module.synchronize()
         device_module.reset_peak_memory_stats()
@@ -143,11 +143,11 @@ def peak_bytes(run: Run) -> int:
 
 
 def compile_for_each_shape() -> None:
-    """Have torch.compile make code for each shape that it sees.
+    """Make torch.compile generate code for each shape that it sees.
 
-    Contestants share code, which torch would otherwise compile for any shape as soon as it sees a
-    second one, and stop compiling after eight. What is measured would be other kernels than those
-    of a job with one shape.
+    Contestants share code. Otherwise torch would compile it for dynamic shapes as soon as it sees a
+    second shape, and stop compiling after eight. The measured kernels would differ from those of a
+    job with one shape.
     """
     torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.recompile_limit = 256
@@ -155,7 +155,7 @@ def compile_for_each_shape() -> None:
 
 
 def hardware() -> dict[str, Any]:
-    """This machine, for a results file."""
+    """Return the facts of the machine for a JSON file."""
     if device_type == "cpu":
         name = platform.processor() or platform.machine()
         cpus = Path("/proc/cpuinfo")
@@ -170,12 +170,12 @@ def hardware() -> dict[str, Any]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """As text."""
+    """Return a table as text."""
     return "\n".join(aligned([header, *rows]))
 
 
 def write_results(folder: Path, name: str, text: str, results: dict[str, Any]) -> None:
-    """Print a table; write it and the numbers behind it."""
+    """Print a table, and write the table and its numbers to files."""
     machine = hardware()
     command = shlex.join(["python", *sys.argv])
     heading = f"{command}\n{machine['device']}, torch {machine['torch']}\n\n"
@@ -188,7 +188,7 @@ def write_results(folder: Path, name: str, text: str, results: dict[str, Any]) -
 
 
 def write_shard(folder: Path, documents: Iterable[np.ndarray], tokenizer: str) -> None:
-    """A folder with one token shard, written by datatrove, 4 bytes a token."""
+    """Write a folder with one token shard with datatrove, 4 bytes a token."""
     file = TokenizedFile(
         str(folder),
         "00000.ds",
@@ -202,7 +202,7 @@ def write_shard(folder: Path, documents: Iterable[np.ndarray], tokenizer: str) -
 
 
 def be_the_only_process() -> None:
-    """The environment of a launch with one process, where ``torchrun`` has not set it."""
+    """Set the environment of a launch with one process, unless ``torchrun`` has set it."""
     environment = {
         "RANK": "0",
         "LOCAL_RANK": "0",

@@ -1,8 +1,8 @@
-"""Measure the peak memory of a step of each stage, and compare it with what the dry run says.
+"""Measure the peak memory of a step of each stage, and compare it with the dry run's estimate.
 
-One process plays rank 0 of the job's ranks on the fake backend: it holds that rank's parameters,
-gradients, optimizer state and activations, and its collectives move nothing. The dry run is that of
-`tst dry-run`, in another process. Both are eager. A step is one micro-batch of
+One process simulates rank 0 of the job's ranks with the fake backend: it holds that rank's
+parameters, gradients, optimizer state and activations, and its collectives do not move data. The
+dry run is that of `tst dry-run`, in another process. Both are eager. A step is one micro-batch of
 training.local_batch_size on random tokens. Arguments that are not listed here are the job's. Writes
 table and JSON.
 
@@ -28,11 +28,11 @@ from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import JobConfig
 from torchtitan.experiments.tst.planning.dry_run import dry_run
 
-STEPS = 3  # of each stage; the states of the optimizer are there from the second on
+STEPS = 3  # steps of each stage; from the second one on, the optimizer's states exist
 
 
 def job(arguments: list[str], folder: Path) -> JobConfig:
-    """The job, half of it in superposition, as both the dry run and this machine take it."""
+    """Return the job for the dry run and for this machine, with superposition in half its steps."""
     config = step.job(arguments, folder)
     config.compile.enable = False
     config.comm.mode = "fake_backend"
@@ -40,8 +40,8 @@ def job(arguments: list[str], folder: Path) -> JobConfig:
     return config
 
 
-def said(arguments: list[str], ranks: int) -> dict[str, int]:
-    """Peaks of the dry run, in bytes; from a process that sees no GPU."""
+def estimated(arguments: list[str], ranks: int) -> dict[str, int]:
+    """Return the peaks of the dry run in bytes; it runs in a process without GPUs."""
     command = [sys.executable, __file__, "--dry-run", "--ranks", str(ranks), *arguments]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -51,7 +51,7 @@ def said(arguments: list[str], ranks: int) -> dict[str, int]:
 
 
 def measured(arguments: list[str], ranks: int, folder: Path) -> dict[str, int]:
-    """Peaks on this machine, in bytes, each of a trainer that begins in that stage."""
+    """Return the measured peaks in bytes, each of a trainer that begins in that stage."""
     os.environ |= {"NGPU": str(ranks), "WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
     peaks = {}
     config = job(arguments, folder)
@@ -75,8 +75,15 @@ def measured(arguments: list[str], ranks: int, folder: Path) -> dict[str, int]:
 
 def main() -> None:
     parser = documented_parser(__doc__)
-    parser.add_argument("--ranks", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
+    parser.add_argument(
+        "--ranks", type=int, default=8, help="ranks of the job (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/benchmark"),
+        help="folder of the results (default: %(default)s)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only print the dry run's peaks")
     args, arguments = parser.parse_known_args()
     logger.setLevel(logging.ERROR)
@@ -86,7 +93,7 @@ def main() -> None:
             memory = dry_run(job(arguments, folder), args.ranks).memory
             print(json.dumps({str(stage): peaks.peak for stage, peaks in memory.items()}))
             return
-        expected = said(arguments, args.ranks)
+        expected = estimated(arguments, args.ranks)
         peaks = measured(arguments, args.ranks, folder)
     header = [f"rank 0 of {args.ranks}", "measured MiB", "dry run MiB", "measured / dry run"]
     rows = [

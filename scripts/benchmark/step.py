@@ -1,10 +1,11 @@
-"""Time a training step of each phase against TorchTitan's own step, on the same config and data.
+"""Time a training step of each phase and TorchTitan's own step, on the same config and data.
 
-TorchTitan's trainer, this package's in recovery and this package's in superposition with each bag
-size take their steps in turn, in one process or, under torchrun, on the same ranks. All read random
-tokens from token shards with the same loader, so that a job's corpus and tokenizer need not be
-there. A step is one micro-batch of training.local_batch_size. Arguments that are not listed here
-are the job's. Writes table, JSON and plot. Under torchrun all local batches must fit into memory.
+TorchTitan's trainer, this package's trainer in recovery, and this package's trainer in
+superposition with each bag size take their steps in turn, in one process, or under torchrun on the
+same ranks. All read random tokens from token shards with the same loader, so the job's corpus and
+tokenizer are not needed. A step is one micro-batch of training.local_batch_size. Arguments that are
+not listed here are the job's. Writes table, JSON and plot. Under torchrun, all local batches must
+fit into memory.
 
     python scripts/benchmark/step.py --job.config_file train_configs/demo/tst.toml
     torchrun --nproc_per_node=8 scripts/benchmark/step.py --job.config_file JOB.toml
@@ -43,11 +44,11 @@ from torchtitan.experiments.tst.upstream.names import train_spec_as
 from torchtitan.experiments.tst.upstream.replaced import replaced
 
 UPSTREAM, RECOVERY = "TorchTitan", "recovery"
-STEPS = 10**6  # of a run, more than are taken
+STEPS = 10**6  # steps of a run, more than are taken
 
 
 class BenchmarkTrainer(SuperpositionTrainer):
-    """The trainer without what a job needs on disk."""
+    """The trainer without the check of a job's files."""
 
     @override
     def check(self, job_config: JobConfig) -> None:
@@ -60,13 +61,13 @@ def job(
     local_batch_size: int | None = None,
     bag_size: int | None = None,
 ) -> JobConfig:
-    """The job's config, in superposition throughout, or with bag size 1 without it.
+    """Return the job's config with superposition in all steps, or without it for bag size 1.
 
     Args:
-        arguments: of the job, as on the command line.
-        folder: with the random tokens, and of the run.
-        local_batch_size: None for the job's.
-        bag_size: None for the job's.
+        arguments: arguments of the job, as on the command line.
+        folder: folder of the random tokens and of the run.
+        local_batch_size: local batch size; None for the job's.
+        bag_size: bag size; None for the job's.
     """
     config = SuperpositionConfigManager().parse_args(arguments)
     config.job.dump_folder = str(folder / "run")
@@ -84,9 +85,9 @@ def job(
 
 
 def steps_of(trainer: Trainer, after: int = 2) -> measuring.Run:
-    """Takes a step of the trainer each time, from the one ``after`` the given one on.
+    """Return a function that takes the next step of the trainer, from step ``after`` + 1 on.
 
-    It is past the logs of the first step, and in recovery past the boundary.
+    By default it begins after the first step, which is logged, and in recovery after the boundary.
     """
     batches = trainer.batch_generator(trainer.dataloader)
     trainer.step = after
@@ -100,7 +101,7 @@ def steps_of(trainer: Trainer, after: int = 2) -> measuring.Run:
 
 @contextlib.contextmanager
 def no_tokenizer(model: str) -> Iterator[None]:
-    """Trainers of the model are built without one, and share a process group."""
+    """Build trainers of the model without a tokenizer and with one shared process group."""
     init_distributed = dist_utils.init_distributed
 
     @functools.wraps(init_distributed)
@@ -122,7 +123,7 @@ def no_tokenizer(model: str) -> Iterator[None]:
 def build_trainers(
     arguments: list[str], folder: Path, local_batch_size: int, bag_sizes: list[int]
 ) -> dict[str, Trainer]:
-    """One for each contestant, by its name."""
+    """Return the trainers of all contestants by name."""
     plain = job(arguments, folder, local_batch_size, bag_size=1)
     recovery = job(arguments, folder, local_batch_size, bag_sizes[0])
     recovery.superposition.steps = 1
@@ -137,7 +138,7 @@ def build_trainers(
 def measure_batch(
     arguments: list[str], folder: Path, local_batch_size: int, bag_sizes: list[int], rounds: int
 ) -> "dict[str, Result]":
-    """Each contestant's result, by its name. Nothing of the trainers is left when it returns."""
+    """Return the results of all contestants by name, and close their trainers."""
     made = build_trainers(arguments, folder, local_batch_size, bag_sizes)
     try:
         runs = {name: steps_of(trainer) for name, trainer in made.items()}
@@ -149,7 +150,7 @@ def measure_batch(
 
 
 def free_memory() -> None:
-    """Of trainers that nobody refers to any more, compiled code included."""
+    """Free the memory of trainers that are no longer in use, including compiled code."""
     torch.compiler.reset()
     gc.collect()
     if device_type != "cpu":
@@ -158,7 +159,7 @@ def free_memory() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Of a contestant: its step, and what that step does on a rank."""
+    """The result of a contestant: the time of its step, and the work of that step on a rank."""
 
     measurement: measuring.Measurement
     latents: int
@@ -168,7 +169,7 @@ class Result:
 
     @classmethod
     def of(cls, trainer: Trainer, measurement: measuring.Measurement) -> "Result":
-        """The trainer's, after its last step."""
+        """Return the result of a trainer after its last step."""
         training, processor = trainer.job_config.training, trainer.metrics_processor
         latents = data_tokens = training.local_batch_size * training.seq_len
         if isinstance(trainer, SuperpositionTrainer):
@@ -184,7 +185,7 @@ class Result:
         return cls(measurement, latents, data_tokens, flops, mfu)
 
     def json(self) -> dict[str, object]:
-        """For a results file."""
+        """Return the result for a JSON file."""
         return {**self.__dict__, "measurement": self.measurement.json()}
 
 
@@ -206,7 +207,7 @@ def row(name: str, results: dict[str, Result]) -> list[str]:
 
 
 HEADER = [
-    *("ms", "of TorchTitan's", "of recovery", "latents/s", "data tokens/s"),
+    *("ms", "vs TorchTitan's", "vs recovery", "latents/s", "data tokens/s"),
     *("TFLOP/s", "MFU %", "peak MiB"),
 ]
 
@@ -229,33 +230,42 @@ def plot(by_batch: dict[int, dict[str, Result]], file: Path) -> None:
     panel.set_yticks([i + 0.4 - height / 2 for i in range(len(names))], names)
     panel.invert_yaxis()
     panel.axvline(1, color="0.4", linewidth=1)
-    panel.set(xlabel="time of a step, of TorchTitan's own")
+    panel.set(xlabel="time of a step relative to TorchTitan's own")
     panel.set_xlim(0, 1.15 * panel.dataLim.xmax)
     panel.legend(loc="lower left")
     figure.savefig(file, dpi=110)
 
 
 def random_tokens(folder: Path, vocab_size: int) -> None:
-    """As token shards; the same on every rank."""
+    """Write random tokens as token shards, the same on every rank."""
     generator = np.random.default_rng(0)
     measuring.write_shard(folder, [generator.integers(vocab_size, size=2**22)], "random tokens")
 
 
 def main() -> None:
     parser = documented_parser(__doc__)
-    parser.add_argument("--bag-sizes", type=int, nargs="+", default=[6, 16])
+    parser.add_argument(
+        "--bag-sizes", type=int, nargs="+", default=[6, 16], help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--local-batch-sizes",
         type=int,
         nargs="+",
-        help="each in turn, as far as memory reaches (default: the job's)",
+        help="local batch sizes, in turn until one is out of memory (default: the job's)",
     )
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
+    parser.add_argument(
+        "--rounds", type=int, default=60, help="steps of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/benchmark"),
+        help="folder of the results (default: %(default)s)",
+    )
     args, arguments = parser.parse_known_args()
     measuring.be_the_only_process()
     measuring.compile_for_each_shape()
-    logger.setLevel(logging.ERROR)  # of each trainer's start
+    logger.setLevel(logging.ERROR)  # hides what each trainer logs at its start
     config = SuperpositionConfigManager().parse_args(arguments)
     by_batch: dict[int, dict[str, Result]] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -266,7 +276,7 @@ def main() -> None:
                 by_batch[batch] = measure_batch(
                     arguments, folder, batch, args.bag_sizes, args.rounds
                 )
-            except torch.OutOfMemoryError:  # before there is anything to measure
+            except torch.OutOfMemoryError:  # while the trainers are built
                 print(f"local batch {batch}: out of memory")
                 break
             free_memory()

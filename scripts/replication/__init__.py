@@ -1,1 +1,1 @@
-"""The runs of docs/results.md: sweeps, their results as CSV, tables and plots."""
+"""Make the runs of docs/results.md: sweeps, their results as CSV, tables and plots."""

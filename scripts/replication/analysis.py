@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, and differences between two such groups."""
+"""Group runs that differ only in their seed, and compare two such groups."""
 
 import functools
 import statistics
@@ -78,7 +78,9 @@ class Results:
         for record in self.records:
             known = found.setdefault(record.recipe, {}).setdefault(record.seed, record)
             if known is not record:
-                raise ArgumentError(f"{record.run} and {known.run} are the same run; remove one")
+                raise ArgumentError(
+                    f"{record.run} and {known.run} are the same run: remove one from the CSV files"
+                )
         return found
 
     def recipes(self, **attributes: object) -> list[Recipe]:
@@ -90,17 +92,17 @@ class Results:
         ]
 
     def runs(self, recipe: Recipe, seeds: Iterable[int] | None = None) -> list[Record]:
-        """Return the runs of a recipe in the order of seeds, all or those that were made."""
+        """Return the runs of a recipe in the order of seeds: of all seeds, or of the given ones."""
         by_seed = self._by_recipe.get(recipe, {})
         wanted = sorted(by_seed) if seeds is None else seeds
         return [by_seed[seed] for seed in wanted if seed in by_seed]
 
     def lead(self, recipe: Recipe, other: Recipe, seeds: Iterable[int]) -> Lead:
-        """Return how far a recipe ends below another, of the seeds that both have."""
+        """Return how far a recipe ends below another, over the seeds that both have."""
         mine, others = self._by_recipe.get(recipe, {}), self._by_recipe.get(other, {})
         return Lead({s: others[s].loss - mine[s].loss for s in seeds if s in mine and s in others})
 
 
 def baseline_of(recipe: Recipe) -> Recipe:
-    """The equal-FLOPs baseline of a recipe: without superposition, all else equal."""
+    """Return the equal-FLOPs baseline of a recipe: without superposition, all else equal."""
     return recipe.with_(stages="", mode="full", weighting="uniform", reinit=False, variant="")

@@ -1,4 +1,4 @@
-"""docs/results.md and docs/experiments.md: templates filled in from the CSV files, and plots."""
+"""Write docs/results.md and docs/experiments.md from templates and CSV files, and their plots."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def recipe(
     model: str = _JOB["model"]["flavor"],
     **others: str | bool,
 ) -> Recipe:
-    """Return the recipe of these bag sizes and shares, as ``[superposition]`` has them."""
+    """Return the recipe of these bag sizes and step ratios, in the form of ``[superposition]``."""
     stages = ""
     if sizes != 1:
         section = Superposition(bag_size=sizes, step_ratio=ratio)
@@ -84,10 +84,10 @@ def paper_reinit() -> float:
 
 
 def fill_in(template: str, results: Results) -> str:
-    """Return the page: every figure of our own is an expression in the template.
+    """Return a page. Every figure of our own runs is an expression in the template.
 
     Raises:
-        jinja2.UndefinedError: for a name that the page does not know.
+        jinja2.UndefinedError: for an unknown name in the template.
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     ours: dict[str, Callable[..., Any]] = {
@@ -133,10 +133,10 @@ def fill_in(template: str, results: Results) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write the plots and, where ``folder`` is that of docs, the pages.
+    """Write the plots and, if ``folder`` is docs/results, the pages.
 
     Args:
-        folder: of the CSV files.
+        folder: folder of the CSV files.
     """
     results, losses = Results(read_records(folder / RUNS_CSV)), read_losses(folder / CURVES_CSV)
     draw(results, losses, folder)
@@ -147,12 +147,12 @@ def write(folder: Path) -> None:
 
 
 def draw(results: Results, losses: dict[str, dict[int, float]], folder: Path) -> None:
-    """Draw what the runs so far allow.
+    """Draw the plots whose runs exist.
 
     Args:
         results: all runs.
         losses: validation loss of each run by step.
-        folder: of the PNG files.
+        folder: folder of the PNG files.
     """
     own = tables.surface(results, small(), 0) if results.runs(small(), [0]) else None
     if own and own.losses:

@@ -1,4 +1,4 @@
-"""The plots of docs/results.md."""
+"""Draw the plots of docs/results.md."""
 
 import statistics
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ def draw_leads(
 
     Args:
         results: all runs.
-        recipes: a row each, from the top; one that has not been run is skipped.
-        seeds: those of the runs to show.
-        output: the PNG.
+        recipes: a row each, from the top; recipes without runs are skipped.
+        seeds: seeds of the runs to show.
+        output: the PNG file to write.
     """
     leads = {recipe: results.lead(recipe, baseline_of(recipe), seeds) for recipe in recipes}
     leads = {recipe: lead for recipe, lead in leads.items() if lead.n}
@@ -64,20 +64,20 @@ def draw_losses(
 ) -> None:
     """Draw the mean validation loss of recipes over steps, and each seed's lead.
 
-    Nothing is drawn before each has a run of each seed.
+    Nothing is drawn until each recipe has a run of each seed.
 
     Args:
         results: all runs.
         losses: validation loss of each run by step.
         recipes: a line each, of one corpus and number of steps; the first is the baseline.
-        seeds: those of the runs to show.
-        output: the PNG.
+        seeds: seeds of the runs to show.
+        output: the PNG file to write.
     """
     if any(len(results.runs(recipe, seeds)) < len(seeds) for recipe in recipes):
         return
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     baselines = [losses[run.run] for run in results.runs(recipes[0], seeds)]
-    in_recovery: list[float] = []  # leads
+    in_recovery: list[float] = []  # leads in recovery
     for index, recipe in enumerate(recipes):
         runs = [losses[run.run] for run in results.runs(recipe, seeds)]
         steps = sorted(set.intersection(*(set(run) for run in runs)))

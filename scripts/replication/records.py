@@ -1,4 +1,4 @@
-"""The runs of docs/results.md as CSV: one line for each run, one for each of its losses."""
+"""Read and write the runs of docs/results.md as CSV files of runs and of their losses."""
 
 import csv
 import dataclasses
@@ -17,13 +17,13 @@ OUTPUT = DOCS / "results"
 
 
 def stages_of(schedule: Schedule) -> str:
-    """Return the stages of a schedule as in the CSV file, such as "8x300 4x300"."""
+    """Return the stages of a schedule in the CSV file's form, such as "8x300 4x300"."""
     return " ".join(f"{stage.bag_size}x{stage.steps}" for stage in schedule.stages)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to train: all that a run is made of, except for its seed.
+    """A recipe: everything that determines a run, except for its seed.
 
     Attributes:
         corpus: name of the corpus.
@@ -34,7 +34,7 @@ class Recipe:
         weighting: ``superposition.weighting``.
         reinit: whether embedding and LM head were initialised again at the boundary.
         steps: steps of both phases.
-        variant: a change of the code that was tried and deleted, as docs/experiments.md has it.
+        variant: a change of the code that was tried and deleted; docs/experiments.md names it.
     """
 
     corpus: str
@@ -148,21 +148,21 @@ def read_losses(path: Path) -> dict[str, dict[int, float]]:
 
 
 def check_corpora(ids: Iterable[tuple[str, str]], output: Path) -> None:
-    """Check that each corpus is one and the same in all runs.
+    """Check that a corpus is the same in all runs.
 
     Args:
-        ids: name and ``corpus_id`` of each run's corpus; one that is unknown passes.
+        ids: name and ``corpus_id`` of each run's corpus; unknown IDs are not compared.
         output: folder of the CSV files.
 
     Raises:
-        ArgumentError: if one differs.
+        ArgumentError: if a corpus differs.
     """
     known: dict[str, str] = {}
     for corpus, corpus_id in ids:
         if corpus_id and known.setdefault(corpus, corpus_id) != corpus_id:
             raise ArgumentError(
-                f"the corpus {corpus!r} here is {corpus_id} (tokenizer, tokens), and that of "
-                f"earlier runs is {known[corpus]}; their losses cannot be compared. Give another "
+                f"the corpus {corpus!r} is {corpus_id} here (tokenizer, tokens), but "
+                f"{known[corpus]} in earlier runs: their losses cannot be compared. Give another "
                 f"--folder, and another --output than {output}"
             )
 
@@ -191,7 +191,7 @@ def write(folder: Path, records: Iterable[Record], losses: dict[str, dict[int, f
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of another once it is whole."""
+    """Open a temporary file that replaces ``path`` when it is complete."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     with unfinished.open("w", newline="") as file:
         yield file

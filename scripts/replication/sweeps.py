@@ -1,4 +1,4 @@
-"""What docs/results.md trains: sweeps over one job and, on a GPU, over a larger one."""
+"""The sweeps of docs/results.md: over one job and, on a GPU, over a larger one."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Corpus:
 
     Attributes:
         folder: its path.
-        made_by: the command that makes it; None for the demo's, which its runs make.
+        made_by: the command that makes it; None for the demo's corpus, which its runs make.
     """
 
     folder: str
@@ -36,7 +36,7 @@ class Corpus:
 
     @property
     def id(self) -> str:
-        """Checksum of its tokenizer, and its number of tokens; empty while there are none."""
+        """Checksum of its tokenizer, and its number of tokens; empty until it is complete."""
         path = Path(self.folder, TOKENS, CORPUS_FILE)
         if not path.exists():
             return ""
@@ -75,7 +75,7 @@ class Sweep:
     base: str = BASE
 
     def folder(self, corpus: str) -> str:
-        """The folder of its runs on a corpus, below that of all sweeps."""
+        """Return the folder of its runs on a corpus, below the folder of all sweeps."""
         return f"{self.name}/{corpus}"
 
 

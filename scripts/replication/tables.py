@@ -1,4 +1,4 @@
-"""The tables of docs/results.md and docs/experiments.md, as Markdown."""
+"""Make the tables of docs/results.md and docs/experiments.md as Markdown."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from .records import Recipe, Record
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a table; the first is its head."""
+    """Return rows as a Markdown table; the first row is its head."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "| " + " | ".join("---" for _ in rows[0]) + " |")
     return "\n".join(lines)
@@ -23,13 +23,13 @@ def comparison(
     seeds: Sequence[int],
     against: dict[str, Recipe] | None = None,
 ) -> str:
-    """Return recipes with their losses, and how far they end below their baseline.
+    """Return a table of recipes with their losses, and how far they end below their baseline.
 
     Args:
         results: all runs.
-        recipes: a row each; one that has not been run is skipped.
-        seeds: those of the runs to show.
-        against: further recipes to compare with, by what their column calls them.
+        recipes: a row each; recipes without runs are skipped.
+        seeds: seeds of the runs to show.
+        against: further recipes to compare with, by their name in the column's head.
     """
     others = against or {}
     head = ["run", "n", "data tokens", "mean loss", "standard deviation", "below the baseline by"]
@@ -57,12 +57,12 @@ def comparison(
 
 
 def by_share(results: Results, base: Recipe, seed: int) -> str:
-    """Return the loss of each schedule of one seed: bag sizes are rows, r are columns.
+    """Return a table of the loss of each schedule of one seed: a row for bag sizes, a column for r.
 
     Args:
         results: all runs.
-        base: the baseline; the schedules differ from it in bag sizes and steps alone.
-        seed: that of the runs.
+        base: the baseline; the schedules differ from it only in bag sizes and steps.
+        seed: seed of the runs.
     """
     runs = schedules(results, base, seed)
     ratios = sorted({run.step_ratio for run in runs})
@@ -77,14 +77,14 @@ def by_share(results: Results, base: Recipe, seed: int) -> str:
 
 
 def schedules(results: Results, base: Recipe, seed: int) -> list[Record]:
-    """Return the runs of one seed that differ from a baseline in stages of equal length alone."""
+    """Return the runs of one seed that differ from a baseline only in stages of equal length."""
     recipes = results.recipes(corpus=base.corpus, model=base.model, lr=base.lr, steps=base.steps)
     alike = [r for r in recipes if r.stages and r.equal_stages and r.with_(stages="") == base]
     return [run for recipe in alike for run in results.runs(recipe, [seed])]
 
 
 def learning_rates(results: Results, recipe: Recipe, seeds: Sequence[int]) -> str:
-    """Return the mean loss of the baseline and of a recipe over the peak learning rate."""
+    """Return a table of the mean loss of a recipe and its baseline over the peak learning rate."""
     rows = [["peak learning rate", "baseline", recipe.schedule, "lead"]]
     for rate in sorted({r.lr for r in results.recipes(model=recipe.model, corpus=recipe.corpus)}):
         at_rate = recipe.with_(lr=rate)
@@ -101,12 +101,12 @@ def mean(runs: Iterable[Record]) -> float:
 
 
 def lengths(results: Results, recipes: Sequence[Recipe], seeds: Sequence[int]) -> str:
-    """Return the mean loss of the baseline and of recipes, with their leads, over the steps.
+    """Return a table of the mean loss of recipes, their leads and their baseline over the steps.
 
     Args:
         results: all runs.
-        recipes: a column each, of one model and corpus; their shares of the steps are kept.
-        seeds: those of the runs to show.
+        recipes: a column each, of one model and corpus; their step ratios are kept.
+        seeds: seeds of the runs to show.
     """
     rows = [["steps", "latents a parameter", "baseline", *(f"{r.schedule}: lead" for r in recipes)]]
     base = baseline_of(recipes[0])
@@ -133,8 +133,8 @@ def surface(results: Results, base: Recipe, seed: int) -> paper.Surface:
 
     Args:
         results: all runs.
-        base: a baseline; the others differ from it in bag size and superposition steps alone.
-        seed: that of the runs.
+        base: a baseline; the others differ from it only in bag size and superposition steps.
+        seed: seed of the runs.
     """
     (baseline,) = results.runs(base, [seed])
     losses = {

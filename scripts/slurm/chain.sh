@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The two phases as two jobs: superposition, and recovery once that has ended well.
+# Submit the two phases as two jobs: superposition, and recovery, which starts if the first succeeds.
 #
 #   CONFIG_FILE=JOB.toml SBATCH_OPTIONS="--nodes=8 --gpus-per-node=8" scripts/slurm/chain.sh [ARGS]
 #
-# Both take the settings and arguments of scripts/slurm/train.sbatch, and
+# Both jobs take the settings and arguments of scripts/slurm/train.sbatch, and these variables:
 #   SBATCH_OPTIONS     options of both jobs
-#   RECOVERY_OPTIONS   further options of the second, such as another number of nodes
-#   RECOVERY_ARGS      further arguments of the second
-# Quotes in these hold spaces: SBATCH_OPTIONS="--nodes=8 --output='my job.out'".
-# One job runs both phases too; two can have their own nodes, limits and places in the queue.
+#   RECOVERY_OPTIONS   further options of the second job, such as another number of nodes
+#   RECOVERY_ARGS      further arguments of the second job
+# Quote a value with spaces: SBATCH_OPTIONS="--nodes=8 --output='my job.out'".
+# A single job can run both phases, too. Two jobs can have different nodes and time limits.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 # shellcheck source=scripts/slurm/setup.sh
@@ -17,7 +17,7 @@ both=() options=() arguments=()
 split both "${SBATCH_OPTIONS:-}"
 split options "${RECOVERY_OPTIONS:-}"
 split arguments "${RECOVERY_ARGS:-}"
-if [[ -n ${CONFIG_FILE:-} ]]; then # as an argument, which any --export leaves in the job
+if [[ -n ${CONFIG_FILE:-} ]]; then # as an argument, because --export can remove the variable
     set -- --job.config_file "$CONFIG_FILE" "$@"
 fi
 submit() { # OPTIONS...: prints the job's number
@@ -25,7 +25,7 @@ submit() { # OPTIONS...: prints the job's number
 }
 first=$(submit --job-name=tst-superposition "$here/train.sbatch" \
     --superposition.stop_at_boundary "$@")
-trap 'scancel "$first"' ERR # not one without the other
+trap 'scancel "$first"' ERR # no first job without the second
 second=$(submit --job-name=tst-recovery --dependency="afterok:$first" --kill-on-invalid-dep=yes \
     "${options[@]}" "$here/train.sbatch" "$@" "${arguments[@]}")
 echo "$first $second"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the scripts of this folder: the environment of a job, and options in a variable.
 
-# sbatch --export=NAME=VALUE or NONE keeps these from a job, and srun would keep more from its nodes
+# sbatch --export=NAME=VALUE or NONE removes these from a job, and srun would remove more on its nodes
 export PATH HOME=${HOME:-~} SLURM_EXPORT_ENV=ALL
 unset SRUN_EXPORT_ENV
 _environment=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
@@ -12,8 +12,8 @@ unset _environment
 
 # Split a text at its spaces, as a shell does: "--nodes=2 --output='my job.out'" is two options.
 split() { # ARRAY TEXT
-    local lines # and a dot, as $() cuts off newlines at the end
+    local lines # and a dot, because $() removes newlines at the end
     lines=$(xargs -r printf '%s\n' <<<"$2" 2>/dev/null && echo .) ||
-        { echo "$2: a quote is not closed" >&2 && exit 2; }
+        { echo "$2: a quote is not closed. Close it" >&2 && exit 2; }
     mapfile -t "$1" < <(printf %s "${lines%.}")
 }

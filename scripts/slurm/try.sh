@@ -3,9 +3,9 @@
 #
 #   scripts/slurm/try.sh [ARGUMENTS OF PYTEST]
 #
-# Needs root, and Debian's slurm-wlm and munge, which are installed if they are missing.
+# Needs root. Installs Debian's slurm-wlm and munge if they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-((EUID == 0)) || { echo "needs root" >&2 && exit 1; }
+((EUID == 0)) || { echo "scripts/slurm/try.sh needs root: run it as root" >&2 && exit 1; }
 scripts/slurm/install.sh
 exec scripts/test.sh tests/test_slurm.py tests/test_slurm_submission.py -m slow "$@"

@@ -90,7 +90,8 @@ def test_a_run_without_its_last_validation(tmp_path, sweep, capsys):
     replicate.gather("bag_size/program", "program", folder, output)
     assert records.read_records(output / records.RUNS_CSV) == []
     said = capsys.readouterr().out
-    assert f"{point.name} is skipped: it stopped before its last validation. Delete {run}" in said
+    assert f"{point.name} is skipped: it stopped before its last validation" in said
+    assert f"To run it again, delete {run}" in said
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_a_corpus_that_is_missing(tmp_path, sweep, prose, ran, run_script, monke
     options = ("--output", tmp_path / "out", "--folder", tmp_path / "sweeps")
     ended = run_script("replicate", *options)
     assert ended.code == 2
-    assert "is missing; make it with `make it so`" in ended.stderr
+    assert "is missing. Make it with `make it so`" in ended.stderr
     assert not ran
     record = replace(page_record(), corpus="prose", run="prose/prose/baseline", seed=0)
     records.write(tmp_path / "out", [record], {})
@@ -147,7 +148,7 @@ def write_corpus(folder, tokens, complete=True):
 
 def test_a_corpus_that_is_not_whole(tmp_path, prose, ran):
     write_corpus(tmp_path / "no", 0, complete=False)
-    with pytest.raises(ValueError, match="is missing; make it with `make it so`"):
+    with pytest.raises(ValueError, match=r"is missing\. Make it with `make it so`"):
         replicate.run([prose], tmp_path / "sweeps", tmp_path / "out", 1)
 
 
@@ -158,7 +159,9 @@ def test_runs_on_another_corpus_are_refused(tmp_path, sweep, ran, monkeypatch):
     monkeypatch.setattr(replicate, "make_if_read", lambda config: write_corpus(corpus, 200))
     record = replace(page_record(), run="lr/program/baseline", corpus_id="0123-100")
     records.write(output, [record], {})
-    with pytest.raises(ValueError, match=r"'program' here is 4567-200 .* is 0123-100; .*--output"):
+    with pytest.raises(
+        ValueError, match=r"'program' is 4567-200 here .* but 0123-100 in .*--output"
+    ):
         replicate.run([sweep], folder, output, 1)
     assert not ran
     assert records.read_records(output / records.RUNS_CSV) == [record]
@@ -171,7 +174,7 @@ def test_a_sweep_goes_on_with_its_corpus_alone(tmp_path, prose, ran):
     replicate.run([prose], folder, output, 1)
     assert ran == [set()]
     write_corpus(corpus, 200)
-    with pytest.raises(ValueError, match=r"'prose' here is 4567-200 .* is 4567-100"):
+    with pytest.raises(ValueError, match=r"'prose' is 4567-200 here .* but 4567-100 in"):
         replicate.run([prose], folder, output, 1)
     sweep_folder = folder / "prose" / "prose"
     toml = tomli.loads((sweep_folder / "0.toml").read_text())
@@ -203,8 +206,8 @@ def test_a_run_of_two_sweeps_is_made_once(tmp_path, prose, monkeypatch):
     ("arguments", "error"),
     [
         (["--report", "--training.steps=20"], "--training.steps=20: --report trains nothing"),
-        (["--training.steps=500"], "give a --folder and an --output of their own"),
-        (["--optimizer.lr", "1", "--folder", "F"], "give a --folder and an --output of their own"),
+        (["--training.steps=500"], "Give another --folder and another --output"),
+        (["--optimizer.lr", "1", "--folder", "F"], "Give another --folder and another --output"),
         (["--folder=F", "--output=O", "--debug.seed=3"], "the sweep bag_size varies debug.seed"),
         (
             ["--folder=F", "--output=O", "--training.steps=120"],
