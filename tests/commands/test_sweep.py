@@ -153,7 +153,7 @@ def test_a_sweep_is_not_made_anew_over_its_runs(tmp_path, job):
     Path(job).write_text(
         Path(job).read_text().replace("local_batch_size = 4", "local_batch_size = 8")
     )
-    with pytest.raises(ValueError, match="holds another sweep: 0.toml differs"):
+    with pytest.raises(ValueError, match=r"holds another sweep: 0\.toml differs"):
         make(tmp_path, job, f"{BAG_SIZE}=2,4")
     assert (tmp_path / "sweep" / "0.toml").read_text() == before
 
