@@ -16,6 +16,7 @@ from torchtitan.experiments.tst.config.allowed import at_least
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import Unit
+from torchtitan.experiments.tst.data.text.datasets import OURS
 from torchtitan.experiments.tst.errors import ConfigError
 
 PAGE = page("docs/config.md")
@@ -149,6 +150,11 @@ def test_values_in_the_toml_and_on_the_command_line(tmp_path):
             same = SuperpositionConfigManager().parse_args([])
         same.job.config_file = None
         assert found == same, line
+
+
+def test_the_datasets_of_this_package():
+    (row,) = [row for row in rows("key") if row[:1] == ["training.dataset"]]
+    assert {*OURS} == {*row} - {"training.dataset", "token_shards"}
 
 
 def merged(base, more):
