@@ -92,7 +92,7 @@ def test_no_more_processes_than_gpus(tst, job, base_args, monkeypatch):
 def test_a_cluster_is_here_or_elsewhere(tst, job, base_args):
     for option in ("--nproc=2", "--nnodes=2"):
         result = tst("check", job, "--ranks=8", option, *base_args)
-        assert result.code == 2 and "--ranks is for a cluster elsewhere" in result.stderr
+        assert result.code == 2 and "--ranks is for another cluster" in result.stderr
 
 
 def test_ranks_of_a_layout_share_their_data(tst, job, base_args):

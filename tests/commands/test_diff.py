@@ -24,7 +24,7 @@ def test_diff(tst):
     [
         (["one.toml"], "give two TOML files"),
         (["no.toml", "none.toml"], "job.config_file = 'no.toml': No such file or directory"),
-        (["--", "none.toml"], "a job begins with its TOML file"),
+        (["--", "none.toml"], "each job must begin with its TOML file"),
     ],
 )
 def test_diff_of_bad_input(tst, args, message):

@@ -46,7 +46,7 @@ def test_one_job_is_named():
         "--job.config_file=a.toml",
         "--training.steps=1",
     ]
-    with pytest.raises(ValueError, match=r"the job is a\.toml; name no other"):
+    with pytest.raises(ValueError, match=r"the job is a\.toml already"):
         job_arguments("a.toml", ["--job.config-file", "b.toml"])
 
 

@@ -305,9 +305,9 @@ def test_a_table_and_a_plot_of_what_is_there(tmp_path, job, vary, tst):
         ),
         (
             ["make", "nowhere", "a.toml", "--vary", "a.b=1", "--job.config_file=b.toml"],
-            "the job is a.toml; name no other",
+            "the job is a.toml already; remove this argument",
         ),
-        (["table", "nowhere", "--training.steps=1"], "only `tst sweep make` takes arguments"),
+        (["table", "nowhere", "--training.steps=1"], "only `tst sweep make` accepts arguments"),
     ],
 )
 def test_sweep_of_bad_input(tst, args, message):

@@ -93,8 +93,8 @@ def test_arguments_reach_the_module_as_they_are(tst, tmp_path, started):
         (["--training.stepz=3"], "config error: training.stepz = '3': unknown key"),
         (
             ["--training.global_batch_size=8"],
-            "config error: training.global_batch_size = 8: must be a multiple of 16, "
-            "training.local_batch_size = 4 on 4 data-parallel ranks",
+            "config error: training.global_batch_size = 8: must be a multiple of 16 "
+            "(training.local_batch_size = 4 on each of 4 data-parallel ranks)",
         ),
         (["--training.dataset_path=/none"], "config error: training.dataset_path = '/none': "),
         (

@@ -1,5 +1,5 @@
 """Token Superposition Training (arXiv 2605.06546) on top of TorchTitan.
 
-Reading order: ``core`` (the method, torch only), ``training.trainer`` (how a training loop uses
-it), ``config.sections`` (the ``[superposition]`` section), ``train`` (the entry point).
+Read ``core`` first (the method, torch only), then ``training.trainer`` (the training loop),
+``config.sections`` (the ``[superposition]`` section) and ``train`` (the entry point).
 """

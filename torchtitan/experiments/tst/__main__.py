@@ -15,14 +15,14 @@ from .upstream.cpu import enable_cpu_if_alone
 
 _COMMANDS = list(itertools.chain(*commands.COMMANDS.values()))
 _HINTS = (
-    "tst COMMAND --help                an example and the options of a command",
-    "tst --tyro-print-completion bash  completion for bash, zsh or tcsh",
+    "tst COMMAND --help                example and options of a command",
+    "tst --tyro-print-completion bash  shell completion for bash, zsh or tcsh",
 )
-_ON_CPU = ("plan", "dry-run")  # which play all GPUs on the CPU
+_ON_CPU = ("plan", "dry-run")  # they simulate all GPUs on the CPU
 
 
 def main() -> None:
-    """Run a command; an error is one line, with exit code 2."""
+    """Run a command; a user's error is printed in one line, with exit code 2."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(_overview())
@@ -33,7 +33,7 @@ def main() -> None:
         print(f"tst {name}: no such command; {hint}", file=sys.stderr)
         sys.exit(EXIT_CODE)
     here = str(Path.cwd())
-    if not {"", here} & set(sys.path):  # as with python -m, for a job's extensions
+    if not {"", here} & set(sys.path):  # as python -m does, for a job's extensions
         sys.path.insert(0, here)
     if name in _ON_CPU:
         _hide_accelerators()
@@ -47,14 +47,14 @@ def main() -> None:
 
 
 def _hide_accelerators() -> None:
-    """Start anew without GPUs where there are some: TorchTitan has looked for them already."""
+    """Restart this process without GPUs if there are any: TorchTitan has already found them."""
     if torch.accelerator.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
         command = [sys.executable, "-m", str(__package__), *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | {"CUDA_VISIBLE_DEVICES": ""})
 
 
 def _overview() -> str:
-    """The help of ``tst`` itself; the purpose of each command is the first line of its module."""
+    """Return the help of ``tst`` itself, with the first line of each command's docstring."""
     lines = ["usage: tst COMMAND ...", "", "Token Superposition Training for TorchTitan."]
     for title, names in commands.COMMANDS.items():
         lines += ["", f"{title}:"]

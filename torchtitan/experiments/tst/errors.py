@@ -1,12 +1,12 @@
-"""Errors that a user can fix, which are printed in one line and without a traceback."""
+"""Errors that a user can fix; they are printed in one line and without a traceback."""
 
 
 class UserError(Exception):
     """An error whose message says what is wrong, where, what is allowed, and what to do.
 
     Attributes:
-        title: printed before the message; "" for the title of the program that prints it.
-        exit_code: of the process that it ends.
+        title: title before the message; "" for the title of the program that prints it.
+        exit_code: exit code of the process.
     """
 
     title: str = ""
@@ -14,11 +14,11 @@ class UserError(Exception):
 
 
 class ArgumentError(UserError, ValueError):
-    """Something that a command or a function was given, and cannot work with."""
+    """A wrong argument of a command or a function."""
 
 
 class ConfigError(UserError, ValueError):
-    """A job config that cannot run; the message names key, value and what is allowed."""
+    """A job config that cannot run; the message names the key, its value and what is allowed."""
 
     title = "config error"
 
@@ -27,12 +27,12 @@ class ConfigError(UserError, ValueError):
 
 
 class ConfigTextError(ConfigError):
-    """A job config that cannot run for another reason than the value of one key."""
+    """A job config that cannot run, for a reason that is not the value of a single key."""
 
     def __init__(self, text: str):
         ValueError.__init__(self, text)
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the type of an exception and what it says."""
+    """Return the type and the message of an exception, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""For TorchTitan's own trainer: importing this module registers our flavors and datasets.
+"""Register our flavors and datasets in TorchTitan's own trainer, when this module is imported.
 
 ``python -m torchtitan.train --experimental.custom_import torchtitan.experiments.tst.extension ...``
 """

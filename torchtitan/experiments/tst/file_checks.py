@@ -1,4 +1,4 @@
-"""Files that are not what their name says: what downloads, clones and copies leave behind."""
+"""Recognize files with the wrong content, from broken downloads, clones and copies."""
 
 import re
 from pathlib import Path
@@ -12,14 +12,14 @@ _START = 1024  # bytes: an LFS pointer is shorter
 
 
 def what_is_wrong(path: Path) -> str | None:
-    """Recognize a file that cannot be what its name says, by its first bytes.
+    """Check by the first bytes of a file that it can be what its name says.
 
     Args:
-        path: of a tokenizer, weights or another file that people download.
+        path: path of a tokenizer, weights or another downloaded file.
 
     Returns:
-        What it is instead and what to do, to be put after the file's name; None if there is
-        nothing to object to. The content is not parsed.
+        What the file is instead and what to do, as a text to put after the file's name. None if
+        nothing is wrong. The content is not parsed.
     """
     try:
         with path.open("rb") as file:
@@ -29,19 +29,19 @@ def what_is_wrong(path: Path) -> str | None:
             return f"is a link to {path.readlink()}, which does not exist"
         return f"cannot be read: {error.strerror}"
     if not start:
-        return "is empty; fetch it again"
+        return "is empty; download it again"
     if not start.strip(b"\0 \t\r\n"):
-        return "begins with zeros or blanks only; fetch it again"
+        return "begins with zeros or blanks only; download it again"
     if start.startswith(_LFS):
         return (
-            "is a Git LFS pointer and not the file itself; run `git lfs pull` in "
-            f"{path.absolute().parent}, or fetch it with `tst assets`"
+            "is a Git LFS pointer, not the file itself; run `git lfs pull` in "
+            f"{path.absolute().parent}, or download it with `tst assets`"
         )
     if _ANNEX.match(start):
-        return "is a git-annex pointer and not the file itself; run `git annex get` on it"
+        return "is a git-annex pointer, not the file itself; run `git annex get` on it"
     if _PAGE.match(start):
         return (
-            "is a web page (HTML or XML), such as a login page or an error; fetch the file again, "
-            "for example with `tst assets`"
+            "is a web page (HTML or XML), such as a login page or an error; download the file "
+            "again, for example with `tst assets`"
         )
     return None

@@ -1,14 +1,14 @@
-"""torchrun for jobs that may be stopped: ``python -m torchtitan.experiments.tst.launch``.
+"""Run torchrun for jobs that may be stopped: ``python -m torchtitan.experiments.tst.launch``.
 
-Takes torchrun's arguments but ``--max-restarts``. Three things differ:
+The arguments are torchrun's, except ``--max-restarts``. Three things differ:
 
 - SIGTERM and SIGUSR1 are passed on to the training processes, which then have all the time they
   need to write a checkpoint. torchrun kills them 30 seconds after SIGTERM, and SIGUSR1 kills
   torchrun itself.
-- An error of theirs that is one line (:mod:`.resilience.reporting`) is said once, with their exit
-  code, and not followed by torchrun's table of failures.
-- If they end with :data:`.resilience.stop.STOPPED_EXIT_CODE`, so does this process, also if they
-  were asked to stop before they could listen. torchrun ends with 1 whatever they end with.
+- If the processes end with an error of one line (:mod:`.resilience.reporting`), it is printed once,
+  without torchrun's table of failures. The exit code is that of the processes.
+- If they end with :data:`.resilience.stop.STOPPED_EXIT_CODE`, so does this process. This is also
+  the exit code if they were stopped before they handled signals. torchrun's is always 1.
 """
 
 import functools
@@ -31,13 +31,14 @@ ENVIRONMENT = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # less fragmen
 
 
 class _Launch:
-    """What has become of this launch: the processes started, and whether it was asked to stop."""
+    """The state of this launch: its processes, and whether it was asked to stop."""
 
     def __init__(self) -> None:
         self.context: api.PContext | None = None
         self.stopped = False
 
     def listen(self) -> None:
+        """Handle the stop signals."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._pass_on)
 
@@ -50,22 +51,26 @@ class _Launch:
                 os.kill(pid, number)
 
     def exit_code(self, error: ChildFailedError) -> int:
+        """Return the exit code of the launch, given the failure of its processes."""
         codes = {failure.exitcode for failure in error.failures.values()}
-        # one that has stopped has seen all others do so; before they listen, a signal ends them
+        # If one process has stopped, all have. Before they handle signals, a signal ends them.
         ended_by_signal = self.stopped and codes <= {-number for number in STOP_SIGNALS}
         return STOPPED_EXIT_CODE if STOPPED_EXIT_CODE in codes or ended_by_signal else 1
 
 
-def _is_said_otherwise(record: logging.LogRecord) -> bool:
-    """Whether a message of torchrun's tells of a process whose error is said, or of those ended."""
-    said = f"failed (exitcode: {reporting.EXIT_CODE}) "
-    return record.getMessage().startswith((said, "Sending process"))
+def _is_redundant(record: logging.LogRecord) -> bool:
+    """Return whether a message of torchrun is redundant: the error itself is printed."""
+    failed = f"failed (exitcode: {reporting.EXIT_CODE}) "
+    return record.getMessage().startswith((failed, "Sending process"))
 
 
 def main() -> None:
     """Run torchrun on the command line's arguments."""
     if run.parse_args(sys.argv[1:]).max_restarts:
-        sys.exit("--max-restarts: a job that was stopped would be started again; leave it out")
+        sys.exit(
+            "--max-restarts: must be 0, because torchrun would restart a job that was stopped; "
+            "remove it"
+        )
     launch, start = _Launch(), api.PContext.start
 
     @functools.wraps(start)
@@ -76,17 +81,17 @@ def main() -> None:
 
     replace(api.PContext, "start", start_and_listen)
     launch.listen()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # as .start leaves them
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # .start has blocked them
     os.environ[reporting.UNDER_LAUNCH] = "1"
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger(api.__name__).addFilter(lambda record: not _is_said_otherwise(record))
+    logging.getLogger(api.__name__).addFilter(lambda record: not _is_redundant(record))
     try:
         run.main()
     except ChildFailedError as error:
         if (code := launch.exit_code(error)) == STOPPED_EXIT_CODE:
             sys.exit(code)
-        assert launch.context is not None  # a process has failed
+        assert launch.context is not None  # because a process has failed
         for text in reporting.texts_of(launch.context.error_files.values()):
             print(text, file=sys.stderr)
         if reporting.is_all(failure.exitcode for failure in error.failures.values()):

@@ -1,6 +1,6 @@
-"""Start a job on this machine: check it in this process, then become its launcher.
+"""Start a job on this machine: check it in this process, then replace this process by its launcher.
 
-Nothing is started for a job that cannot run, so that its error is said once.
+No process is started for a job that cannot run, so its error is printed once.
 """
 
 import os
@@ -27,8 +27,8 @@ from .resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 TRAIN_MODULE = f"{__package__}.train"
 _LAUNCH_MODULE = f"{__package__}.launch"
 
-# A rank alone has no whole model to load or save, and nothing to record.
-_PLAYED = (
+# A single rank has no whole model to load or save, and nothing to record.
+_ONE_RANK = (
     "--superposition.no-checkpoint_each_stage",
     "--superposition.no-stop_at_boundary",
     "--checkpoint.no-enable",
@@ -40,20 +40,20 @@ _PLAYED = (
     "--profiling.no-enable_memory_snapshot",
     "--metrics.no-enable_wandb",
 )
-# for another module than TRAIN_MODULE, whose keys need not be known here
+# For another module than TRAIN_MODULE: its keys may be unknown here.
 _EACH_PHASE = ("--training.steps=2", "--superposition.steps=None", "--superposition.step_ratio=0.5")
 
 
 def default_processes() -> int:
-    """Return the number of processes for this machine: one for each GPU, or 2 on CPU."""
+    """Return the number of processes for this machine: one per GPU, or 2 on CPU."""
     return torch.accelerator.device_count() or 2
 
 
 def check_processes(processes: int) -> None:
-    """Check that each process of this machine can have a GPU of its own, if it has GPUs.
+    """Check that each process has its own GPU, if this machine has GPUs.
 
     Raises:
-        ConfigTextError: if there are more processes.
+        ConfigTextError: if there are more processes than GPUs.
     """
     gpus = torch.accelerator.device_count()
     if 0 < gpus < processes:
@@ -65,19 +65,19 @@ def check_processes(processes: int) -> None:
 def check(
     job_config: JobConfig, ranks: int, *, machine: bool = True, files: bool = True
 ) -> list[str]:
-    """Check everything that would stop a job; make the demo's corpus if the job reads it.
+    """Check that a job can start; make the demo's corpus if the job reads it.
 
     Args:
-        job_config: of the job.
-        ranks: processes that it is to run on.
-        machine: whether this machine is one that it is to run on.
-        files: whether its tokenizer, data, folders and checkpoints are here.
+        job_config: config of the job.
+        ranks: number of processes of the job.
+        machine: check this machine, too; set it if the job runs here.
+        files: check tokenizer, data, folders and checkpoints, too; set it if they are here.
 
     Returns:
         The job's numbers (ranks, batch, tokens, steps of each stage), as lines of text.
 
     Raises:
-        ConfigError: naming the key, its value and what is allowed.
+        ConfigError: if the job cannot run; names the key, its value and what is allowed.
         CheckpointError: if the config contradicts the checkpoint that the job would resume from.
     """
     check_config(job_config, ranks)
@@ -106,23 +106,23 @@ def _numbers(job_config: JobConfig, plan: Plan) -> list[str]:
 
 
 def start(arguments: list[str], processes: int, log_rank: str, module: str) -> NoReturn:
-    """Check a job and become its launcher, :mod:`.launch`.
+    """Check a job and replace this process by its launcher, :mod:`.launch`.
 
-    A job with ``comm.mode = "fake_backend"`` is played by one process, which stands for rank 0 of
-    ``processes``, for a step of each stage and of recovery; of another module than :mod:`.train`,
-    whose keys need not be known here, for a step of each phase.
+    A job with ``comm.mode = "fake_backend"`` runs in one process, as rank 0 of ``processes``. It
+    runs a step of each stage and of recovery. With another module than :mod:`.train`, whose keys
+    may be unknown here, it runs a step of each phase.
 
     Args:
-        arguments: of the job, as on the command line.
-        processes: to start.
+        arguments: arguments of the job, as on the command line.
+        processes: number of processes.
         log_rank: ranks whose output is shown, such as "0,1".
-        module: what each of them runs; only a job of :mod:`.train` is checked.
+        module: module that each process runs; only a job of :mod:`.train` is checked.
 
     Raises:
         ConfigError: as :func:`check`.
-        CheckpointError: likewise.
+        CheckpointError: as :func:`check`.
     """
-    for number in STOP_SIGNALS:  # to nothing that has begun
+    for number in STOP_SIGNALS:  # nothing has started that they would have to stop
         signal.signal(number, lambda *_: sys.exit(STOPPED_EXIT_CODE))
     if module == TRAIN_MODULE:
         job_config = SuperpositionConfigManager().parse_args(arguments)
@@ -130,12 +130,14 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
             make_if_read(job_config)
             check_config(job_config, processes)
             sys.exit(
-                _play(arguments, processes, module, _steps_to_play(build_schedule(job_config)))
+                _run_rank_0(
+                    arguments, processes, module, _one_step_each(build_schedule(job_config))
+                )
             )
         check_processes(processes)
         check(job_config, processes)
     elif re.search(r"--comm\.mode[= ]fake_backend\b", " ".join(arguments)):
-        sys.exit(_play(arguments, processes, module))  # of keys that need not be known here
+        sys.exit(_run_rank_0(arguments, processes, module))
     sys.stdout.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the launcher listens
     launch = [
@@ -146,7 +148,7 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
     os.execv(sys.executable, launch)
 
 
-def _steps_to_play(schedule: Schedule) -> tuple[str, ...]:
+def _one_step_each(schedule: Schedule) -> tuple[str, ...]:
     """Return the arguments for a step of each stage and one of recovery."""
     stages = schedule.stages
     bag_sizes = ",".join(f"{stage.bag_size}" for stage in stages) or "1"
@@ -158,12 +160,12 @@ def _steps_to_play(schedule: Schedule) -> tuple[str, ...]:
     )
 
 
-def _play(
+def _run_rank_0(
     arguments: list[str], ranks: int, module: str, steps: tuple[str, ...] = _EACH_PHASE
 ) -> int:
-    """Play a few steps as rank 0; gives the exit code."""
+    """Run a few steps as rank 0, and return the exit code."""
     of_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": f"{ranks}", "NGPU": f"{ranks}"}
     with tempfile.TemporaryDirectory() as folder:
-        played = [*arguments, *_PLAYED, *steps, f"--job.dump_folder={folder}"]
-        command = [sys.executable, "-m", module, *played]
+        all_arguments = [*arguments, *_ONE_RANK, *steps, f"--job.dump_folder={folder}"]
+        command = [sys.executable, "-m", module, *all_arguments]
         return subprocess.run(command, env=ENVIRONMENT | os.environ | of_rank).returncode

@@ -1,4 +1,7 @@
-"""Entry point: ``torchrun ... -m torchtitan.experiments.tst.train --job.config_file run.toml``."""
+"""The entry point of training.
+
+Run ``torchrun ... -m torchtitan.experiments.tst.train --job.config_file run.toml``.
+"""
 
 from torchtitan import train as upstream
 
@@ -10,10 +13,10 @@ from .upstream.replaced import replaced
 
 
 def main() -> None:
-    """Upstream's main with our sections in the config and our trainer in the loop.
+    """Run upstream's main with our config sections and our trainer.
 
-    The sections are added here and not by ``job.custom_config_module``, which upstream's own entry
-    point would accept from a TOML too and then ignore ``[superposition]`` without a word.
+    ``job.custom_config_module`` could add the sections, too. But upstream's own entry point would
+    then accept such a TOML, and silently ignore ``[superposition]``.
     """
     enable_cpu_if_alone()
     with (

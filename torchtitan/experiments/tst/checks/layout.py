@@ -141,8 +141,8 @@ def _check_batch(job_config: JobConfig, dp_degree: int) -> None:
         raise ConfigError(
             "training.global_batch_size",
             training.global_batch_size,
-            f"must be a multiple of {at_once}: training.local_batch_size = "
-            f"{training.local_batch_size} times {dp_degree} data-parallel ranks",
+            f"must be a multiple of {at_once} (training.local_batch_size = "
+            f"{training.local_batch_size} on each of {dp_degree} data-parallel ranks)",
         )
 
 

@@ -1,12 +1,12 @@
-"""The command ``tst``: a module for each of its commands.
+"""The command ``tst``, with a module for each of its commands.
 
-A module here has a docstring, which is the command's help, and a function ``main``, whose
-parameters are its arguments. It parses and prints; what the command does is in the library, which
-never imports from here. ``python -m torchtitan.experiments.tst`` runs them.
+The docstring of a module is the command's help. The parameters of its function ``main`` are the
+command's arguments. A module here only parses and prints. The work is done by the library, which
+never imports from here. ``python -m torchtitan.experiments.tst`` runs the commands.
 """
 
 COMMANDS = {
     "before a run": ("configs", "assets", "tokenize", "check", "plan", "dry-run", "diff", "sweep"),
-    "the run": ("train",),
-    "after it": ("compare", "export", "evaluate", "sample"),
+    "run": ("train",),
+    "after a run": ("compare", "export", "evaluate", "sample"),
 }

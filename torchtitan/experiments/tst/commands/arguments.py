@@ -1,4 +1,4 @@
-"""What the commands share: how a job is named, and how its own arguments are told from theirs."""
+"""Arguments that several commands have, and the arguments of a job on their command lines."""
 
 import logging
 from collections.abc import Sequence
@@ -10,12 +10,14 @@ from tyro.conf import Positional, arg
 
 from ..errors import ArgumentError
 
-Job = Annotated[Positional[Path], arg(metavar="JOB.toml", help="The job.")]
+Job = Annotated[Positional[Path], arg(metavar="JOB.toml", help="The job's TOML file.")]
 Model = Annotated[
     Positional[Path],
     arg(metavar="MODEL", help="Checkpoint, exported folder, or run folder (its last checkpoint)."),
 ]
-Ranks = Annotated[int | None, arg(metavar="N", help="GPUs. By default those of its layout.")]
+Ranks = Annotated[
+    int | None, arg(metavar="N", help="Number of GPUs. By default as many as the layout needs.")
+]
 
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 GpuKind = Literal["A100", "H100", "H200", "B200"]
@@ -24,8 +26,11 @@ GpuKind = Literal["A100", "H100", "H200", "B200"]
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a command's own arguments from those of the job, ``--section.key``.
 
-    The values that follow ``--section.key`` are the job's too, but not what follows
-    ``--section.key=value``. All that follows "--" is the job's.
+    Values after ``--section.key`` belong to the job, too. What follows ``--section.key=value`` does
+    not. Everything after "--" belongs to the job.
+
+    Returns:
+        The command's arguments, and the job's.
     """
     own: list[str] = []
     overrides: list[str] = []
@@ -42,25 +47,25 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def job_arguments(job: Path, overrides: Sequence[str]) -> list[str]:
-    """Return a job's arguments as TorchTitan takes them.
+    """Return a job's arguments for TorchTitan's config manager.
 
     Args:
-        job: its TOML.
-        overrides: over the TOML.
+        job: path of the job's TOML.
+        overrides: the job's arguments, which override the TOML.
 
     Raises:
-        ArgumentError: for overrides that name another job.
+        ArgumentError: if the overrides name another job.
     """
     if named := [argument for argument in overrides if argument.startswith("--job.config")]:
-        raise ArgumentError(f"{named[0]}: the job is {job}; name no other")
+        raise ArgumentError(f"{named[0]}: the job is {job} already; remove this argument")
     return [f"--job.config_file={job}", *overrides]
 
 
 def check_positive(**options: int | None) -> None:
-    """Check that options that are given are at least 1.
+    """Check that options are at least 1, or None.
 
     Raises:
-        ArgumentError: naming one that is not.
+        ArgumentError: if an option is below 1; names the option.
     """
     for name, value in options.items():
         if value is not None and value < 1:
@@ -68,6 +73,6 @@ def check_positive(**options: int | None) -> None:
 
 
 def log_progress() -> None:
-    """Show TorchTitan's log lines on the console, without those of the hub's library."""
+    """Show TorchTitan's log lines on the console, without those of huggingface_hub."""
     init_logger()
     logging.getLogger("huggingface_hub").setLevel(logging.WARNING)

@@ -1,9 +1,10 @@
-"""Fetch a model's tokenizer and config from the Hugging Face hub, for model.hf_assets_path.
+"""Download a model's tokenizer and config from the Hugging Face hub.
 
     tst assets meta-llama/Meta-Llama-3-8B
     tst assets Qwen/Qwen3-30B-A3B --assets tokenizer index
 
-They come into assets/hf/Meta-Llama-3-8B and so on. What is there already is not fetched again.
+The first example writes to assets/hf/Meta-Llama-3-8B. Set model.hf_assets_path of a job to this
+folder. Files that are there already are not downloaded again.
 """
 
 from pathlib import Path
@@ -25,14 +26,15 @@ def main(
     revision: str | None = None,
     hf_token: str | None = None,
 ) -> None:
-    """Fetch assets.
+    """Download assets.
 
     Args:
-        repo_id: The model on the hub.
-        assets: What to fetch.
-        local_dir: Above the folder to fill.
+        repo_id: Name of the model on the hub.
+        assets: What to download.
+        local_dir: Parent folder. The model gets a folder with its name in it.
         revision: Branch, tag or commit. By default main.
-        hf_token: For models behind a licence. By default HF_TOKEN, or that of `hf auth login`.
+        hf_token: Token for models behind a license. By default HF_TOKEN, or that of
+            `hf auth login`.
     """
     folder = download(repo_id, assets, local_dir, hf_token, revision)
     if "tokenizer" in assets:

@@ -1,11 +1,11 @@
-"""Check everything that would stop a job, without starting it.
+"""Check that a job can start: config, tokenizer, data, checkpoints, machine.
 
     tst check JOB.toml
     tst check JOB.toml --ranks 64 --training.local_batch_size=8
 
-Reads the config, the tokenizer, the data and the checkpoints, and asks this machine for what the
-job needs. Each launch begins with it. For a job that reads the demo's corpus, it makes that first.
-Further arguments are the job's, over the TOML.
+Reads the config, the tokenizer, the data and the checkpoints, and checks that this machine has what
+the job needs. `tst train` starts with the same checks. If the job reads the demo's corpus, the
+corpus is made first. Further arguments override the TOML.
 """
 
 from typing import Annotated
@@ -30,17 +30,18 @@ def main(
     """Check a job.
 
     Args:
-        overrides: the job's arguments.
-        job: its TOML.
-        ranks: Check for so many GPUs of a cluster that is not here: this machine is not asked.
+        overrides: Arguments of the job.
+        job: The job's TOML file.
+        ranks: Number of GPUs of another cluster. This machine is then not checked.
         nproc: Processes on this machine. By default one for each GPU, or 2 on CPU.
-        nnodes: Machines like this one. By default 1.
-        files: Look at tokenizer, data, folders and checkpoints.
+        nnodes: Number of machines like this one. By default 1.
+        files: Check tokenizer, data, folders and checkpoints.
     """
     check_positive(ranks=ranks, nproc=nproc, nnodes=nnodes)
     if ranks and (nproc or nnodes):
         raise ArgumentError(
-            "--ranks is for a cluster elsewhere, --nproc and --nnodes for one like this"
+            "--ranks is for another cluster, --nproc and --nnodes are for machines like this one; "
+            "give one of the two"
         )
     check_processes(nproc or 1)
     config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))

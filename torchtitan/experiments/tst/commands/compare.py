@@ -1,11 +1,11 @@
-"""Compare runs as the paper does: at equal FLOPs, at equal loss, at equal data.
+"""Compare runs as the paper does: at equal FLOPs, equal loss and equal data.
 
     tst compare outputs/demo/tst
     tst compare outputs/mine UPSTREAM_RUN/tb --output outputs/comparison
 
-Prints tables, and writes comparison.json, loss.png, of a mixture of experts experts.png, and one
-file with everything, report.html. A run is its folder; of TorchTitan's own trainer TensorBoard's
-files will do.
+Prints tables. Writes comparison.json, loss.png, for mixtures of experts experts.png, and
+report.html, which has everything in one file. Name a run by its folder. A run of TorchTitan's own
+trainer needs TensorBoard files.
 """
 
 import shlex
@@ -34,11 +34,11 @@ def main(
     """Compare runs.
 
     Args:
-        overrides: arguments of `job`.
-        runs: their folders.
-        loss: What to compare. By default validation, if all runs have it.
-        output: Folder for the files. By default, of a single run, its own.
-        job: Take the run of this job too. Further arguments are the job's, over the TOML.
+        overrides: Arguments of `job`.
+        runs: Folders of the runs.
+        loss: Loss to compare. By default validation, if all runs have it.
+        output: Folder for the files. A single run has its own folder as default.
+        job: Compare the run of this job, too. Further arguments override its TOML.
     """
     from ..results.report import write_comparison
 
@@ -47,11 +47,11 @@ def main(
         config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))
         folders.append(Path(config.job.dump_folder))
     elif overrides:
-        raise ArgumentError(f"{' '.join(overrides)}: needs --job JOB.toml")
+        raise ArgumentError(f"{' '.join(overrides)}: arguments of a job need --job JOB.toml")
     if not folders:
-        raise ArgumentError("give a run folder")
+        raise ArgumentError("give at least one run folder")
     if len(folders) > 1 and not output:
-        raise ArgumentError("--output: give a folder for the report of several runs")
+        raise ArgumentError("several runs need --output, a folder for the report")
     curves = read_runs(folders)
     comparison = compare(curves, loss)
     command = shlex.join(["tst", *sys.argv[1:]])

@@ -3,7 +3,8 @@
     tst configs list
     tst configs copy .
 
-They are the demo's, debug ones, and the paper's runs. "copy" makes FOLDER/train_configs.
+The configs are the demo's, small ones for debugging, and the paper's runs. "copy" writes them to
+FOLDER/train_configs.
 """
 
 from dataclasses import dataclass
@@ -17,24 +18,24 @@ from ..config.shipped import NAME, copy_configs, shipped_configs
 
 @dataclass
 class List:
-    """List them."""
+    """List the configs."""
 
 
 @dataclass
 class Copy:
-    """Copy them, to be changed and run."""
+    """Copy the configs, so that you can change and run them."""
 
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
-    """Where to make train_configs."""
+    """Parent folder of train_configs."""
 
 
 def main(
     action: Annotated[List, subcommand("list")] | Annotated[Copy, subcommand("copy")],
 ) -> None:
-    """Show the configs.
+    """List or copy the configs.
 
     Args:
-        action: what to do.
+        action: What to do.
     """
     if isinstance(action, Copy):
         print(f"{len(copy_configs(action.folder))} configs are in {action.folder / NAME}")

@@ -1,10 +1,10 @@
-"""Show what two jobs differ in, with defaults and command lines applied.
+"""Show the differences of two jobs, with defaults and command lines applied.
 
     tst diff BASELINE.toml TST.toml
     tst diff A.toml --training.steps=100 -- B.toml --superposition.bag_size=8
 
-Exits with 1 if anything differs beyond what is allowed. To give a job arguments, put -- between the
-two.
+The exit code is 1 if other keys differ than those that may. To give arguments to a job, put --
+between the two jobs.
 """
 
 import json
@@ -27,9 +27,9 @@ def main(
     """Compare two jobs.
 
     Args:
-        overrides: the arguments of the first, then "--" and the second job.
-        jobs: their TOMLs.
-        allow: A key, or a whole section, that may differ; several times for several. By default
+        overrides: Arguments of the first job, then "--" and the second job.
+        jobs: TOML files of the jobs.
+        allow: A key or a whole section that may differ. Repeat the option for several. By default
             superposition, job.description and job.dump_folder.
     """
     first, second = _two(list(map(str, jobs)), overrides)
@@ -40,11 +40,15 @@ def main(
         for sign, value in zip("-+", values, strict=True):
             print(f"{sign} {key} = {json.dumps(value)}{mark}")
     if beyond := [key for key in found if not is_allowed(key, allowed)]:
-        sys.exit(f"{len(beyond)} of {len(found)} differences are beyond {', '.join(allowed)}")
+        sys.exit(
+            f"{len(beyond)} of {len(found)} differences are not allowed; only {', '.join(allowed)} "
+            "may differ"
+        )
     print(f"{len(found)} differences, all of them allowed")
 
 
 def _two(jobs: list[str], overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments of each of the two jobs, which begin with its TOML."""
     if "--" in overrides:
         at = overrides.index("--")
         found = [*jobs, *overrides[:at]], overrides[at + 1 :]
@@ -53,5 +57,5 @@ def _two(jobs: list[str], overrides: list[str]) -> tuple[list[str], list[str]]:
     else:
         raise ArgumentError("give two TOML files, or two jobs with -- between them")
     if len(jobs) != 1 or any(not job or job[0].startswith("-") for job in found):
-        raise ArgumentError("a job begins with its TOML file, and -- stands between the two")
+        raise ArgumentError("each job must begin with its TOML file; put -- between the two jobs")
     return found

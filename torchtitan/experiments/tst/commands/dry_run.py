@@ -1,16 +1,16 @@
-"""Try jobs without their GPUs: layout, batch and memory, a line for each.
+"""Try jobs without their GPUs: print layout, batch and memory, one line each.
 
     tst dry-run train_configs/paper/*.toml
     tst dry-run JOB.toml --ranks 16 --parallelism.data_parallel_shard_degree=16
 
-The real trainer is built as rank 0 of all ranks and plays a step of each stage and of recovery on
-tensors without content. With pipeline parallelism, it is each rank of the pipeline in turn, and the
-line names the one that needs the most memory. With expert parallelism, memory is estimated for
-routers that give all experts the same number of tokens, and "at worst" for routers that send as
-many as they can to one GPU's experts. Whether a job fits does not depend on the latter.
+Builds the real trainer as rank 0 of all ranks. Simulates a step of each stage and of recovery on
+fake tensors. With pipeline parallelism, each rank of the pipeline is simulated, and the line names
+the rank that needs the most memory. With expert parallelism, the memory is for routers that send
+the same number of tokens to all experts. The memory "at worst" is for routers that send as many
+tokens as possible to the experts of one GPU. It does not decide whether a job fits.
 
-Exits with 1 if a job cannot run, does not fit or could not be tried. For one job's tokens and
-hours: tst plan. Further arguments are the jobs', over their TOMLs.
+The exit code is 1 if a job cannot run, does not fit or could not be tried. For the tokens and GPU
+hours of a job, use tst plan. Further arguments override the TOML of each job.
 """
 
 import sys
@@ -37,15 +37,16 @@ def main(
     """Try jobs.
 
     Args:
-        overrides: the jobs' arguments.
-        jobs: their TOMLs.
-        ranks: GPUs.
-        gpu: Their kind.
-        memory: Play steps and estimate the memory. Without, jobs are built only, which is faster.
+        overrides: Arguments of the jobs.
+        jobs: TOML files of the jobs.
+        ranks: Number of GPUs.
+        gpu: Kind of GPU.
+        memory: Simulate steps and estimate the memory. Without it, jobs are only built, which is
+            faster.
     """
     check_positive(ranks=ranks)
     if not jobs:
-        raise ArgumentError("give a JOB.toml")
+        raise ArgumentError("give at least one JOB.toml")
     failed = 0
     for number, job in enumerate(jobs, 1):
         begin = time.perf_counter()

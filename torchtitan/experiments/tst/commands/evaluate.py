@@ -1,10 +1,10 @@
-"""Score a model on the paper's benchmarks, 0-shot, next to the paper's scores (Table 3).
+"""Evaluate a model on the paper's benchmarks, 0-shot, next to the paper's scores.
 
     tst evaluate outputs/270M/tst
     tst evaluate EXPORTED_FOLDER --tasks arc_easy,piqa --limit 100
 
-The LM-Eval harness does the work, and fetches its data from the Hugging Face hub the first time.
-Further arguments are the job's, as for tst export.
+This runs the LM-Eval harness, which downloads its data from the Hugging Face hub the first time.
+The paper's scores are those of its Table 3. Further arguments override the job, as for tst export.
 """
 
 from pathlib import Path
@@ -26,18 +26,18 @@ def main(
     limit: Annotated[int | None, arg(metavar="N")] = None,
     device: str | None = None,
 ) -> None:
-    """Score a model.
+    """Evaluate a model.
 
     Args:
-        overrides: the job's arguments.
-        model: what to score.
-        tasks: Of the harness, separated by commas. By default those of Table 3.
-        include_path: Further tasks, in the harness's YAML.
-        output: By default evaluation.json in an exported folder, and evaluation-step-N.json in the
-            run folder of a checkpoint.
-        batch_size: Sequences at a time.
-        limit: Documents of each task, for a quick try.
-        device: By default the accelerator, or cpu.
+        overrides: Arguments of the job.
+        model: The model to evaluate.
+        tasks: Tasks of the harness, separated by commas. By default those of Table 3.
+        include_path: Folder with more tasks, in the YAML of the harness.
+        output: File for the results. By default evaluation.json in an exported folder, and
+            evaluation-step-N.json in the run folder of a checkpoint.
+        batch_size: Sequences in a batch.
+        limit: Number of documents of each task, for a quick test.
+        device: Device of the model. By default the accelerator, or cpu.
     """
     from ..results.evaluation import METRICS, Harness, evaluate, table
 
@@ -48,5 +48,5 @@ def main(
     rows, written = evaluate(model, overrides, output, harness)
     print("\n".join(table(rows)))
     if limit:
-        print(f"Of the first {limit} documents of each task only")
+        print(f"These scores are of the first {limit} documents of each task only")
     print(f"results: {written}")

@@ -1,11 +1,11 @@
-"""Export a checkpoint's model as a Hugging Face folder, as transformers loads it.
+"""Export the model of a checkpoint as a Hugging Face folder, for transformers.
 
     tst export outputs/demo/tst outputs/demo/hf
     tst export RUN/checkpoint/boundary FOLDER --checkpoint.export_dtype=bfloat16
 
-The run's config.toml says what model it is. Further arguments are the job's, such as
---model.hf_assets_path for a tokenizer that has moved; a checkpoint of TorchTitan's own trainer
-needs its --job.config_file.
+The run's config.toml names the model. Further arguments override it, such as --model.hf_assets_path
+if the tokenizer has moved. A checkpoint of TorchTitan's own trainer needs --job.config_file, the
+TOML of its job.
 """
 
 from pathlib import Path
@@ -27,9 +27,9 @@ def main(
     """Export a checkpoint.
 
     Args:
-        overrides: the job's arguments.
-        checkpoint: RUN/checkpoint/step-N or boundary; of a run folder, the last.
-        output: Folder to make.
+        overrides: Arguments of the job.
+        checkpoint: RUN/checkpoint/step-N, RUN/checkpoint/boundary, or RUN for its last checkpoint.
+        output: Folder to create.
     """
     log_progress()
     found = find_checkpoint(checkpoint)

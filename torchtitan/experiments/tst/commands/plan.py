@@ -4,10 +4,10 @@
     tst plan JOB.toml --gpu H100 --ranks 32 --mfu 0.35 --plot plan.png
     tst plan JOB.toml --layouts --gpu B200 --ranks 64
 
-One job in full, with what the paper found at its size; or, with --layouts, the degrees of
-parallelism that it could have on these GPUs, with memory and communication of each. Needs the
-config alone: no GPU, no tokenizer; data are counted if they are there. For many jobs in a line
-each: tst dry-run. Further arguments are the job's, over the TOML.
+Prints the estimates of one job, and what the paper found at its size. With --layouts, it lists the
+degrees of parallelism that the job could have on these GPUs, with the memory and communication of
+each. It needs the config only, no GPU and no tokenizer. Data is counted if it is there. For many
+jobs, one line each, use tst dry-run. Further arguments override the TOML.
 """
 
 from pathlib import Path
@@ -41,17 +41,17 @@ def main(
     """Estimate a job.
 
     Args:
-        overrides: the job's arguments.
-        job: its TOML.
-        ranks: GPUs.
-        gpu: Their kind.
-        mfu: Share of the GPU's peak in (0, 1]. By default what the paper's hours give for its
-            models, and 0.4 for others.
-        memory: Estimate the memory, by a dry run.
-        plot: The paper's losses around the job, as a picture.
+        overrides: Arguments of the job.
+        job: The job's TOML file.
+        ranks: Number of GPUs.
+        gpu: Kind of GPU.
+        mfu: Model FLOPs utilization, in (0, 1]. By default that of the paper's GPU hours for the
+            paper's models, and 0.4 for others.
+        memory: Estimate the memory with a dry run.
+        plot: Draw the paper's losses around the job into this file.
         layouts: List the layouts that TorchTitan accepts and that fit, the fastest first.
-        rows: Layouts to list.
-        gpus_per_node: GPUs that NVLink joins, for the layouts.
+        rows: Number of layouts to list.
+        gpus_per_node: Number of GPUs that NVLink connects, for the layouts.
     """
     check_positive(**{"ranks": ranks, "rows": rows, "gpus-per-node": gpus_per_node})
     if mfu is not None and not 0 < mfu <= 1:

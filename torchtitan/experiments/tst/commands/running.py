@@ -1,4 +1,4 @@
-"""How a command runs: its arguments parsed by tyro, and its errors in one line."""
+"""Run a command: parse its arguments with tyro, and print its errors in one line."""
 
 import functools
 import importlib
@@ -16,7 +16,7 @@ from ..resilience.reporting import errors_in_one_line, print_and_exit
 from .arguments import split_overrides
 
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-# What this package itself does not need, and the extra that brings it
+# Packages that only some commands need, and the extras that install them.
 _EXTRAS = {
     "datatrove": "data",
     "multiprocess": "data",
@@ -31,11 +31,11 @@ def run(name: str, arguments: Sequence[str]) -> None:
     """Run a command.
 
     Args:
-        name: of it.
-        arguments: as on the command line.
+        name: name of the command.
+        arguments: arguments, as on the command line.
 
     Raises:
-        SystemExit: with exit code 2 for an error that the user can mend.
+        SystemExit: with exit code 2 for an error that the user can fix.
     """
     logger = logging.getLogger()  # torchtitan's
     logger.addFilter(_is_news)
@@ -52,7 +52,7 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     datasets.register()
     takes_job = _takes_overrides(module)
     own, overrides = split_overrides(arguments) if takes_job else (arguments, [])
-    if name != "diff":  # whose two jobs it stands between
+    if name != "diff":  # there it separates two jobs
         overrides = [argument for argument in overrides if argument != "--"]
     tyro.cli(
         _function(module, overrides),
@@ -65,7 +65,7 @@ def _run(name: str, arguments: Sequence[str]) -> None:
 
 @contextmanager
 def _extras_named(name: str) -> Iterator[None]:
-    """End with the pip line of the extra that a command is missing."""
+    """If a command lacks a package, exit with the pip command that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -77,7 +77,7 @@ def _extras_named(name: str) -> Iterator[None]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a message says more than that there is no tokenizer, which a check says better."""
+    """Return whether to show a log message; the checks report a missing tokenizer better."""
     return not record.getMessage().startswith("HF assets path ")
 
 
@@ -85,8 +85,8 @@ def complete(names: Sequence[str], arguments: Sequence[str]) -> None:
     """Print or write tyro's shell completion of all commands.
 
     Args:
-        names: of the commands.
-        arguments: such as ``--tyro-print-completion bash``.
+        names: names of the commands.
+        arguments: arguments for tyro, such as ``--tyro-print-completion bash``.
     """
     functions = {name: _function(_module(name), []) for name in names}
     tyro.extras.subcommand_cli_from_dict(
@@ -99,7 +99,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _function(module: ModuleType, overrides: list[str]) -> Callable[..., None]:
-    """The function of a command, with the job's arguments where it takes them."""
+    """Return the function of a command, with the job's arguments if it accepts them."""
     return functools.partial(module.main, overrides) if _takes_overrides(module) else module.main
 
 

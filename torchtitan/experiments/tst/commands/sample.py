@@ -1,8 +1,8 @@
-"""Look at what a model writes.
+"""Generate text with a model.
 
     tst sample outputs/demo/tst --prompt "def main("
 
-Further arguments are the job's, as for tst export.
+Further arguments override the job, as for tst export.
 """
 
 from .arguments import Model
@@ -19,17 +19,17 @@ def main(
     top_k: int = 0,
     seed: int = 0,
 ) -> None:
-    """Let a model write.
+    """Generate text.
 
     Args:
-        overrides: the job's arguments.
-        model: what writes.
-        prompt: What to begin with. By default only the beginning of a document.
-        samples: How many.
-        tokens: New ones of each, at most.
-        temperature: 0 takes the likeliest token.
-        top_k: Draw from so many of the likeliest tokens. 0 for all.
-        seed: Of the draws.
+        overrides: Arguments of the job.
+        model: The model to use.
+        prompt: Beginning of the text. By default the text begins like a document.
+        samples: Number of texts.
+        tokens: Maximum number of new tokens of each text.
+        temperature: Temperature of sampling. 0 takes the most likely token.
+        top_k: Sample from this many of the most likely tokens. 0 for all.
+        seed: Seed of sampling.
     """
     from ..results.sampling import sample
 

@@ -1,10 +1,10 @@
-"""Vary some values of a job: write the configs, run them, gather the results.
+"""Vary values of a job: write the configs, run them, collect the results.
 
     tst sweep make outputs/sweep JOB.toml --vary superposition.bag_size=4,6 --vary debug.seed=0,1
     tst sweep run outputs/sweep
     tst sweep table outputs/sweep
 
-"run" is without Slurm: here, one run after the other, or --jobs at a time.
+"run" trains on this machine without Slurm: one run after the other, or several with --jobs.
 """
 
 import functools
@@ -20,36 +20,36 @@ from ..planning.sweep import make, parse_vary, submission
 from ..results.sweep import run_unfinished, write_table
 from .arguments import Job, check_positive, job_arguments
 
-Folder = Annotated[Positional[Path], arg(metavar="FOLDER", help="Of the sweep.")]
+Folder = Annotated[Positional[Path], arg(metavar="FOLDER", help="Folder of the sweep.")]
 
 
 @dataclass
 class Make:
-    """Write the configs. Further arguments are the job's, for all runs."""
+    """Write the configs. Further arguments override the job's TOML in all runs."""
 
     folder: Folder
     job: Job
     vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=V1,V2,...")]
     """
-    Values of a key; every combination of them is a run. A list is one value in brackets:
-    superposition.bag_size=4,[8,4,2].
+    Values of a key. Repeat the option for several keys: each combination of values is a run. Put a
+    list in brackets to make it one value: superposition.bag_size=4,[8,4,2].
     """
 
 
 @dataclass
 class Run:
-    """Run here what is not finished."""
+    """Run on this machine what is not finished."""
 
     folder: Folder
     jobs: Annotated[int, arg(metavar="N")] = 1
-    """Runs at a time. On GPUs they share them."""
+    """Number of runs at a time. They share the GPUs."""
     nproc: Annotated[int | None, arg(metavar="N")] = None
     """Processes of each run. By default one for each GPU, or 2 on CPU."""
 
 
 @dataclass
 class Table:
-    """Gather the results into table.csv and losses.png."""
+    """Collect the results in table.csv and losses.png."""
 
     folder: Folder
 
@@ -60,15 +60,15 @@ def main(
     | Annotated[Run, subcommand("run")]
     | Annotated[Table, subcommand("table")],
 ) -> None:
-    """Work on a sweep.
+    """Make or run a sweep, or collect its results.
 
     Args:
-        overrides: the job's arguments.
-        action: what to do.
+        overrides: Arguments of the job.
+        action: What to do.
     """
     if overrides and not isinstance(action, Make):
         raise ArgumentError(
-            f"{' '.join(overrides)}: only `tst sweep make` takes arguments of the job"
+            f"{' '.join(overrides)}: only `tst sweep make` accepts arguments of a job"
         )
     if isinstance(action, Make):
         _, *arguments = job_arguments(action.job, overrides)

@@ -1,10 +1,10 @@
-"""Tokenize a corpus once, to token shards that training reads at the speed of the disk.
+"""Tokenize a corpus once, into token shards for training.
 
     tst tokenize "corpus/*.jsonl.zst" tokens --tokenizer assets/hf/Llama-3.1-8B
     tst tokenize hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT tokens --tokenizer TOKENIZER
 
-The tokens of a document are those that tokenizing while training gives. Launched again with the
-same arguments after a kill, it resumes. datatrove does the work; FOLDER/logs has its logs and the
+A document has the same tokens as if it was tokenized while training. If the command was killed, run
+it again with the same arguments to resume. It runs datatrove. FOLDER/logs has the logs and the
 state of each task.
 """
 
@@ -31,9 +31,9 @@ def main(
         source: JSON lines (also .gz and .zst) or Parquet: a file, a folder, a pattern in quotes,
             or a URL such as hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT. Or the name of a
             dataset on the Hugging Face hub, such as allenai/c4.
-        folder: For the shards, to be training.dataset_path.
+        folder: Folder for the shards. Set training.dataset_path to it.
         options: How to tokenize.
-        machine: Where to do it.
+        machine: Where to tokenize.
     """
     check_positive(workers=machine.workers, tasks=options.tasks)
     from ..data.shards.executors import tokenize
@@ -43,7 +43,7 @@ def main(
     worked = tokenize(source, folder, options, machine)
     content = read_corpus_file(folder)
     if not content["complete"]:
-        print(f"Submitted. {folder} is complete when corpus.json there says so")
+        print(f"Submitted. {folder} is complete when its corpus.json has complete = true")
         return
     print(
         f"{folder} is complete: {content['documents']:,} documents, {content['tokens']:,} tokens "

@@ -1,11 +1,11 @@
-"""Train a job on this machine: check it, then start a process for each GPU.
+"""Train a job on this machine: check it, then start one process per GPU.
 
     tst train train_configs/debug/llama3.toml
     tst train JOB.toml --nproc 8 --training.steps=100
 
-SIGTERM and SIGUSR1 end a job between two steps, with a checkpoint and exit code 75: started again
-with the same command, it resumes. Further arguments are the job's, over the TOML;
-python -m torchtitan.experiments.tst.train --help explains every key.
+SIGTERM and SIGUSR1 stop a job between two steps, with a checkpoint and exit code 75. Run the same
+command again to resume. Further arguments override the TOML. For a list of all keys, run
+python -m torchtitan.experiments.tst.train --help
 """
 
 from typing import Annotated
@@ -27,12 +27,12 @@ def main(
     """Train a job.
 
     Args:
-        overrides: the job's arguments.
-        job: its TOML.
-        nproc: Processes to start, or ranks to play with --comm.mode=fake_backend. By default one
-            for each GPU, or 2 on CPU.
+        overrides: Arguments of the job.
+        job: The job's TOML file.
+        nproc: Number of processes, or of simulated ranks with --comm.mode=fake_backend. By default
+            one for each GPU, or 2 on CPU.
         log_rank: Ranks whose output is shown, such as 0,1.
-        module: What each process runs. The job of another one is not checked.
+        module: Module that each process runs. With another module, the job is not checked.
     """
     check_positive(nproc=nproc)
     start(job_arguments(job, overrides), nproc or default_processes(), log_rank, module)
