@@ -1,1 +1,1 @@
-"""The training loop of both phases, and the parts of a model's train spec."""
+"""The trainer of both phases, and its parts of a model's train spec."""

@@ -1,4 +1,4 @@
-"""Experts of TorchTitan's models: which method balances them, and what they get in each step."""
+"""Balance the experts of TorchTitan's models, and measure their shares of the tokens."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ from ..core import ExpertLoad, load_balancing_loss
 from ..upstream.names import in_backward
 from ..upstream.parallelize import Parallelize, averages_gradients
 
-METRICS = "experts"  # first part of their names
+METRICS = "experts"  # first part of the names of these metrics
 LARGEST, SMALLEST = f"{METRICS}/largest_share(%)", f"{METRICS}/smallest_share(%)"
 ENTROPY, DEAD = f"{METRICS}/entropy", f"{METRICS}/dead"
 AUXILIARY_LOSS = "loss_metrics/load_balance"
@@ -35,8 +35,8 @@ class LoadBalancer:
     """Counts the tokens of the experts and balances them by the method of the job.
 
     Args:
-        job_config: of the job.
-        model_args: of its flavor.
+        job_config: config of the job.
+        model_args: model args of its flavor.
     """
 
     def __init__(self, job_config: JobConfig, model_args: Any):
@@ -58,9 +58,9 @@ class LoadBalancer:
         """Log the method, and warn if the model cannot be exported.
 
         Args:
-            model: its name.
+            model: name of the model.
         """
-        logger.info(f"Experts: {self.load.shape[1]} a layer, load_balance.method = {self.method}")
+        logger.info(f"Experts: {self.load.shape[1]} per layer, load_balance.method = {self.method}")
         if self.method == "bias" and model == "qwen3":
             logger.warning(
                 'load_balance.method = "bias": Qwen 3 in transformers has no router bias, so you '
@@ -68,14 +68,14 @@ class LoadBalancer:
             )
 
     def model_args(self, args: Any) -> Any:
-        """Return the model args to build from."""
+        """Return the model args to build the model with."""
         if self.method != "bias":
             return args
         moe_args = dataclasses.replace(args.moe_args, load_balance_coeff=self.coefficient)
         return dataclasses.replace(args, moe_args=moe_args)
 
     def optimizers_builder(self, upstream: OptimizersBuilder) -> OptimizersBuilder:
-        """Return a ``TrainSpec.build_optimizers_fn``, given the model's."""
+        """Return the ``TrainSpec.build_optimizers_fn`` of the method, given the model's own."""
         if self.method == "upstream":
             return upstream
         if self.method == "bias":
@@ -89,7 +89,14 @@ class LoadBalancer:
         parallel_dims: ParallelDims,
         job_config: JobConfig,
     ) -> nn.Module:
-        """A ``TrainSpec.parallelize_fn``, given the model's: adds hooks to the routers."""
+        """Parallelize the model with ``upstream``, and add hooks to the routers.
+
+        Args:
+            upstream: the model's own ``TrainSpec.parallelize_fn``.
+            model: the model.
+            parallel_dims: the layout of the job.
+            job_config: config of the job.
+        """
         parallel: Any = upstream(model, parallel_dims, job_config)
         self._layout = parallel_dims
         if averages_gradients(parallel):
@@ -101,19 +108,20 @@ class LoadBalancer:
         return parallel
 
     def _watch(self, router: Any, layer: int) -> None:
+        """Add hooks to a router that count its choices and add the auxiliary loss."""
         gate, load = router.gate, self.load
 
         def keep_logits(module: nn.Module, args: tuple, logits: torch.Tensor) -> torch.Tensor:
-            # in float32, in which the gradients of both losses are added up
+            # In float32, so that the gradients of both losses are summed in it.
             module.logits = logits = logits.float()  # type: ignore[assignment]
             return logits
 
         def count(module: nn.Module, args: tuple, output: tuple) -> tuple | None:
             logits = gate.__dict__.pop("logits", None)
             if not (self._counting and torch.is_grad_enabled()):
-                return None  # in validation, or where a pipeline infers shapes
+                return None  # in validation, or while a pipeline infers shapes
             scores, experts, chosen = output
-            if not in_backward():  # where activation checkpointing goes through the router again
+            if not in_backward():  # activation checkpointing runs the router again in backward
                 load.count(layer, chosen)
             if logits is None:
                 return None
@@ -126,7 +134,7 @@ class LoadBalancer:
 
     @contextmanager
     def not_counting(self) -> Iterator[None]:
-        """A context for forward and backward that are not those of a step."""
+        """Do not count in this context: its forwards and backwards are not part of a step."""
         self._counting = False
         try:
             yield
@@ -139,14 +147,14 @@ class LoadBalancer:
             moe.tokens_per_expert.zero_()
 
     def begin_step(self, tokens: int) -> None:
-        """Start counting anew.
+        """Reset the counts for a new step.
 
         Args:
-            tokens: of the global batch that the transformer sees; latents in superposition.
+            tokens: tokens of the global batch that the transformer sees; latents in superposition.
         """
         self.load.begin_step(tokens)
         if self.method == "bias":
-            self._forget_upstreams_counts()  # which are also of a validation
+            self._forget_upstreams_counts()  # they may have counts of a validation
 
     def _all_reduce(self, tensor: torch.Tensor, *more: str) -> None:
         assert self._layout is not None
@@ -155,10 +163,10 @@ class LoadBalancer:
                 dist.all_reduce(tensor, group=mesh.get_group())
 
     def metrics(self, device: torch.device) -> dict[str, float]:
-        """Return the metrics of the step so far. To be called on all ranks at once.
+        """Return the metrics of the step so far. Call it on all ranks at once.
 
         Args:
-            device: of the model.
+            device: device of the model.
         """
         own = self.load.totals()
         totals = torch.zeros(2, *self.load.shape, dtype=torch.float64, device=device)
@@ -175,14 +183,14 @@ class LoadBalancer:
 
 
 def expert_metrics(layers: list[int], counts: torch.Tensor) -> dict[str, float]:
-    """Return how even the shares of the experts are, by layer and of all layers.
+    """Return how even the shares of the experts are, for each layer and for all layers.
 
-    Shares are in % of the router's choices; entropy is 1 where all shares are equal; ``dead``
-    counts experts that got nothing.
+    Shares are in % of the router's choices. Entropy is 1 if all shares are equal. ``dead`` counts
+    experts without any token.
 
     Args:
-        layers: their numbers.
-        counts: how often each expert was chosen, float64 (layers, E).
+        layers: numbers of the layers with experts.
+        counts: how often the router chose each expert, float64 (layers, E).
     """
     if not layers:
         return {}

@@ -1,17 +1,23 @@
-"""Phase-aware metrics, beside upstream's and to the same places, and ``metrics.jsonl``.
+"""Log metrics of both phases, wherever upstream logs, and to ``metrics.jsonl``.
 
 Upstream's ``throughput(tps)``, ``tflops`` and ``mfu(%)`` count latents, the positions that the
-transformer sees, and so compare with a baseline's. ``n_tokens_seen`` counts data tokens,
-``n_latents_seen`` latents, both in training and in validation lines. Beside them:
-``superposition`` (1 or 0), ``bag_size``, the training loss once more under the name of its phase
-(``loss_metrics/superposition``, ``loss_metrics/recovery``) and ``data_throughput(tps)``, data
-tokens per second and device; with ``resilience.max_skipped_steps`` also ``skipped_steps``, their
-number so far; with token shards, for each source ``data_share/NAME(%)``, of the tokens read so
-far, and ``data_epochs/NAME``, how often it has been read; of a mixture of experts, ``experts/*``
-of the logged step (:func:`.experts.expert_metrics`), and with the auxiliary loss
-``loss_metrics/load_balance``, its mean over layers, which is no part of the training loss.
-Throughputs and times are means since the last log. The last step of each stage and the first of
-the next one, or of recovery, are always logged, so that no mean is of two bag sizes.
+transformer sees. So you can compare them with a baseline's. We add:
+
+- ``n_tokens_seen`` and ``n_latents_seen``: data tokens and latents so far, for training and
+  validation.
+- ``superposition`` (1 or 0) and ``bag_size``.
+- ``loss_metrics/superposition`` or ``loss_metrics/recovery``: the training loss again, under the
+  name of its phase.
+- ``data_throughput(tps)``: data tokens per second and device.
+- ``skipped_steps``: their number so far, if ``resilience.max_skipped_steps`` is set.
+- ``data_share/NAME(%)`` and ``data_epochs/NAME``, for each source of token shards: its share of the
+  tokens read so far, and how often it was read.
+- ``experts/*``, for a mixture of experts: see :func:`.experts.expert_metrics`.
+- ``loss_metrics/load_balance``: the mean of the auxiliary loss over the layers. It is not part of
+  the training loss.
+
+Throughputs and times are means since the last log. The last step of a stage and the first step
+after it are always logged, so that no mean mixes two bag sizes.
 """
 
 import json
@@ -40,16 +46,17 @@ from ..upstream.names import metrics_rank
 from .tensorboard import extend_tensorboard
 
 METRICS_FILE = "metrics.jsonl"
-# upstream's keys of the two losses
+# Upstream's keys of the two losses.
 TRAINING_LOSS, VALIDATION_LOSS = "loss_metrics/global_avg_loss", "validation_metrics/loss"
 SECONDS_PER_STEP = "time_metrics/end_to_end(s)"
 DATA_TOKENS, LATENTS = "n_tokens_seen", "n_latents_seen"
 
 
 class JsonLinesLogger(BaseLogger):
-    """One JSON object a line: ``step``, ``phase`` and the metrics of one call.
+    """Writes a JSON object on each line: ``step``, ``phase`` and the metrics of one call.
 
-    A resumed run appends; :func:`read_metrics` leaves out what it went back behind.
+    A resumed run appends to the file. :func:`read_metrics` skips the lines of steps that were
+    repeated.
     """
 
     def __init__(self, path: Path, schedule: Schedule):
@@ -58,7 +65,7 @@ class JsonLinesLogger(BaseLogger):
         self.file = path.open("a+", buffering=1)
         if size := self.file.tell():
             self.file.seek(size - 1)
-            if self.file.read(1) != "\n":  # a kill cut the last line off
+            if self.file.read(1) != "\n":  # the run was killed while it wrote the last line
                 self.file.write("\n")
 
     @override
@@ -66,7 +73,7 @@ class JsonLinesLogger(BaseLogger):
         line = {"step": step, "phase": str(self.schedule.phase(step)), **metrics}
         try:
             self.file.write(json.dumps(line) + "\n")
-        except OSError as error:  # such as a full disk; does not say of which file
+        except OSError as error:  # such as a full disk; the error does not name the file
             raise OSError(error.errno, error.strerror, self.file.name) from error
 
     @override
@@ -75,23 +82,23 @@ class JsonLinesLogger(BaseLogger):
 
 
 class MetricsRun(Protocol):
-    """What the metrics ask of the trainer, on all ranks."""
+    """The methods of the trainer that the metrics call, on all ranks."""
 
     def data_tokens_seen(self) -> int:
-        """Read so far by all ranks."""
+        """Return the number of data tokens that all ranks have read so far."""
 
     def skipped_steps(self) -> int:
-        """Optimizer steps that were skipped so far."""
+        """Return the number of skipped optimizer steps so far."""
 
     def data_metrics(self) -> dict[str, float]:
-        """Metrics of the loader."""
+        """Return the metrics of the loader."""
 
     def expert_metrics(self) -> dict[str, float]:
-        """Metrics of a mixture of experts."""
+        """Return the metrics of a mixture of experts."""
 
 
 class SuperpositionMetricsProcessor(MetricsProcessor):
-    """Upstream's metrics processor with the run's phases added."""
+    """Upstream's metrics processor, with metrics of the phases."""
 
     logger: BaseLogger
 
@@ -122,7 +129,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
             self.logger = loggers
 
     def count_batch(self, data_tokens: int, latents: int) -> None:
-        """Account for one micro-batch, of which upstream has counted the data tokens."""
+        """Correct upstream's count for a micro-batch, from data tokens to latents."""
         self.ntokens_since_last_log += latents - data_tokens
         self.data_tokens_less_latents += data_tokens - latents
 
@@ -149,7 +156,8 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
             "bag_size": bag_size,
             f"loss_metrics/{phase}": global_avg_loss,
             **self._tokens_seen(step),
-            SECONDS_PER_STEP: seconds / max(1, self.steps_since_last_log),  # upstream's of log_freq
+            # upstream always divides by log_freq
+            SECONDS_PER_STEP: seconds / max(1, self.steps_since_last_log),
             "data_throughput(tps)": data_tps,
             **self.run.data_metrics(),
             **self.run.expert_metrics(),
@@ -177,14 +185,17 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
         self.data_tokens_less_latents = self.steps_since_last_log = 0
 
     def _tokens_seen(self, step: int) -> dict[str, int]:
-        """Of the run; upstream counts each data token on every context-parallel rank."""
+        """Return the tokens of the run so far, with a data token counted once.
+
+        Upstream counts it on every context-parallel rank.
+        """
         return {
             DATA_TOKENS: self.run.data_tokens_seen(),
             LATENTS: step * self.latents_per_step,
         }
 
     def _time_left(self, step: int) -> str:
-        """Remaining steps at the average pace of this launch so far, H:MM:SS."""
+        """Return the time for the remaining steps at the average pace of this launch, H:MM:SS."""
         now = time.perf_counter()
         if self.first_log is None or step <= self.first_log[0]:
             self.first_log = (step, now)
@@ -201,20 +212,23 @@ def build_metrics_processor(
     model_args: Any = None,
     tag: str | None = None,
 ) -> SuperpositionMetricsProcessor:
-    """A ``TrainSpec.build_metrics_processor_fn``, given the run."""
+    """Build the metrics processor: a ``TrainSpec.build_metrics_processor_fn`` for a run."""
     return SuperpositionMetricsProcessor(run, job_config, parallel_dims, tag)
 
 
 def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl`` but those that a later launch went back behind."""
+    """Read the lines of a run's ``metrics.jsonl``; steps that were repeated are read once.
+
+    If a later launch repeated steps, its lines replace those of the earlier launch.
+    """
     lines: list[dict[str, Any]] = []
-    last = (0, False)  # step, and whether it is of a validation, which comes after training
+    last = (0, False)  # step, and whether the line is a validation's, which comes after training
     with Path(run_folder, METRICS_FILE).open() as file:
         for text in file:
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
-                continue  # cut off by a kill
+                continue  # an incomplete line of a killed run
             place = (line["step"], VALIDATION_LOSS in line)
             if place <= last:
                 lines = [kept for kept in lines if kept["step"] < line["step"]]
@@ -225,7 +239,7 @@ def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 @contextmanager
 def _appended_to_step_line(suffix: str) -> Iterator[None]:
-    """Append to the one line that upstream writes for a step and offers no way to extend."""
+    """Append to the line that upstream logs for a step; upstream has no hook for this."""
 
     def append(record: logging.LogRecord) -> bool:
         if isinstance(record.msg, str) and "step: " in record.msg:

@@ -1,4 +1,4 @@
-"""The loss of both phases, of logits or in the LM head."""
+"""The loss of both phases, computed from logits or in the LM head."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,13 +19,14 @@ from ..core import BagLoss, LossHead
 
 @dataclass(frozen=True)
 class Targets:
-    """What the loss of the next forward is to be of.
+    """The targets of the next forward.
 
     Attributes:
-        labels: next tokens (B, L), or bags of them (B, L, s), as the model's input is laid out.
-        coefficients: of the bag loss, float32, see :meth:`BagLoss.sum`; None for next tokens.
-        divisor: of the sum, where upstream does not divide it as it should: in pipelines, and in
-            validation under context parallelism.
+        labels: next tokens (B, L), or bags of them (B, L, s), sharded like the model's input.
+        coefficients: coefficients of the bag loss, float32, see :meth:`BagLoss.sum`; None for next
+            tokens.
+        divisor: divisor of the sum where upstream does not divide correctly: in pipelines, and in
+            validation with context parallelism. Otherwise None.
     """
 
     labels: torch.Tensor
@@ -36,9 +37,9 @@ class Targets:
 class PhaseLoss:
     """A ``LossFunction`` for both phases.
 
-    Next-token targets go to upstream's loss, untouched; bags to :class:`BagLoss`. Before each
-    forward, :meth:`expect` says which it is. Where the model has a :class:`LossHead`, the model
-    gives the loss and no logits, and it passes through here.
+    Next-token targets use upstream's loss unchanged; bags use :class:`BagLoss`. Call :meth:`expect`
+    with the targets before each forward. If the model has a :class:`LossHead`, the model returns
+    the loss instead of logits, and this class only passes it on.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class PhaseLoss:
     ):
         self.ordinary = build_ordinary(job_config, **kwargs)
         section = superposition_section(job_config)
-        # the trainer keeps no logits over backward
+        # The trainer does not use the logits after backward.
         self.bag_loss = BagLoss(section.loss, section.weighting, overwrite_logits=True)
         self.gathers_logits = job_config.parallelism.disable_loss_parallel
         self._targets: Targets | None = None
@@ -54,29 +55,29 @@ class PhaseLoss:
         self._sum = self.bag_loss.sum
         if compiles(job_config, "loss"):
             logger.info("Compiling the bag loss with torch.compile")
-            # for each stage's bag size on its own: for any, it would be slower
+            # Compile for each bag size separately: code for any bag size would be slower.
             self._sum = torch.compile(self._sum, backend=job_config.compile.backend, dynamic=False)
 
     def expect(self, targets: Targets, heads: Sequence[LossHead] = ()) -> None:
-        """Say what the next forward is to be compared with.
+        """Set the targets of the next forward.
 
         Args:
-            targets: of this rank's part of the micro-batch.
-            heads: of the model, from :func:`loss_heads`.
+            targets: targets of this rank's part of the micro-batch.
+            heads: LM heads that compute the loss, from :func:`loss_heads`.
         """
         self._targets, self._in_head = targets, bool(heads)
         for head in heads:
             head.expect(targets.labels, functools.partial(self._of_logits, targets))
 
     def __call__(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The summed loss, as upstream's trainer wants it, over ``divisor``.
+        """Return the summed loss, as upstream's trainer expects it, divided by ``divisor``.
 
         Args:
-            output: logits (B, L, V), or the loss where the model has a :class:`LossHead`.
-            labels: those of the targets; in a pipeline, those of its microbatch.
+            output: logits (B, L, V), or the loss if the model has a :class:`LossHead`.
+            labels: labels of the targets; in a pipeline, those of one microbatch.
         """
         if not self._in_head:
-            assert self._targets is not None, "expect() comes before each forward"
+            assert self._targets is not None, "call expect() before each forward"
             return self._of_logits(self._targets, output, labels)
         loss = output.full_tensor() if isinstance(output, DTensor) else output
         return loss.squeeze()

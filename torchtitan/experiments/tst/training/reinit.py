@@ -1,4 +1,4 @@
-"""Initialising modules afresh at the start of recovery (Table 2's ablation)."""
+"""Give modules new random weights at the start of recovery (the ablation of Table 2)."""
 
 from typing import cast
 
@@ -16,15 +16,15 @@ def reinitialize(
 ) -> None:
     """Give the named modules new weights, as at the start of a run, and zero optimizer state.
 
-    The model initialises itself as a whole and everything else is put back, so that the new
-    weights are those of its own rules; that takes the memory of one more copy of the parameters.
-    Deterministic in ``seed``; the random number generators are left as they were.
+    The whole model is initialized by its own rules, and then everything else is restored. This
+    needs memory for one more copy of the parameters. The new weights depend on ``seed`` only, and
+    the state of the random number generators does not change.
 
     Args:
-        model_parts: as the trainer holds them.
+        model_parts: parts of the model, as in the trainer.
         names: attributes of the model, such as "tok_embeddings" and "output".
-        optimizers: of these model parts.
-        seed: of the new weights.
+        optimizers: optimizers of these model parts.
+        seed: seed of the new weights.
     """
     renewed: set[nn.Parameter] = set()
     devices = [] if device_type == "cpu" else [device_module.current_device()]
@@ -33,7 +33,7 @@ def reinitialize(
         for model in model_parts:
             for module in model.modules():
                 if isinstance(module, FSDPModule):
-                    module.reshard()  # a validation may have left whole parameters behind
+                    module.reshard()  # after a validation, parameters may still be gathered
             for name in names:
                 if (part := getattr(model, name, None)) is not None:
                     renewed.update(part.parameters())

@@ -1,4 +1,4 @@
-"""TensorBoard: charts that belong together, and losses over data tokens as well as over steps."""
+"""Extend TensorBoard: combined charts, and losses over data tokens as well as over steps."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from ..upstream.names import loggers_of
 
-# The "custom scalars" tab: what belongs on the same axes
+# The charts of the "custom scalars" tab, each with several curves.
 LAYOUT = {
     "Token superposition": {
         "loss: bags in superposition, next token in recovery and validation": [
@@ -32,10 +32,10 @@ BY_DATA_TOKENS = {
 
 
 class DataTokensLogger(BaseLogger):
-    """The losses once more, with the number of data tokens in the place of the step."""
+    """Logs the losses again, with the number of data tokens instead of the step."""
 
     def __init__(self, writer: SummaryWriter):
-        self.writer = writer  # which another logger closes
+        self.writer = writer  # another logger closes it
 
     @override
     def log(self, metrics: dict[str, Any], step: int) -> None:
@@ -45,7 +45,7 @@ class DataTokensLogger(BaseLogger):
 
 
 def extend_tensorboard(logger: BaseLogger) -> BaseLogger:
-    """Upstream's logger, with the layout and the second axis where it writes to TensorBoard."""
+    """Return upstream's logger; if it writes to TensorBoard, add the charts and the second axis."""
     if isinstance(logger, LoggerContainer):
         for part in loggers_of(logger):
             if isinstance(part, TensorBoardLogger):

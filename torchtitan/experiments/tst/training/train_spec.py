@@ -1,4 +1,4 @@
-"""A model's ``TrainSpec`` with superposition: data, bag embedding, head, losses, metrics."""
+"""Add superposition to a model's ``TrainSpec``: data, bag embedding, head, losses, metrics."""
 
 import dataclasses
 import functools
@@ -27,13 +27,13 @@ def superposition_train_spec(
     run: MetricsRun,
     load_balancer: LoadBalancer | None = None,
 ) -> TrainSpec:
-    """``spec`` made ready for both phases; parameters and state dict stay as they are.
+    """Return a train spec for both phases; the model's parameters and state dict do not change.
 
     Args:
-        spec: of the model.
-        job_config: of the job.
-        run: of which the metrics tell.
-        load_balancer: of its experts; None if it has none.
+        spec: train spec of the model.
+        job_config: config of the job.
+        run: the run that the metrics describe.
+        load_balancer: load balancer of the model's experts; None without experts.
     """
     if load_balancer:
         spec = _with_experts(spec, load_balancer)
@@ -61,6 +61,8 @@ def superposition_train_spec(
 
 
 def _with_experts(spec: TrainSpec, load_balancer: LoadBalancer) -> TrainSpec:
+    """Return a train spec whose experts are counted and balanced."""
+
     def build_model(model_args: Any) -> nn.Module:
         return spec.model_cls(load_balancer.model_args(model_args))  # type: ignore[return-value]
 
@@ -73,16 +75,19 @@ def _with_experts(spec: TrainSpec, load_balancer: LoadBalancer) -> TrainSpec:
 
 
 def _build_model(model_cls: type[nn.Module], chunks: int, model_args: Any) -> nn.Module:
+    """Build a model, and replace its embedding and, with chunks, its LM head."""
     model = model_cls(model_args)
     embedding = getattr(model, "tok_embeddings", None)
     if not isinstance(embedding, nn.Embedding):
         raise TypeError(
-            f"{model_cls.__name__} has no nn.Embedding `tok_embeddings` to put bags into"
+            f"{model_cls.__name__} has no nn.Embedding `tok_embeddings`, which bags need"
         )
     model.tok_embeddings = BagEmbedding.from_embedding(embedding)
     if chunks > 1:
         head = getattr(model, "output", None)
         if not isinstance(head, nn.Linear):
-            raise TypeError(f"{model_cls.__name__} has no nn.Linear `output` to chunk")
+            raise TypeError(
+                f"{model_cls.__name__} has no nn.Linear `output`, which lm_head.chunks needs"
+            )
         model.output = LossHead.from_linear(head, chunks)
     return model

@@ -1,8 +1,8 @@
-"""The training loop of both phases (paper, Section 3).
+"""The trainer of both phases (paper, Section 3).
 
-A superposition step: the loader gives sequences of s * L data tokens, they are folded into bags,
-the loss is normalised over all ranks and accumulation steps. The bag size s is that of the step's
-stage. In recovery, and without a ``[superposition]`` section, every step is upstream's own.
+In a superposition step, the loader returns sequences of s * L data tokens. They are folded into
+bags. The loss is normalized over all ranks and accumulation steps. The bag size s is that of the
+step's stage. In recovery, and without ``[superposition]``, every step is upstream's own.
 """
 
 import functools
@@ -39,16 +39,16 @@ from .phase_loss import PhaseLoss, Targets, loss_heads
 from .reinit import reinitialize
 from .train_spec import superposition_train_spec
 
-# torch.compile's default limit is 8 shapes of a function; LM head in chunks has 2 for a bag size
+# torch.compile's default limit is 8 shapes of a function. An LM head in chunks has 2 per bag size.
 _COMPILED_BAG_SIZES = 4
 
 
 class SuperpositionTrainer(ResilientTrainer):
-    """A trainer with a superposition phase before the ordinary one.
+    """A trainer with a superposition phase before ordinary training.
 
     Raises:
-        ConfigError: from the constructor, before a process group or a device is touched, for a
-            job config that cannot run.
+        ConfigError: from the constructor, before a process group or a device is used, if the job
+            config cannot run.
     """
 
     loss_fn: PhaseLoss
@@ -77,17 +77,17 @@ class SuperpositionTrainer(ResilientTrainer):
         self.heads = loss_heads(self.model_parts)
         if (chunks := lm_head_section(job_config).chunks) > 1 and not self.heads:
             raise ConfigError(
-                "lm_head.chunks", chunks, "a model converter has replaced the LM head"
+                "lm_head.chunks", chunks, "must be 1: a model converter has replaced the LM head"
             )
         if self.load_balancer and self.parallel_dims.pp_enabled:
             around_shape_inference(self.pp_schedule, self.load_balancer.not_counting)
-        self._coefficients: torch.Tensor | None = None  # of a superposition step's loss
-        self._divisor: torch.Tensor | None = None  # of a pipeline's loss
-        self._flops_length = job_config.training.seq_len  # that FLOPs are counted at
+        self._coefficients: torch.Tensor | None = None  # for the loss of a superposition step
+        self._divisor: torch.Tensor | None = None  # for the loss of a pipeline
+        self._flops_length = job_config.training.seq_len  # length that FLOPs are counted at
         self._announce()
 
     def batch_shape(self, step: int) -> BatchShape:
-        """What a micro-batch reads and the transformer sees at ``step`` (from 1)."""
+        """Return the shape of a micro-batch at ``step`` (from 1)."""
         training = self.job_config.training
         return self.schedule.batch_shape(step, training.local_batch_size, training.seq_len)
 
@@ -95,7 +95,7 @@ class SuperpositionTrainer(ResilientTrainer):
 
     @override
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
-        """Micro-batches of data tokens, shaped for the current step."""
+        """Yield micro-batches of data tokens with the shape of the current step."""
         if isinstance(data_iterable, PhaseDataloader):
             data_iterable.begin(completed_steps=self.step - 1)
         shape = None
@@ -126,11 +126,11 @@ class SuperpositionTrainer(ResilientTrainer):
             self._set_timeouts(self.job_config.comm.train_timeout_seconds)
 
     def _folded(self, data_iterator: Iterator[Batch]) -> Iterator[Batch]:
-        """Fold when the step takes its first micro-batch, where an end of the data is handled."""
+        """Yield folded micro-batches; fold at the first one, where the end of data is handled."""
         yield from self.fold_step(data_iterator)
 
     def fold_step(self, data_iterator: Iterator[Batch]) -> list[Batch]:
-        """All micro-batches of a step, folded, and the coefficients of their loss."""
+        """Fold all micro-batches of a step, and set the coefficients of their loss."""
         microbatches, bag_size = [], self.schedule.bag_size_at(self.step)
         for _ in range(self.gradient_accumulation_steps):
             input_dict, labels = next(data_iterator)
@@ -142,10 +142,10 @@ class SuperpositionTrainer(ResilientTrainer):
         return microbatches
 
     def _loss_coefficients(self, labels: list[torch.Tensor]) -> torch.Tensor:
-        """Normalise over all ranks' targets of this step.
+        """Return coefficients that normalize the loss over the step's targets on all ranks.
 
-        Upstream divides the summed loss by the number of valid targets on all ranks, T; the
-        coefficients take T back, so that what remains is the global mean of the bag loss.
+        Upstream divides the summed loss by the number of valid targets on all ranks, T. The
+        coefficients contain a factor T, so that the result is the global mean of the bag loss.
         """
         bag_loss = self.loss_fn.bag_loss
         counts = torch.stack([bag_loss.counts(batch) for batch in labels]).sum(0)
@@ -161,8 +161,8 @@ class SuperpositionTrainer(ResilientTrainer):
     @override
     def forward_backward_step(self, **kwargs: Any) -> torch.Tensor:
         if self.parallel_dims.pp_enabled:
-            # Upstream's schedule goes backward from the sum and divides only what it logs
-            # (pytorch/torchtitan#2972): gradients and their norm would be of another scale.
+            # Upstream's schedule runs backward from the sum and divides only the logged loss
+            # (pytorch/torchtitan#2972), so gradients and their norm would have another scale.
             self._divisor, kwargs["global_valid_tokens"] = kwargs["global_valid_tokens"], 1.0
         return super().forward_backward_step(**kwargs)
 
@@ -174,8 +174,8 @@ class SuperpositionTrainer(ResilientTrainer):
         if bags.ndim == 2:
             batch = super().post_dataloading_process(input_dict, labels)
         else:
-            # Upstream makes masks and positions, and shards by context, for what stands for the
-            # bags; the bags follow by their positions.
+            # Upstream makes masks and positions, and shards the context, for one token per bag.
+            # The bags are then sharded by the resulting positions.
             stand_in = document_ids(bags, getattr(self.tokenizer, "eos_id", None))
             _, labels, extra_inputs, extra_kwargs = super().post_dataloading_process(
                 input_dict | {"input": stand_in}, labels
@@ -194,9 +194,9 @@ class SuperpositionTrainer(ResilientTrainer):
     # The boundary, and changes from stage to stage
 
     def _change_bag_size(self) -> None:
-        """Before the first step of a stage or of recovery, in this launch or in one resumed there.
+        """Prepare the first step of a stage or of recovery, also if the launch resumes there.
 
-        Such a step compiles, as that of a launch does.
+        Such a step compiles, as the first step of a launch does.
         """
         schedule, enters_recovery = self.schedule, self.step > self.schedule.boundary
         if enters_recovery:
@@ -210,8 +210,8 @@ class SuperpositionTrainer(ResilientTrainer):
             self.checkpointer.wait()
         before, now = (self.batch_shape(step) for step in (self.step - 1, self.step))
         ended = sum(stage.last < self.step for stage in schedule.stages)
-        # Seeing a second shape of the model's input, torch.compile would compile for any shape,
-        # which is slower; seeing too many bag sizes, it would no longer compile the loss.
+        # At a second shape of the model's input, torch.compile would compile for any shape, which
+        # is slower. After too many bag sizes, it would no longer compile the loss.
         other_shape = (before.sequences, before.latents) != (now.sequences, now.latents)
         if other_shape or (ended % _COMPILED_BAG_SIZES == 0 and not enters_recovery):
             torch.compiler.reset()
@@ -221,13 +221,14 @@ class SuperpositionTrainer(ResilientTrainer):
             self._enter_recovery()
 
     def _enter_recovery(self) -> None:
+        """Give the modules of ``reinit_at_recovery`` new weights."""
         if names := superposition_section(self.job_config).reinit_at_recovery:
-            logger.info(f"Initialising {', '.join(names)} afresh")
+            logger.info(f"Boundary: new random weights for {', '.join(names)}")
             seed = (self.job_config.debug.seed or 0) + self.schedule.boundary
             reinitialize(self.model_parts, names, self.optimizers, seed)
 
     def _set_timeouts(self, seconds: int) -> None:
-        """Of collectives, on all ranks at once."""
+        """Set the timeouts of collectives; call it on all ranks at once."""
         dist_utils.set_pg_timeouts(timedelta(seconds=seconds), self.parallel_dims)
 
     @override
@@ -242,7 +243,7 @@ class SuperpositionTrainer(ResilientTrainer):
             return False
         return goes_on
 
-    # What the run says of itself
+    # What the trainer reports to checkpoints, logs and metrics
 
     @override
     def is_boundary(self, step: int) -> bool:
@@ -271,17 +272,18 @@ class SuperpositionTrainer(ResilientTrainer):
         return {"phase": str(self.schedule.phase(self.step))} | super().manifest()
 
     def data_metrics(self) -> dict[str, float]:
-        """Metrics of the loader; none of text."""
+        """Return the metrics of the loader; none for text."""
         return self.dataloader.metrics() if isinstance(self.dataloader, ShardsDataloader) else {}
 
     def expert_metrics(self) -> dict[str, float]:
-        """Metrics of the step's mixture of experts; none of a dense model."""
+        """Return the metrics of the step's mixture of experts; none for a dense model."""
         return self.load_balancer.metrics(self.device) if self.load_balancer else {}
 
     def _set_flops_per_latent(self, shape: BatchShape) -> None:
-        """Upstream counts FLOPs per token at training.seq_len; attention is cheaper below it.
+        """Correct upstream's FLOPs per token, which it counts at training.seq_len.
 
-        With pipeline parallelism there is no whole model left to count anew.
+        Attention is cheaper for shorter sequences. With pipeline parallelism there is no whole
+        model, so the difference is added to upstream's count.
         """
         part = self.model_parts[0]
         counted, flops = (
@@ -292,20 +294,25 @@ class SuperpositionTrainer(ResilientTrainer):
         self._flops_length = shape.latents
 
     def _announce(self) -> None:
-        """Log what is trained on, and how."""
+        """Log the data and the stages of the run, and warn about mistakes."""
         if dist.get_rank() == 0:
             announce_tokenizer(self.tokenizer)
             announce_text("training", self.dataloader)
         if isinstance(self.dataloader, ShardsDataloader):
             announce_data(self.job_config, self.dataloader.mixture, self.dp_degree)
         if self.schedule.enabled and not self.job_config.checkpoint.enable:
-            logger.warning("checkpoint.enable = false: there will be no boundary checkpoint")
+            logger.warning(
+                "checkpoint.enable = false: there will be no boundary checkpoint. Set it to true "
+                "to keep one"
+            )
         if self.load_balancer:
             self.load_balancer.announce(self.job_config.model.name)
         for stage in self.schedule.stages:
             logger.info(f"Superposition: {self._stage_in_words(stage)}")
         for number, bag_size in stages_without_steps(self.job_config):
-            logger.warning(f"Stage {number}, bags of {bag_size} data tokens, has no steps")
+            logger.warning(
+                f"Stage {number}, bags of {bag_size} data tokens, has no steps and is skipped"
+            )
 
     def _stage_in_words(self, stage: Stage) -> str:
         shape = self.batch_shape(stage.first)

@@ -1,4 +1,4 @@
-"""Validation: always ordinary next-token loss, always on the same data."""
+"""Validation, always with ordinary next-token loss and on the same data."""
 
 import math
 from typing import Any
@@ -20,10 +20,11 @@ from .phase_loss import PhaseLoss, Targets, loss_heads
 
 
 class FixedSetValidator(Validator):
-    """Upstream's validator, each time from the start of the validation data.
+    """Upstream's validator, which starts each time at the beginning of the validation data.
 
-    Upstream's goes on where the last validation stopped, and anywhere after a resume, so that
-    losses of different steps would be of different data. The data may also be token shards.
+    Upstream's own continues where the last validation stopped, and at an arbitrary place after a
+    resume. So losses of different steps would come from different data. The data may also be token
+    shards.
     """
 
     loss_fn: PhaseLoss
@@ -51,11 +52,11 @@ class FixedSetValidator(Validator):
     def _part_of_context(
         self, labels: torch.Tensor, mesh: DeviceMesh
     ) -> tuple[torch.Tensor, float]:
-        """Labels of a part of each sequence, and a divisor of their loss.
+        """Return the labels of this rank's part of each sequence, and a divisor of their loss.
 
-        Upstream divides each part's loss by the targets of that part, and adds up what comes out;
-        together with the divisor, it is divided by all targets. Where a part has none, upstream is
-        to find one, and its loss to be 0.
+        Upstream divides the loss of each part by the targets of that part, and sums the results.
+        With this divisor, the sum is divided by all targets instead. If a part has no targets, it
+        gets labels that upstream can count, and an infinite divisor, so that its loss is 0.
         """
         own = (labels != IGNORE_INDEX).sum().float()
         if batch := self.parallel_dims.get_optional_mesh("batch"):
@@ -71,18 +72,18 @@ class FixedSetValidator(Validator):
         self.heads = loss_heads(model_parts)
         if self._context:
             for part in model_parts:
-                # upstream names Llama's, puts it into a context, and does not enter that
+                # Upstream reads this attribute of any model, for a context that it never enters.
                 part.freqs_cis = getattr(part, "freqs_cis", None)  # type: ignore[assignment]
         self._forget_shapes()
         super().validate(model_parts, step)
         self._forget_shapes()
 
     def _forget_shapes(self) -> None:
-        """The shapes of training are not validation's, nor the other way round."""
+        """Forget the shapes of a pipeline, because training and validation have different ones."""
         if self.parallel_dims.pp_enabled:
             forget_shapes(self.pp_schedule)
 
 
 def build_validator(**kwargs: Any) -> FixedSetValidator:
-    """A ``TrainSpec.build_validator_fn``."""
+    """Build the validator, as ``TrainSpec.build_validator_fn``."""
     return FixedSetValidator(**kwargs)
