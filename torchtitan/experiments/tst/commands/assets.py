@@ -33,8 +33,8 @@ def main(
         assets: What to download.
         local_dir: Parent folder. The model gets a folder with its name in it.
         revision: Branch, tag or commit. By default main.
-        hf_token: Token for models behind a license. By default HF_TOKEN, or that of
-            `hf auth login`.
+        hf_token: Token for models behind a license.
+            By default HF_TOKEN, or that of `hf auth login`.
     """
     folder = download(repo_id, assets, local_dir, hf_token, revision)
     if "tokenizer" in assets:

@@ -29,8 +29,10 @@ def main(
     Args:
         overrides: Arguments of the first job, then "--" and the second job.
         jobs: TOML files of the jobs.
-        allow: A key or a whole section that may differ. Repeat the option for several. By default
-            superposition, job.description and job.dump_folder.
+        allow: A key or a whole section that may differ.
+            Repeat the option for several.
+            By default superposition, job.description and
+            job.dump_folder.
     """
     first, second = _two(list(map(str, jobs)), overrides)
     allowed = allow or ALLOWED

@@ -41,8 +41,8 @@ def main(
         jobs: TOML files of the jobs.
         ranks: Number of GPUs.
         gpu: Kind of GPU.
-        memory: Simulate steps and estimate the memory. Without it, jobs are only built, which is
-            faster.
+        memory: Simulate steps and estimate the memory.
+            Without it, jobs are only built, which is faster.
     """
     check_positive(ranks=ranks)
     if not jobs:

@@ -33,8 +33,9 @@ def main(
         model: The model to evaluate.
         tasks: Tasks of the harness, separated by commas. By default those of Table 3.
         include_path: Folder with more tasks, in the YAML of the harness.
-        output: File for the results. By default evaluation.json in an exported folder, and
-            evaluation-step-N.json in the run folder of a checkpoint.
+        output: File for the results.
+            By default evaluation.json in an exported folder, and
+            evaluation-step-N.json in a checkpoint's run folder.
         batch_size: Sequences in a batch.
         limit: Number of documents of each task, for a quick test.
         device: Device of the model. By default the accelerator, or cpu.

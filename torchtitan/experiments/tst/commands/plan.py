@@ -45,7 +45,8 @@ def main(
         job: The job's TOML file.
         ranks: Number of GPUs.
         gpu: Kind of GPU.
-        mfu: Model FLOPs utilization, in (0, 1]. By default that of the paper's GPU hours for the
+        mfu: Model FLOPs utilization, in (0, 1].
+            By default that of the paper's GPU hours for the
             paper's models, and 0.4 for others.
         memory: Estimate the memory with a dry run.
         plot: Draw the paper's losses around the job into this file.

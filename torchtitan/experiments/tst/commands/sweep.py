@@ -31,8 +31,10 @@ class Make:
     job: Job
     vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=V1,V2,...")]
     """
-    Values of a key. Repeat the option for several keys: each combination of values is a run. Put a
-    list in brackets to make it one value: superposition.bag_size=4,[8,4,2].
+    Values of a key. Repeat the option for several keys.
+    Each combination of values is a run.
+    Put a list in brackets to make it one value:
+    superposition.bag_size=4,[8,4,2].
     """
 
 

@@ -28,9 +28,11 @@ def main(
     """Tokenize a corpus.
 
     Args:
-        source: JSON lines (also .gz and .zst) or Parquet: a file, a folder, a pattern in quotes,
-            or a URL such as hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT. Or the name of a
-            dataset on the Hugging Face hub, such as allenai/c4.
+        source: JSON lines (also .gz and .zst) or Parquet:
+            a file, a folder, a pattern in quotes, or a URL such as
+            hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT.
+            Or the name of a dataset on the Hugging Face hub,
+            such as allenai/c4.
         folder: Folder for the shards. Set training.dataset_path to it.
         options: How to tokenize.
         machine: Where to tokenize.

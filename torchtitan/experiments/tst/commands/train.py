@@ -29,10 +29,12 @@ def main(
     Args:
         overrides: Arguments of the job.
         job: The job's TOML file.
-        nproc: Number of processes, or of simulated ranks with --comm.mode=fake_backend. By default
-            one for each GPU, or 2 on CPU.
+        nproc: Number of processes, or of simulated ranks with
+            --comm.mode=fake_backend.
+            By default one for each GPU, or 2 on CPU.
         log_rank: Ranks whose output is shown, such as 0,1.
-        module: Module that each process runs. With another module, the job is not checked.
+        module: Module that each process runs.
+            With another module, the job is not checked.
     """
     check_positive(nproc=nproc)
     start(job_arguments(job, overrides), nproc or default_processes(), log_rank, module)

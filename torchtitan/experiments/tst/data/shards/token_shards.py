@@ -221,7 +221,7 @@ def _listed_shards(folder: Path) -> dict[str, int] | None:
         corpus = json.loads(corpus_file.read_text())
         complete, listed = corpus["complete"], dict(corpus["shards"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{corpus_file} is damaged: {error!r}") from error
+        raise ShardError(f"{corpus_file} is damaged: {error!r}; copy it again") from error
     if not complete:
         raise ShardError(
             f"{folder}: its tokenization was not finished; run the same `tst tokenize` command "
@@ -237,7 +237,7 @@ def _check_shard(path: Path) -> Shard:
         end, text = _last_document_end(index), metadata.read_bytes()
     except FileNotFoundError as error:
         raise ShardError(
-            f"{error.filename} is missing; {path.name} cannot be trusted without it"
+            f"{error.filename} is missing; {path.name} cannot be used without it, so copy it again"
         ) from error
     try:
         label, count = text.decode().splitlines()[:2]

@@ -22,9 +22,13 @@ class Options:
 
     shuffle: Literal["none", "documents", "chunks"] = "documents"
     """
-    Order of the tokens in a shard. 'none': the order of the source. 'documents': documents in
-    random order. 'chunks': documents in random order, cut into chunks of `chunk_tokens`, and the
-    chunks in random order. Use 'chunks' for small runs, so that no long document fills a batch.
+    Order of the tokens in a shard:
+    - none: the order of the source.
+    - documents: documents in random order.
+    - chunks: documents in random order, cut into chunks of
+      `chunk_tokens`, and the chunks in random order.
+    Use chunks for small runs, so that no long document
+    fills a batch.
     """
 
     chunk_tokens: int = 8192
@@ -32,8 +36,10 @@ class Options:
 
     merge: bool = False
     """
-    Merge the shards of all tasks into one random order. A single process writes all tokens once
-    more. Use it if the files differ, such as one file for each crawl: shards are read in order.
+    Merge the shards of all tasks into one random order.
+    A single process writes all tokens once more.
+    Use it if the files differ, such as one file for each
+    crawl, because shards are read in order.
     """
 
     seed: int = 0
