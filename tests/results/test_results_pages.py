@@ -166,7 +166,7 @@ def test_the_plots_of_the_pages(tmp_path, results):
 
 def test_the_same_run_twice(results):
     twice = [*results.records, replace(results.records[0], run="another/name")]
-    with pytest.raises(ValueError, match=r"another/name and .* are the same run; remove one"):
+    with pytest.raises(ValueError, match=r"another/name and .* are the same run: remove one"):
         analysis.Results(twice).recipes()
 
 
