@@ -37,6 +37,8 @@ INTERNAL = {
     "upstream/cpu.py": "for callers of the module",
     "upstream/fake_pipeline.py": "internal to a dry run, which reports it",
 }
+# Modules whose texts follow "must be" in an error of config/values.py.
+RANGES = [f"config/{name}.py" for name in ("allowed", "sections", "upstream_ranges", "values")]
 # Sources of the messages that are not ours: files of installed packages.
 UPSTREAM = {
     "torchtitan": [
@@ -203,7 +205,7 @@ def pool() -> str:
     for module in modules():
         strings = [*module.strings()]
         texts += strings
-        if module.name in ("config/allowed.py", "config/values.py"):  # see check_value
+        if module.name in RANGES:
             texts += [f"{VALUE} = {VALUE}: must be {string}" for string in strings]
     for name in SCRIPTS:
         texts.append((ROOT / name).read_text().replace("\\\n", ""))
