@@ -129,7 +129,7 @@ def _check_offload(job_config: JobConfig, ranks: int) -> None:
         raise ConfigError(
             "training.enable_cpu_offload",
             True,
-            "needs FSDP, so parallelism.data_parallel_shard_degree must be above 1",
+            "needs FSDP: set parallelism.data_parallel_shard_degree above 1, or this key to false",
         )
 
 
