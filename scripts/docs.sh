@@ -10,4 +10,5 @@ if ! python -c 'import material, mkdocstrings' 2>/dev/null; then
     echo "Installing the extra docs"
     python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 fi
+export NO_MKDOCS_2_WARNING=1 # an advertisement of another builder; mkdocs is pinned below 2
 exec mkdocs "${1:-build}" --strict "${@:2}"

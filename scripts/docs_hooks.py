@@ -46,7 +46,9 @@ def link_within_the_site(text: str) -> str:
 
 def api() -> str:
     """Return the page with the public names of each module of ``core``."""
-    package = "torchtitan.experiments.tst.core"
     modules = sorted(path.stem for path in CORE.glob("*.py") if not path.stem.startswith("_"))
-    head = f"# API of core\n\n`{package}` needs only torch. Import the names below from it.\n"
-    return "\n".join([head, *(f"::: {package}.{module}\n" for module in modules)])
+    head = (
+        "# API of core\n\n`torchtitan.experiments.tst.core` needs only torch. Import the names below "
+        "from it.\n"
+    )
+    return "\n".join([head, *(f"::: core.{module}\n" for module in modules)])
