@@ -241,6 +241,8 @@ def test_launch_passes_signals_on_and_gives_the_exit_code(tmp_path, number):
     launcher.join(60)
     assert launcher.exitcode == STOPPED_EXIT_CODE
     assert [(tmp_path / name).read_text() for name in "01"] == [str(int(number))] * 2
+    shown = "".join(path.read_text() for path in (tmp_path / "launcher").iterdir())
+    assert "failed (exitcode" not in shown  # to stop is not to fail
 
 
 def handles(pid, number):

@@ -60,8 +60,9 @@ class _Launch:
 
 def _is_redundant(record: logging.LogRecord) -> bool:
     """Return whether a message of torchrun is redundant: the error itself is printed."""
-    failed = f"failed (exitcode: {reporting.EXIT_CODE}) "
-    return record.getMessage().startswith((failed, "Sending process"))
+    codes = (reporting.EXIT_CODE, STOPPED_EXIT_CODE)
+    failed = (f"failed (exitcode: {code}) " for code in codes)
+    return record.getMessage().startswith((*failed, "Sending process"))
 
 
 def main() -> None:

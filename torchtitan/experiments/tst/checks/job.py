@@ -105,7 +105,9 @@ def _check_folders(job_config: JobConfig) -> None:
                 pass
         except OSError as error:
             raise ConfigError(
-                key, str(folder), f"cannot write to {existing}: {error.strerror}"
+                key,
+                str(folder),
+                f"cannot write to {existing}: {error.strerror}; choose another folder",
             ) from None
 
 

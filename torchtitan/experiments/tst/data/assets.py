@@ -59,7 +59,10 @@ def download(
             repo_id, allow_patterns=patterns, local_dir=folder, token=token, revision=revision
         )
     except Exception as error:  # the hub's errors have no other common class
-        raise AssetsError(f"{repo_id}: {error}") from error
+        raise AssetsError(
+            f"cannot download {repo_id} from the hub; check its name, your token and the "
+            f"connection: {error}"
+        ) from error
     names = [path.name for path in folder.iterdir()]
     for asset in assets:
         if not any(fnmatch(name, pattern) for name in names for pattern in ASSETS[asset]):
@@ -68,7 +71,10 @@ def download(
         try:
             open_tokenizer(folder)
         except TokenizerError as error:
-            raise AssetsError(f"{repo_id}: {error}") from error
+            raise AssetsError(
+                f"cannot download {repo_id} from the hub; check its name, your token and the "
+                f"connection: {error}"
+            ) from error
     return folder
 
 

@@ -33,7 +33,8 @@ class ContradictionError(CheckpointError):
         super().__init__(
             f"the config contradicts the checkpoint {folder}:{listed}\n"
             "Launch with the checkpoint's values. To keep the config's, add "
-            "--resilience.allow_config_mismatch"
+            "--resilience.allow_config_mismatch. To begin other data at its start, add "
+            "--checkpoint.exclude_from_loading dataloader"
         )
 
 
