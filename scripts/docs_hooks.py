@@ -48,7 +48,7 @@ def api() -> str:
     """Return the page with the public names of each module of ``core``."""
     modules = sorted(path.stem for path in CORE.glob("*.py") if not path.stem.startswith("_"))
     head = (
-        "# API of core\n\n`torchtitan.experiments.tst.core` needs only torch. Import the names below "
-        "from it.\n"
+        "# API of core\n\n"
+        "`torchtitan.experiments.tst.core` needs only torch. Import the names below from it.\n"
     )
     return "\n".join([head, *(f"::: core.{module}\n" for module in modules)])
