@@ -118,7 +118,10 @@ def test_errors_say_what_is_wrong(hub, tmp_path):
     assert "owner/model has no index (model.safetensors.index.json)" in result.stderr
     result = hub("owner/secret")
     assert result.code == 2
-    assert "error: owner/secret: " in result.stderr and "401" in result.stderr
+    assert (
+        "error: cannot download owner/secret from the hub; " in result.stderr
+        and "401" in result.stderr
+    )
     assert "Traceback" not in result.stderr
     assert not (Path(tmp_path) / "secret" / "tokenizer.json").exists()
 

@@ -71,10 +71,7 @@ def download(
         try:
             open_tokenizer(folder)
         except TokenizerError as error:
-            raise AssetsError(
-                f"cannot download {repo_id} from the hub; check its name, your token and the "
-                f"connection: {error}"
-            ) from error
+            raise AssetsError(f"{repo_id}: {error}") from error
     return folder
 
 
