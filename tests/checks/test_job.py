@@ -242,6 +242,12 @@ def section(**values):
             "no such file",
         ),
         (
+            ["--training.dataset=c4", "--training.dataset_path=README.md"],
+            "training.dataset_path",
+            "'README.md'",
+            "set training.dataset to jsonl or parquet",
+        ),
+        (
             ["--training.dataset=c4", "--training.dataset_path=/none"],
             "training.dataset_path",
             "'/none'",

@@ -20,6 +20,7 @@ from ..data.text.datasets import OURS, is_ours, loader_of
 from ..data.text.files import check_documents, data_files
 from ..errors import ConfigError
 
+_UPSTREAMS = ("c4", "c4_test", "c4_validation")  # TorchTitan's own datasets
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
 
 
@@ -78,6 +79,13 @@ def _check_dataset(job_config: JobConfig, section: str) -> None:
         )
     registered = DATASETS[config.dataset.lower()].path
     path = registered if config.dataset_path is None else config.dataset_path
+    if config.dataset.lower() in _UPSTREAMS and Path(path).is_file():
+        raise ConfigError(
+            f"{section}.dataset_path",
+            path,
+            f"the dataset {config.dataset} does not read a single file; set {section}.dataset to "
+            "jsonl or parquet",
+        )
     if _HUB_NAME.fullmatch(registered) and not path.startswith(("/", ".", "~")):
         return  # on the Hugging Face hub, under this name or another
     try:
