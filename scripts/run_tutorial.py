@@ -197,6 +197,7 @@ class Shell:
                 cwd=self.folder,
                 env=self._environment,
                 start_new_session=True,
+                preexec_fn=_heed_ctrl_c,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -214,6 +215,11 @@ class Shell:
         if self._state.exists():
             self.folder = Path(shlex.split(self._state.read_text().splitlines()[-1])[1])
         return process.returncode, "".join(lines)
+
+
+def _heed_ctrl_c() -> None:
+    """Let SIGINT end this process, which a job in the background of a shell ignores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_commands(commands: Commands, shell: Shell, number: int, count: int) -> None:
