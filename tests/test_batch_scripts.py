@@ -134,8 +134,8 @@ def test_run_train_is_tst_train(script, tmp_path):
         (
             "train.sbatch",
             ["--training.local_batch_size=3", "--training.global_batch_size=12"],
-            "config error: training.global_batch_size = 12: must be a multiple of 24: "
-            "training.local_batch_size = 3 times 8 data-parallel ranks",
+            "config error: training.global_batch_size = 12: must be a multiple of 24 "
+            "(training.local_batch_size = 3 on each of 8 data-parallel ranks)",
         ),
         (
             RUN_TRAIN,
