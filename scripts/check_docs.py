@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from command_line import documented_parser
+
 ROOT = Path(__file__).resolve().parents[1]
 MEAN_WORDS = 17
 AVOID = (
@@ -99,22 +101,20 @@ def tracked(*paths: str) -> list[Path]:
     return [path for path in files if path.is_file() and path.suffix != ".csv"]
 
 
-def pages() -> list[Path]:
-    """Return the Markdown files of the repository."""
-    return tracked("*.md")
-
-
-def main(arguments: list[str]) -> int:
-    """Print what to mend, and the mean of each page with ``--means``; return the exit code."""
-    found = []
-    for path in pages():
+def main(arguments: list[str] | None = None) -> int:
+    """Print what to mend; return the exit code."""
+    parser = documented_parser(__doc__)
+    parser.add_argument("--means", action="store_true", help="print the mean of each page, too")
+    args = parser.parse_args(arguments)
+    found, pages = [], tracked("*.md")
+    for path in pages:
         mean = mean_words(path.read_text())
-        if "--means" in arguments:
+        if args.means:
             print(f"{mean:5.1f} words in a sentence of {path.relative_to(ROOT)}")
         if mean > MEAN_WORDS:
             why = f"sentences have {mean:.1f} words in the mean, at most {MEAN_WORDS} are allowed"
             found.append(Finding(path, 1, why))
-    for path in dict.fromkeys([*pages(), *tracked(*SOURCES)]):
+    for path in dict.fromkeys([*pages, *tracked(*SOURCES)]):
         if path != Path(__file__).resolve():
             found += phrases(path)
     print(*found, sep="\n", end="\n" if found else "")
@@ -122,4 +122,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
