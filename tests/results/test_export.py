@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from jobs import load_full, saving, superposition
 from torchtitan.experiments.tst import paper
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import find_checkpoint
-from torchtitan.experiments.tst.results import evaluation
-from torchtitan.experiments.tst.results.export import ExportError, export, read_job
+from torchtitan.experiments.tst.results.export import export, read_job
+from torchtitan.experiments.tst.results.harness import TaskResult, scores_of
+from torchtitan.experiments.tst.results.scores import METRICS, Score
+from torchtitan.experiments.tst.results.transformers_config import ExportError
 
 ON = superposition(steps=1)
 SAVE = (
@@ -284,19 +286,30 @@ def offline_harness(monkeypatch):
 
 
 def test_scores_are_length_normalised_where_the_harness_has_it():
-    both = {"acc,none": 0.25, "acc_norm,none": 0.5, "acc_stderr,none": 0.1}
+    both = {"acc,none": 0.25, "acc_norm,none": 0.5, "acc_norm_stderr,none": 0.125}
+    one = {"acc,none": 0.75, "acc_stderr,none": "N/A"}
     results = {
-        "results": {"hellaswag": both, "own": both, "boolq": {"acc,none": 0.75}, "mmlu": both}
+        "results": {"hellaswag": both, "own": both, "boolq": one, "mmlu": both},
+        "group_subtasks": {"mmlu": ["mmlu_law", "mmlu_physics"]},
+        "n-samples": {
+            task: {"effective": 10}
+            for task in ("hellaswag", "own", "boolq", "mmlu_law", "mmlu_physics")
+        },
     }
-    scores = {"hellaswag": 50.0, "own": 50.0, "boolq": 75.0, "mmlu": 25.0}
-    assert evaluation._scores_of(results, ["hellaswag", "own", "boolq", "mmlu"]) == scores
-    assert evaluation._scores_of(results, ["boolq"]) == {"boolq": 75.0}
-    assert set(evaluation.METRICS) == set(paper.runs()["3B-20k-tst"].scores)
+    scores = {
+        "hellaswag": TaskResult("acc_norm", Score(50.0, 12.5), 10),
+        "own": TaskResult("acc_norm", Score(50.0, 12.5), 10),
+        "boolq": TaskResult("acc", Score(75.0, None), 10),
+        "mmlu": TaskResult("acc", Score(25.0, None), 20),
+    }
+    assert scores_of(results, list(scores)) == scores
+    assert scores_of(results, ["boolq"]) == {"boolq": scores["boolq"]}
+    assert set(METRICS) == set(paper.runs()["3B-20k-tst"].scores)
 
 
 @pytest.mark.slow
 def test_the_harness_knows_the_papers_tasks():
-    assert set(TaskManager().all_tasks) >= set(evaluation.METRICS)
+    assert set(TaskManager().all_tasks) >= set(METRICS)
 
 
 def test_harness_offline(run, tmp_path, tst, offline_harness):

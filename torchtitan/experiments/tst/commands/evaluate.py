@@ -40,7 +40,9 @@ def main(
         limit: Number of documents of each task, for a quick test.
         device: Device of the model. By default the accelerator, or cpu.
     """
-    from ..results.evaluation import METRICS, Harness, evaluate, table
+    from ..results.evaluation import evaluate, table
+    from ..results.harness import Harness
+    from ..results.scores import METRICS
 
     check_positive(limit=limit)
     log_progress()

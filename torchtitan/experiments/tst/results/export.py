@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
-from torchtitan.models.llama3 import TransformerModelArgs
-from torchtitan.models.qwen3 import Qwen3ModelArgs
 from torchtitan.protocols import BaseStateDictAdapter
 from torchtitan.tools.logging import logger
 
@@ -32,15 +30,12 @@ from ..checks.extensions import register_extensions
 from ..checks.model import model_args_of
 from ..config.manager import SuperpositionConfigManager
 from ..data.tokenizer import TokenizerError, build_tokenizer, open_tokenizer
-from ..errors import ArgumentError, UserError
+from ..errors import ArgumentError
 from ..resilience.checkpoint import inventory, manifests
 from ..resilience.checkpoint.manifests import CheckpointError
 from ..resilience.checkpoint.reader import SafeLoadPlanner, SafeReader, read_metadata
 from ..resilience.run_folder import CONFIG_FILE
-
-
-class ExportError(UserError, RuntimeError):
-    """A model that its class in transformers cannot represent; the message says why."""
+from .transformers_config import ExportError, config_of
 
 
 def read_job(checkpoint: Path, arguments: list[str]) -> JobConfig:
@@ -68,6 +63,11 @@ def read_job(checkpoint: Path, arguments: list[str]) -> JobConfig:
     return job_config
 
 
+def is_exported(model: Path) -> bool:
+    """Return whether a folder is an exported model, not a checkpoint or a run folder."""
+    return (model / "config.json").is_file()
+
+
 @contextmanager
 def exported(model: Path, job_arguments: list[str]) -> Iterator[Path]:
     """Yield an exported folder: the model itself, or a temporary export (TMPDIR) of a checkpoint.
@@ -82,7 +82,7 @@ def exported(model: Path, job_arguments: list[str]) -> Iterator[Path]:
         CheckpointError: for a checkpoint that cannot be read.
         ExportError: for a checkpoint that cannot be exported.
     """
-    if (model / "config.json").is_file():
+    if is_exported(model):
         if job_arguments:
             raise ArgumentError(
                 f"{model} is exported already: remove {' '.join(job_arguments)}, which is for a "
@@ -121,36 +121,20 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
     """
     if output.exists():
         raise FileExistsError(f"{output} already exists. Give another folder, or remove it")
-    name = job_config.model.name
-    if name not in _CONFIGS:
-        raise ExportError(f"model.name = {name!r}: must be {' or '.join(_CONFIGS)} to be exported")
     model_args = copy.deepcopy(model_args_of(job_config))
     tokenizer = build_tokenizer(job_config)
-    spec = train_spec_module.get_train_spec(name)
+    spec = train_spec_module.get_train_spec(job_config.model.name)
     model_args.update_from_config(job_config)
     with torch.device("meta"):
         expected = spec.model_cls(model_args).state_dict()
-    config = _CONFIGS[name](model_args, expected)
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    config = config_of(job_config, model_args, expected) | special
     weights = _load(checkpoint, expected, spec.state_dict_adapter(model_args, None))
     dtype = job_config.checkpoint.export_dtype
     # copies: some weights are views of one tensor, which safetensors would take for shared weights
     weights = {
         key: weights.pop(key).to(TORCH_DTYPE_MAP[dtype], copy=True).contiguous()
         for key in list(weights)
-    }
-    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    config |= special | {
-        "vocab_size": model_args.vocab_size,
-        "hidden_size": model_args.dim,
-        "num_hidden_layers": model_args.n_layers,
-        "num_attention_heads": model_args.n_heads,
-        "num_key_value_heads": model_args.n_kv_heads or model_args.n_heads,
-        "rms_norm_eps": model_args.norm_eps,
-        "rope_theta": float(model_args.rope_theta),
-        "max_position_embeddings": job_config.training.seq_len,
-        "attention_bias": False,
-        "hidden_act": "silu",
-        "dtype": dtype,
     }
     _write_folder(output, weights, config, special, tokenizer)
     logger.info(f"Exported {checkpoint} to {output}: {config['architectures'][0]}, {dtype}")
@@ -279,71 +263,6 @@ def _convert(
 
 def _is_tied(key: str, model_args: Any) -> bool:
     return key == "output.weight" and getattr(model_args, "enable_weight_tying", False)
-
-
-def _llama3(args: TransformerModelArgs, state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    scaling = args.rope_scaling_args  # upstream always applies it
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "intermediate_size": len(state["layers.0.feed_forward.w1.weight"]),
-        "head_dim": args.dim // args.n_heads,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": scaling.scaling_factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position_embeddings,
-        },
-    }
-
-
-def _qwen3(args: Qwen3ModelArgs, state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "intermediate_size": args.hidden_dim,
-        "head_dim": args.head_dim,
-        "tie_word_embeddings": args.enable_weight_tying,
-    }
-    if not args.qk_norm:
-        raise ExportError(
-            "qk_norm = false: must be true to be exported, because Qwen3 in transformers has it"
-        )
-    if not args.moe_enabled:
-        return config
-    moe = args.moe_args
-    for key, value in (
-        ("score_func", "softmax"),
-        ("score_before_experts", False),
-        ("route_scale", 1.0),
-        ("num_expert_groups", None),
-        ("num_shared_experts", 0),
-        ("gate_bias", False),
-    ):
-        if getattr(moe, key) != value:
-            raise ExportError(
-                f"moe_args.{key} = {getattr(moe, key)!r}: must be {value!r} to be exported: "
-                "Qwen3MoeForCausalLM has no other"
-            )
-    return config | {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-        "moe_intermediate_size": args.moe_inter_dim,
-        "num_experts": moe.num_experts,
-        "num_experts_per_tok": moe.top_k,
-        "norm_topk_prob": moe.route_norm,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-    }
-
-
-_CONFIGS: dict[str, Callable[[Any, dict[str, torch.Tensor]], dict[str, Any]]] = {
-    "llama3": _llama3,
-    "qwen3": _qwen3,
-}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,0 +1,172 @@
+"""Run the LM-Eval harness, 0-shot, on exported models."""
+
+import functools
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lm_eval
+import torch
+import transformers
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from typing_extensions import override
+
+from ..data.tokenizer import open_tokenizer
+from ..errors import ArgumentError
+from .scores import METRICS, Score
+
+
+@dataclass(frozen=True)
+class Harness:
+    """The harness with its settings.
+
+    Attributes:
+        tasks: names of tasks that the harness knows.
+        include_path: a folder with YAML files of further tasks.
+        batch_size: number of sequences, or "auto".
+        limit: number of documents of each task; None for all.
+        device: torch's name of the device; None for the accelerator, or the CPU without one.
+    """
+
+    tasks: list[str]
+    include_path: Path | None = None
+    batch_size: str = "auto"
+    limit: int | None = None
+    device: str | None = None
+
+    def check(self) -> None:
+        """Check that the harness knows the tasks.
+
+        Raises:
+            ArgumentError: for tasks that it does not know, or that cannot be read.
+        """
+        known = set(self._manager.all_tasks)
+        if unknown := [task for task in self.tasks if task not in known]:
+            raise ArgumentError(
+                f"--tasks {','.join(unknown)}: unknown to the harness. `lm_eval ls tasks` lists "
+                "its tasks; --include-path FOLDER adds your own"
+            )
+
+    @functools.cached_property
+    def _manager(self) -> TaskManager:
+        path = self.include_path
+        if path and not path.is_dir():
+            raise ArgumentError(f"--include-path {path}: there is no such folder")
+        try:
+            return TaskManager(include_path=str(path) if path else None)
+        except ValueError as error:  # in the YAML of a task
+            raise ArgumentError(f"--include-path {path}: {error}") from error
+
+    def load(self, folder: Path) -> HFLM:
+        """Return the harness's model of an exported folder, on the device.
+
+        Raises:
+            ArgumentError: for a model that transformers does not know.
+        """
+        transformers.logging.set_verbosity_error()
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return _load_model(folder, self.batch_size, self.device or str(accelerator or "cpu"))
+
+    def run(self, model: HFLM, tasks: list[str]) -> dict[str, Any]:
+        """Return the harness's own results of a model on tasks.
+
+        Raises:
+            ArgumentError: for tasks that this model cannot do.
+        """
+        return lm_eval.simple_evaluate(
+            model=model,
+            tasks=tasks,
+            num_fewshot=0,
+            batch_size=self.batch_size,
+            limit=self.limit,
+            device=str(model.device),
+            task_manager=self._manager,
+            log_samples=False,
+        )
+
+
+class _Model(HFLM):
+    """The harness's model, which also accepts a tokenizer without EOS."""
+
+    @override
+    def generate_until(self, *args: Any, **kwargs: Any) -> list[str]:
+        if self.tokenizer.eos_token_id is None:
+            raise ArgumentError(
+                "--tasks: one of the tasks generates text up to the EOS token, and the model's "
+                "tokenizer has none. Choose multiple-choice tasks"
+            )
+        return super().generate_until(*args, **kwargs)
+
+
+def _load_model(folder: Path, batch_size: str, device: str) -> _Model:
+    """Return the harness's model, also for a tokenizer without BOS or EOS.
+
+    The harness assumes that there is an EOS token: as the end of generated text, and, without BOS,
+    as the context of a text without context.
+    """
+    tokenizer = open_tokenizer(folder)
+    options = {}
+    if tokenizer.bos_id is None and tokenizer.eos_id is None:
+        line_break = tokenizer.tokenizer.encode("\n", add_special_tokens=False).ids
+        options["prefix_token_id"] = (line_break or [0])[-1]
+        logging.warning(
+            "The tokenizer has neither BOS nor EOS: texts without context get a line break as "
+            "context"
+        )
+    try:
+        return _Model(
+            pretrained=str(folder),
+            add_bos_token=tokenizer.bos_id is not None,  # in training, documents begin with BOS
+            batch_size=batch_size,
+            device=device,
+            **options,
+        )
+    except ValueError as error:  # for example a model that transformers does not know
+        raise ArgumentError(f"{folder}: {error}") from error
+
+
+class TaskResult(NamedTuple):
+    """The score on a task.
+
+    Attributes:
+        metric: the harness's name of the metric.
+        score: score and standard error, percent.
+        documents: number of documents that were scored.
+    """
+
+    metric: str
+    score: Score
+    documents: int
+
+
+def scores_of(results: dict[str, Any], tasks: list[str]) -> dict[str, TaskResult]:
+    """Return the score of each task, but not those of its parts, such as MMLU's 57.
+
+    A task without an accuracy is missing.
+
+    Args:
+        results: the harness's own results.
+        tasks: names of the tasks.
+    """
+    scores = {}
+    for task in tasks:
+        values = results["results"].get(task, {})
+        names = [METRICS[task]] if task in METRICS else ["acc_norm", "acc"]
+        for name in names:
+            if f"{name},none" in values and task not in scores:
+                error = values.get(f"{name}_stderr,none")
+                has_error = isinstance(error, float) and math.isfinite(error)  # else "N/A"
+                score = Score(100 * values[f"{name},none"], 100 * error if has_error else None)
+                scores[task] = TaskResult(name, score, _documents(results, task))
+    return scores
+
+
+def _documents(results: dict[str, Any], task: str) -> int:
+    """Return the number of documents of a task, or of all tasks of a group."""
+    parts = results.get("group_subtasks", {}).get(task)
+    if parts:
+        return sum(_documents(results, part) for part in parts)
+    return results["n-samples"][task]["effective"]
