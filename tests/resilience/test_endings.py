@@ -1,18 +1,17 @@
 """Every way in which a run ends, and what is done with the run afterwards."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
 from torchtitan.tools.logging import logger
 
 from corpora import write_shards
 from jobs import BOUNDARY, ON, STEPS, load_full, losses, saving
+from tasks import write_task
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import (
     Kind,
     identify,
@@ -65,30 +64,12 @@ ENDINGS = {
     ),
 }
 
-TASK = """\
-task: endings
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "def"
-doc_to_choice: [" a", " b"]
-doc_to_target: 0
-metric_list: [{{metric: acc}}]
-"""
-
 
 @pytest.fixture
-def task(tmp_path, monkeypatch):
+def task(tmp_path, offline_harness):
     """Arguments of ``tst evaluate`` for a task of one question."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # to look through the thousands of tasks that come with it takes 13 seconds
-    own_tasks = functools.partial(TaskManager, include_defaults=False)
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", own_tasks)
     folder = tmp_path / "tasks"
-    folder.mkdir()
-    (folder / "data.jsonl").write_text('{"question": "?"}\n')
-    (folder / "endings.yaml").write_text(TASK.format(data=folder / "data.jsonl"))
+    write_task(folder, "endings", [{"question": "def", "choices": [" a", " b"], "answer": 0}])
     return ("--tasks", "endings", "--include-path", folder, "--batch-size", 1)
 
 

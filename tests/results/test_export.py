@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import json
 import shutil
 
@@ -15,6 +14,7 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs import load_full, saving, superposition
+from tasks import TEXT, write_task
 from torchtitan.experiments.tst import paper
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import find_checkpoint
 from torchtitan.experiments.tst.results.export import export, read_job
@@ -242,49 +242,6 @@ def test_sample(run, tst, tmp_path, caplog):
     assert "has no manifest.json: it is not checked for damage" in caplog.text
 
 
-TASK = """\
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {data}
-test_split: test
-target_delimiter: ""
-output_type: {kind}
-doc_to_text: "{{{{question}}}}"
-"""
-CHOICES = """\
-doc_to_choice: "{{choices}}"
-doc_to_target: "{{answer}}"
-metric_list:
-  - metric: acc
-"""
-TEXT = """\
-doc_to_target: "{{answer}}"
-generation_kwargs:
-  max_gen_toks: 4
-metric_list:
-  - metric: exact_match
-"""
-
-
-def write_task(folder, name, data, kind="multiple_choice", rest=CHOICES):
-    """A task of the harness, and the records it asks about."""
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in data))
-    task = TASK.format(name=name, data=path, kind=kind) + rest
-    (folder / f"{name}.yaml").write_text(task)
-
-
-@pytest.fixture
-def offline_harness(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # to look through the thousands of tasks that come with it takes 13 seconds
-    own_tasks = functools.partial(TaskManager, include_defaults=False)
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", own_tasks)
-
-
 def test_scores_are_length_normalised_where_the_harness_has_it():
     both = {"acc,none": 0.25, "acc_norm,none": 0.5, "acc_norm_stderr,none": 0.125}
     one = {"acc,none": 0.75, "acc_stderr,none": "N/A"}
@@ -345,7 +302,7 @@ def test_harness_offline(run, tmp_path, tst, offline_harness):
     result = tst("evaluate", output, "--tasks", "endings,arc_easey")
     assert result.code == 2
     assert "--tasks endings,arc_easey: unknown to the harness" in result.stderr
-    result = tst("evaluate", output, "--training.seq_len=64")
+    result = tst("evaluate", output, *args, "--training.seq_len=64")
     assert "exported already: remove --training.seq_len=64" in result.stderr
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from torchtitan.components.checkpoint import TRAIN_STATE
 from torchtitan.config import JobConfig
 
+from ..upstream.replaced import replaced_items
 from .checkpoint import inventory
 
 ID_FILE = "wandb_run_id"
@@ -48,18 +49,35 @@ def wandb_run(job_config: JobConfig, rank: int, metrics_rank: int) -> Iterator[N
     run_id = run_id or secrets.token_hex(4)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{run_id}\n")
-    before = {name: os.environ.get(name) for name in (_ID, _RESUME)}
-    os.environ[_ID] = run_id
-    if resumes and not before[_RESUME]:
-        os.environ[_RESUME] = "allow"
-    try:
+    values = {_ID: run_id}
+    if resumes and not os.environ.get(_RESUME):
+        values[_RESUME] = "allow"
+    with replaced_items(os.environ, values):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+
+
+@contextmanager
+def wandb_evaluation(run: Path) -> Iterator[None]:
+    """Let W&B's ``init`` in this context start or continue the evaluations of a training run.
+
+    They are a W&B run of their own, because only one process at a time can write to a W&B run. Its
+    ID is that of the training run and "-evaluation".
+
+    Args:
+        run: folder of the training run.
+    """
+    file = run / ID_FILE
+    training = os.environ.get(_ID) or (file.read_text().strip() if file.is_file() else run.name)
+    name = os.environ.get("WANDB_RUN_NAME") or training
+    values = {
+        _ID: f"{training}-evaluation",
+        _RESUME: "allow",
+        "WANDB_RUN_NAME": f"{name} evaluation",
+        "WANDB_RUN_JOB_TYPE": "evaluation",
+        **dict.fromkeys(_USERS_CHOICE, ""),  # these are for the training run
+    }
+    with replaced_items(os.environ, values):
+        yield
 
 
 def _resumes(job_config: JobConfig) -> bool:

@@ -35,11 +35,11 @@ def evaluate(
         CheckpointError: for a checkpoint that cannot be read.
         ExportError: for a checkpoint that cannot be exported.
     """
-    harness.check()
     source = model if is_exported(model) else find_checkpoint(model)
     output = output or _default_output(source)
     if output.exists():
         raise ArgumentError(f"{output} already exists. Give another file with --output")
+    harness.check()
     output.parent.mkdir(parents=True, exist_ok=True)
     with exported(source, job_arguments) as folder:
         results = harness.run(harness.load(folder), harness.tasks)

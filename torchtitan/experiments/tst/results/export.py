@@ -33,6 +33,7 @@ from ..data.tokenizer import TokenizerError, build_tokenizer, open_tokenizer
 from ..errors import ArgumentError
 from ..resilience.checkpoint import inventory, manifests
 from ..resilience.checkpoint.manifests import CheckpointError
+from ..resilience.checkpoint.moves import linked
 from ..resilience.checkpoint.reader import SafeLoadPlanner, SafeReader, read_metadata
 from ..resilience.run_folder import CONFIG_FILE
 from .transformers_config import ExportError, config_of
@@ -129,7 +130,12 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
         expected = spec.model_cls(model_args).state_dict()
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     config = config_of(job_config, model_args, expected) | special
-    weights = _load(checkpoint, expected, spec.state_dict_adapter(model_args, None))
+    with linked(checkpoint) as files:
+        if manifests.read_manifest(files) is None:
+            logger.warning(
+                f"{checkpoint} has no {manifests.MANIFEST}: it is not checked for damage"
+            )
+        weights = _load(files, expected, spec.state_dict_adapter(model_args, None))
     dtype = job_config.checkpoint.export_dtype
     # copies: some weights are views of one tensor, which safetensors would take for shared weights
     weights = {
@@ -181,9 +187,7 @@ def _load(
     """
     in_hf = inventory.identify(checkpoint) is inventory.Kind.HUGGING_FACE
     manifest = manifests.read_manifest(checkpoint)
-    if manifest is None:
-        logger.warning(f"{checkpoint} has no {manifests.MANIFEST}: it is not checked for damage")
-    elif found := manifests.damages(checkpoint, manifest["files"]):
+    if manifest and (found := manifests.damages(checkpoint, manifest["files"])):
         listed = "; ".join(found)
         raise CheckpointError(f"the checkpoint is damaged: {listed}. Use another checkpoint")
     if in_hf:

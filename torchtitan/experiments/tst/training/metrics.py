@@ -41,6 +41,7 @@ from ..config.layout import global_batch_size
 from ..config.schedule import build_schedule
 from ..config.sections import resilience_section
 from ..core import Phase, Schedule
+from ..resilience.run_folder import open_lines
 from ..resilience.wandb_run import wandb_run
 from ..upstream.names import metrics_rank
 from .tensorboard import extend_tensorboard
@@ -60,13 +61,8 @@ class JsonLinesLogger(BaseLogger):
     """
 
     def __init__(self, path: Path, schedule: Schedule):
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.schedule = schedule
-        self.file = path.open("a+", buffering=1)
-        if size := self.file.tell():
-            self.file.seek(size - 1)
-            if self.file.read(1) != "\n":  # the run was killed while it wrote the last line
-                self.file.write("\n")
+        self.file = open_lines(path)
 
     @override
     def log(self, metrics: dict[str, Any], step: int) -> None:

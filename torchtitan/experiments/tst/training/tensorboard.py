@@ -1,5 +1,6 @@
 """Extend TensorBoard: combined charts, and losses over data tokens as well as over steps."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -21,6 +22,7 @@ LAYOUT = {
             "Multiline",
             [r"^experts/(largest|smallest)_share\(%\)$"],
         ],
+        "scores of tasks (%)": ["Multiline", ["^evaluation/"]],
         "data tokens and latents so far": ["Multiline", ["n_tokens_seen", "n_latents_seen"]],
     }
 }
@@ -32,15 +34,20 @@ BY_DATA_TOKENS = {
 
 
 class DataTokensLogger(BaseLogger):
-    """Logs the losses again, with the number of data tokens instead of the step."""
+    """Logs metrics again, with the number of data tokens instead of the step.
 
-    def __init__(self, writer: SummaryWriter):
-        self.writer = writer  # another logger closes it
+    Args:
+        writer: writer of another logger, which closes it.
+        names: new names of the metrics by their tags; by default those of the losses.
+    """
+
+    def __init__(self, writer: SummaryWriter, names: Mapping[str, str] = BY_DATA_TOKENS):
+        self.writer, self.names = writer, names
 
     @override
     def log(self, metrics: dict[str, Any], step: int) -> None:
-        for tag, name in BY_DATA_TOKENS.items():
-            if tag in metrics:
+        for tag, name in self.names.items():
+            if tag in metrics and "n_tokens_seen" in metrics:
                 self.writer.add_scalar(name, metrics[tag], metrics["n_tokens_seen"])
 
 

@@ -9,6 +9,7 @@ In the run's checkpoint folder (``checkpoint.folder``):
 - ``damaged-N``: a damaged checkpoint that ``resilience.skip_damaged`` has renamed.
 - ``replaced-N``: the former ``step-N`` after step N was saved again: a finished model, a damaged
   checkpoint, or a folder of unknown content.
+- ``reading-N-*``: hard links to the files of ``step-N``, while a program reads them.
 """
 
 import functools

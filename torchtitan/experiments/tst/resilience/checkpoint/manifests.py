@@ -92,6 +92,25 @@ def _checksum_of(manifest: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
 
 
+def identity(folder: Path) -> str:
+    """Return a text that identifies the content of a checkpoint.
+
+    It is the manifest's checksum. Without a manifest, it is made of the names, sizes and times of
+    the files.
+
+    Raises:
+        CheckpointError: if the manifest is damaged.
+    """
+    if manifest := read_manifest(folder):
+        return _checksum_of(manifest)
+    files = {
+        str(path.relative_to(folder)): [path.stat().st_size, path.stat().st_mtime_ns]
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    return _checksum_of(files)
+
+
 def damages(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
     """Return the differences of a checkpoint's files from the manifest's ``files``, by path."""
     found = []

@@ -7,14 +7,20 @@ names.
 import itertools
 import os
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from torchtitan.tools.logging import logger
 
+from ...errors import UserError
 from .inventory import BOUNDARY, Kind, folders_of_kind, identify, step_folder
 from .manifests import CheckpointError, read_manifest
+
+_READING = "reading"
+_LONGEST_READ = 24 * 3600  # seconds after which the links of a program were left by a kill
 
 
 def publish(folder: Path, step: int, boundary: bool) -> None:
@@ -60,6 +66,40 @@ def set_aside(folder: Path, step: int, kind: str) -> Path:
     return step_folder(folder, step).rename(path)
 
 
+@contextmanager
+def linked(checkpoint: Path) -> Iterator[Path]:
+    """Yield a folder with hard links to a checkpoint's files, which its run cannot delete.
+
+    The run may delete or replace the checkpoint meanwhile, on any node. Where links are impossible
+    (no permission, or a file system without them), this yields the checkpoint itself.
+
+    Args:
+        checkpoint: a folder ``step-N``.
+
+    Raises:
+        CheckpointError: if the checkpoint has been deleted.
+    """
+    with ExitStack() as stack:
+        files = checkpoint
+        try:
+            prefix = f"{_READING}-{checkpoint.name.removeprefix('step-')}-"
+            folder = tempfile.TemporaryDirectory(prefix=prefix, dir=checkpoint.parent)
+            links = Path(stack.enter_context(folder), checkpoint.name)
+            shutil.copytree(checkpoint, links, copy_function=os.link)
+            files = links
+        except OSError as error:
+            if not checkpoint.is_dir():
+                raise CheckpointError(
+                    f"{checkpoint} has been deleted. Its run keeps the last "
+                    "checkpoint.keep_latest_k checkpoints; use a newer one"
+                ) from error
+        try:
+            yield files
+        except UserError as error:
+            error.args = (str(error).replace(str(files), str(checkpoint)),)
+            raise
+
+
 def tidy(folder: Path) -> Iterable[str]:
     """Finish what a kill interrupted; yield a message for each change."""
     for _, path in folders_of_kind(folder, "deleting"):
@@ -74,3 +114,7 @@ def tidy(folder: Path) -> Iterable[str]:
         else:
             shutil.rmtree(path, ignore_errors=True)
             yield f"Removed {path}: its save was cut short"
+    for path in folder.glob(f"{_READING}-*"):
+        with suppress(FileNotFoundError):  # its program has ended
+            if time.time() - path.stat().st_mtime > _LONGEST_READ:
+                shutil.rmtree(path, ignore_errors=True)
