@@ -68,7 +68,7 @@ def paper_lead(bag_size: int, ratio: float) -> float:
     """Return the lead of the paper's 270M in 20,000 steps (Table 4), nats."""
     surface = paper.nearest_surface(paper.PARAMETERS["270M"], 20_000, "uniform")
     assert surface.baseline is not None
-    return surface.baseline - surface.losses[ratio, bag_size]
+    return surface.baseline - surface.values[ratio, bag_size]
 
 
 def paper_gain(name: str) -> float:
@@ -155,7 +155,7 @@ def draw(results: Results, losses: dict[str, dict[int, float]], folder: Path) ->
         folder: folder of the PNG files.
     """
     own = tables.surface(results, small(), 0) if results.runs(small(), [0]) else None
-    if own and own.losses:
+    if own and own.values:
         of_paper = paper.nearest_surface(own.parameters, own.steps, own.weighting)
         surfaces = {f"validation loss: {own.title}": own, f"paper: {of_paper.title}": of_paper}
         draw_surfaces(surfaces, folder / "surface.png")

@@ -173,7 +173,7 @@ def test_the_papers_own_sweep_beside_the_papers_losses(tmp_path, monkeypatch):
     write_metrics(tmp_path / "sweep" / "runs" / points[1].name, 20_000, 2.9)
     list(write_table(tmp_path / "sweep"))
     (own, of_paper) = drawn[0].values()
-    assert (own.baseline, own.losses) == (3.0, {(0.3, 6): 2.9})
+    assert (own.baseline, own.values) == (3.0, {(0.3, 6): 2.9})
     assert (of_paper.model, of_paper.weighting) == ("600M", "power_law")
     assert own.parameters == of_paper.parameters
 

@@ -226,14 +226,46 @@ def test_sizes_of_the_flavors():
 def test_surfaces_are_those_of_the_tables():
     by_name = {(s.model, s.steps, s.weighting): s for s in paper.surfaces()}
     small = by_name["270M", 20_000, "uniform"]
-    assert (small.baseline, small.losses[0.3, 6], small.losses[1.0, 16]) == (3.2124, 3.1423, 6.5519)
+    assert (small.baseline, small.values[0.3, 6], small.values[1.0, 16]) == (3.2124, 3.1423, 6.5519)
     assert (small.bag_sizes, len(small.ratios)) == (list(range(2, 17)), 10)
     # a run of Table 1 is a point of the surface, up to an oddity of the paper at 600M
     for name in ("270M-20k-tst", "270M-100k-tst", "600M-20k-tst"):
         run = RUNS[name]
-        loss = by_name[run.model, run.total_steps, "uniform"].losses[0.3, run.bag_size]
+        loss = by_name[run.model, run.total_steps, "uniform"].values[0.3, run.bag_size]
         assert loss == pytest.approx(run.final_loss, abs=0.001)
-    assert (1.0, 5) not in by_name["600M", 20_000, "uniform"].losses, "blank in the paper"
+    assert (1.0, 5) not in by_name["600M", 20_000, "uniform"].values, "blank in the paper"
+    assert (small.best, small.quantity) == ((0.3, 7), "final loss (nats per token)")
+
+
+@pytest.mark.parametrize("task", paper.SCORE_TASKS)
+def test_score_surfaces_are_those_of_the_tables(task):
+    """Tables 8 to 28. Of two runs in each, Table 3 has the scores too, with one decimal."""
+    sizes = {("270M", 20_000): 16, ("270M", 100_000): 13, ("600M", 20_000): 13}
+    surfaces = {(s.model, s.steps): s for s in paper.score_surfaces(task)}
+    assert surfaces.keys() == sizes.keys()
+    for (model, steps), surface in surfaces.items():
+        assert (surface.task, surface.weighting, surface.quantity) == (task, "uniform", "score (%)")
+        assert surface.ratios == [n / 10 for n in range(1, 10)]
+        assert surface.bag_sizes == list(range(2, sizes[model, steps] + 1))
+        cells = {(r, s) for r in surface.ratios for s in surface.bag_sizes}
+        blank = {(0.5, 16)} if sizes[model, steps] == 16 else set()
+        assert cells - surface.values.keys() == blank
+        for method, cell in (("baseline", paper.BASELINE_CELL), ("tst", (0.3, 6))):
+            printed = RUNS[f"{model}-{steps // 1000}k-{method}"].scores[task]
+            assert surface.at(cell) == pytest.approx(printed, abs=0.0501)
+        assert surface.values[surface.best] == max(surface.values.values())
+
+
+def test_cells_of_the_score_tables():
+    hellaswag = paper.nearest_surface(270_000_000, 20_000, "power_law", "hellaswag")
+    assert (hellaswag.model, hellaswag.baseline, hellaswag.best) == ("270M", 36.34, (0.3, 5))
+    assert (hellaswag.at((0.3, 5)), hellaswag.at((0.5, 16))) == (39.35, None)
+    piqa = paper.nearest_surface(500_000_000, 1_000, "uniform", "piqa")
+    assert (piqa.model, piqa.baseline, piqa.best, piqa.at(piqa.best)) == (
+        *("600M", 69.04, (0.4, 10), 71.98),
+    )
+    boolq = paper.nearest_surface(200_000_000, 100_000, "uniform", "boolq")
+    assert (boolq.steps, boolq.baseline, boolq.at((0.9, 2))) == (100_000, 58.47, 61.62)
 
 
 def test_nearest():

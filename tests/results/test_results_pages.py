@@ -121,10 +121,10 @@ def test_a_comparison_of_the_files(results):
         f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})",
     ]
     surface = tables.surface(results, pages.small(), 0)
-    assert surface.losses[0.1, 2] == final["small_step_ratio/program/bag_size=2,step_ratio=0.1"]
-    assert surface.losses[0.3, 8] == final["small_bag_size/program/bag_size=8,seed=0"]
+    assert surface.values[0.1, 2] == final["small_step_ratio/program/bag_size=2,step_ratio=0.1"]
+    assert surface.values[0.3, 8] == final["small_bag_size/program/bag_size=8,seed=0"]
     assert surface.baseline == final["small_bag_size/program/baseline,seed=0"]
-    assert len(surface.losses) == 20
+    assert len(surface.values) == 20
 
 
 def test_leads():

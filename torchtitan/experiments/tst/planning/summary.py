@@ -75,11 +75,11 @@ def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[s
     model = paper.nearest_model(plan.parameters)
     (low, high), (least, most) = paper.GOOD_BAG_SIZES[model], paper.GOOD_STEP_RATIOS
     bag_sizes = f"s = {low}" if low == high else f"s from {low} to {high}"
-    best = min(surface.losses, key=surface.losses.__getitem__)
+    best = surface.best
     lines = [
         f"at {model}, the nearest size: {bag_sizes}, r from {least} to {most}",
         f"final loss at {surface.title} weighting: "
-        f"baseline {surface.baseline}, best {surface.losses[best]} at r = {best[0]}, s = {best[1]}",
+        f"baseline {surface.baseline}, best {surface.values[best]} at r = {best[0]}, s = {best[1]}",
     ]
     if not plan.superposition:
         return lines
@@ -93,7 +93,7 @@ def _advice(job_config: JobConfig, plan: Plan, surface: paper.Surface) -> list[s
         nearest = min(surface.ratios, key=lambda r: abs(r - ratio))
         lines += [
             f"    {r:<5}"
-            + "".join(f"{surface.losses.get((r, size), math.nan):8.4f}" for size in columns)
+            + "".join(f"{surface.values.get((r, size), math.nan):8.4f}" for size in columns)
             for r in surface.ratios
             if abs(r - nearest) < 0.15
         ]

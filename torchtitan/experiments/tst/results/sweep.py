@@ -13,13 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from .. import paper
-from ..config.manager import SuperpositionConfigManager
-from ..config.sections import superposition_section
 from ..errors import UserError
-from ..planning.plan import parameters_of
-from ..planning.sweep import BAG_SIZE, BASELINE, STEP_RATIO, read_sweep, value_in_words
+from ..planning.sweep import read_sweep, value_in_words
 from ..training.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
+from . import sweep_plots
 from .tables import aligned
 
 
@@ -35,6 +32,7 @@ class Result:
 
     Attributes:
         name: name of the run.
+        folder: folder of the run.
         values: value of each varied key; None for keys without meaning in a baseline.
         step: the last logged step so far; 0 if there is none.
         steps: steps of the whole run.
@@ -44,6 +42,7 @@ class Result:
     """
 
     name: str
+    folder: Path
     values: dict[str, Any]
     step: int
     steps: int
@@ -70,6 +69,7 @@ def results(folder: Path) -> list[Result]:
         found.append(
             Result(
                 run["name"],
+                Path(run["folder"]),
                 run["values"],
                 step,
                 run["steps"],
@@ -86,13 +86,8 @@ def write_table(folder: Path) -> Iterator[str]:
     found = results(folder)
     keys = list(read_sweep(folder)["vary"])
     head = ["run", *keys, "step", "steps", "training_loss", "validation_loss"]
-
-    def of_run(result: Result) -> list[Any]:
-        values = (result.values[key] for key in keys)
-        return [value_in_words(v) if isinstance(v, list) else v for v in values]
-
     rows = [
-        [n, *of_run(r), r.step, r.steps, r.training_loss, r.validation_loss]
+        [n, *values_of(r), r.step, r.steps, r.training_loss, r.validation_loss]
         for n, r in enumerate(found)
     ]
     with (folder / "table.csv").open("w", newline="") as file:
@@ -101,8 +96,14 @@ def write_table(folder: Path) -> Iterator[str]:
     yield from aligned([head, *([_cell(value) for value in row] for row in rows)])
     yield f"{len(finished)} of {len(found)} runs finished; table: {folder / 'table.csv'}"
     if any(result.values[key] is not None for result in finished for key in keys):
-        _plot(folder, keys, finished)
+        _plot(folder, finished)
         yield f"plot: {folder / 'losses.png'}"
+
+
+def values_of(result: Result) -> list[Any]:
+    """Return the values of the varied keys as cells of a table; None for keys without meaning."""
+    values = result.values.values()
+    return [value_in_words(v) if isinstance(v, list) else v for v in values]
 
 
 def _cell(value: Any) -> str:
@@ -112,52 +113,12 @@ def _cell(value: Any) -> str:
     return f"{value:.4f}" if is_loss else value_in_words(value)
 
 
-def _plot(folder: Path, keys: list[str], finished: list[Result]) -> None:
-    """Plot the loss over s for each r next to the paper's, or over a sweep's first key."""
-    from ..planning.surface_plots import draw_lines, draw_surfaces
-
+def _plot(folder: Path, finished: list[Result]) -> None:
     validated = all(result.validation_loss is not None for result in finished)
+    losses = [(r, r.validation_loss if validated else r.training_loss) for r in finished]
+    points = [sweep_plots.Point(r.values, loss) for r, loss in losses if loss is not None]
     kind = "validation" if validated else "training"
-    losses: list[tuple[Result, Any]] = [
-        (r, r.validation_loss if validated else r.training_loss) for r in finished
-    ]
-    staged = any(isinstance(value, list) for r in finished for value in r.values.values())
-    if set(keys) == {BAG_SIZE, STEP_RATIO} and not staged:
-        own = _surface(folder, losses)
-        nearest = paper.nearest_surface(own.parameters, own.steps, own.weighting)
-        draw_surfaces(
-            {f"this sweep, {kind} loss: {own.title}": own, f"paper: {nearest.title}": nearest},
-            folder / "losses.png",
-        )
-        return
-    lines: dict[str, list[tuple[Any, float]]] = {}
-    for result, loss in losses:
-        x, *others = (result.values[key] for key in keys)
-        label = ", ".join(
-            BASELINE if value is None else f"{key} = {value_in_words(value)}"
-            for key, value in zip(keys[1:], others, strict=True)
-        )
-        x = value_in_words(x) if isinstance(x, list) else BASELINE if x is None else x
-        lines.setdefault(label, []).append((x, loss))
-    draw_lines(lines, keys[0], f"final {kind} loss", folder / "losses.png")
-
-
-def _surface(folder: Path, losses: list[tuple[Result, Any]]) -> paper.Surface:
-    """Return the surface of a sweep over s and r with at least one run with superposition."""
-    by_place = {(r.values[STEP_RATIO], r.values[BAG_SIZE]): loss for r, loss in losses}
-    baseline = by_place.pop((None, None), None)
-    runs = read_sweep(folder)["runs"]
-    number = next(n for n, run in enumerate(runs) if run["values"][BAG_SIZE] is not None)
-    job = f"--job.config_file={folder / f'{number}.toml'}"
-    config = SuperpositionConfigManager().parse_args([job])
-    return paper.Surface(
-        model=config.model.flavor,
-        parameters=parameters_of(config),
-        steps=config.training.steps,
-        weighting=superposition_section(config).weighting,
-        baseline=baseline,
-        losses=by_place,
-    )
+    sweep_plots.draw(folder, points, folder / "losses.png", f"{kind} loss")
 
 
 def run_unfinished(
