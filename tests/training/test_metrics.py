@@ -93,7 +93,7 @@ def test_run_folder_explains_itself(train, tmp_path):
     assert scalars["loss_metrics/superposition"] == losses[:3]
     patterns = [tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags]
     for pattern in patterns:
-        if not re.search("validation|experts", pattern):  # this run has neither
+        if not re.search("validation|experts|evaluation", pattern):  # this run has none of them
             assert any(re.search(pattern, tag) for tag in scalars), pattern
     (folder,) = (run / "tb").iterdir()
     by_tokens = EventAccumulator(str(folder)).Reload()

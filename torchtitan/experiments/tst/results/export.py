@@ -36,7 +36,7 @@ from ..resilience.checkpoint.manifests import CheckpointError
 from ..resilience.checkpoint.moves import linked
 from ..resilience.checkpoint.reader import SafeLoadPlanner, SafeReader, read_metadata
 from ..resilience.run_folder import CONFIG_FILE
-from .transformers_config import ExportError, config_of
+from .transformers_config import ExportError, check_name, config_of
 
 
 def read_job(checkpoint: Path, arguments: list[str]) -> JobConfig:
@@ -122,6 +122,7 @@ def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
     """
     if output.exists():
         raise FileExistsError(f"{output} already exists. Give another folder, or remove it")
+    check_name(job_config.model.name)
     model_args = copy.deepcopy(model_args_of(job_config))
     tokenizer = build_tokenizer(job_config)
     spec = train_spec_module.get_train_spec(job_config.model.name)

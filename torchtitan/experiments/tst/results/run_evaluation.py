@@ -192,17 +192,11 @@ class _Wait:
 
     def for_next(self, say: Callable[[str], None]) -> bool:
         """Wait a moment for the next checkpoint; return False if the run counts as dead."""
-        files = (
-            self.run / CONFIG_FILE,
-            self.run / METRICS_FILE,
-            inventory.checkpoints_of(self.run),
-        )
-        times = [path.stat().st_mtime for path in files if path.exists()]
+        written = self.run / CONFIG_FILE, self.run / METRICS_FILE
+        times = [path.stat().st_mtime for path in written if path.exists()]
         self.last_sign = max(self.last_sign, *times, 0)
         if time.time() - self.last_sign > 3600 * self.hours:
-            say(
-                f"{self.run} has written nothing for {self.hours:g} hours: no longer waiting for it"
-            )
+            say(f"{self.run} has written nothing for {self.hours:g} hours: the wait ends")
             return False
         if not self.silent:
             say("Waiting for the next checkpoint")

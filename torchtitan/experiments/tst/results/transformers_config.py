@@ -15,24 +15,31 @@ class ExportError(UserError, RuntimeError):
     """A model that its class in transformers cannot represent; the message says why."""
 
 
+def check_name(name: str) -> None:
+    """Check that models of this name can be exported.
+
+    Raises:
+        ExportError: if not.
+    """
+    if name not in _CONFIGS:
+        raise ExportError(f"model.name = {name!r}: must be {' or '.join(_CONFIGS)} to be exported")
+
+
 def config_of(
     job_config: JobConfig, model_args: Any, state: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """Return the content of ``config.json``, without the special tokens.
 
     Args:
-        job_config: config of the run: name of the model, sequence length and
-            ``checkpoint.export_dtype``.
+        job_config: config of the run: name of the model (see :func:`check_name`), sequence length
+            and ``checkpoint.export_dtype``.
         model_args: model args of the run.
         state: state dict of the model, on any device.
 
     Raises:
         ExportError: if the model's class in transformers cannot represent the model.
     """
-    name = job_config.model.name
-    if name not in _CONFIGS:
-        raise ExportError(f"model.name = {name!r}: must be {' or '.join(_CONFIGS)} to be exported")
-    return _CONFIGS[name](model_args, state) | {
+    return _CONFIGS[job_config.model.name](model_args, state) | {
         "vocab_size": model_args.vocab_size,
         "hidden_size": model_args.dim,
         "num_hidden_layers": model_args.n_layers,
