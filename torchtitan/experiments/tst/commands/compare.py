@@ -1,11 +1,12 @@
 """Compare runs as the paper does: at equal FLOPs, equal loss and equal data.
 
     tst compare outputs/demo/tst
-    tst compare outputs/mine UPSTREAM_RUN/tb --output outputs/comparison
+    tst compare outputs/mine UPSTREAM_RUN --output outputs/comparison
 
-Prints tables. Writes comparison.json, loss.png, for mixtures of experts experts.png, and
-report.html, which has everything in one file. Name a run by its folder. A run of TorchTitan's own
-trainer needs TensorBoard files.
+Prints tables. Writes report.html, which has everything in one file, comparison.json and the plots:
+loss.png, scores.png if checkpoints have scores (`tst evaluate RUN --all`), and experts.png for
+mixtures of experts. Name a run by its folder. A run of TorchTitan's own trainer needs TensorBoard
+files.
 """
 
 import shlex
@@ -19,7 +20,17 @@ from ..config.manager import SuperpositionConfigManager
 from ..errors import ArgumentError
 from ..results.comparison import compare
 from ..results.curves import read_runs
-from ..results.tables import NOTES, VIEWS, aligned, rows_of_experts, rows_of_runs, rows_of_view
+from ..results.score_comparison import PairOfScores, compare_scores
+from ..results.tables import (
+    EQUAL_FLOPS,
+    NOTES,
+    VIEWS,
+    aligned,
+    rows_of_experts,
+    rows_of_runs,
+    rows_of_scores,
+    rows_of_view,
+)
 from .arguments import job_arguments
 
 
@@ -62,4 +73,12 @@ def main(
     if comparison.pairs:
         for view in VIEWS:
             print(f"\nAt {view}:", *aligned(rows_of_view(comparison, view)), sep="\n")
+            if view == EQUAL_FLOPS:
+                _print_scores(compare_scores(curves))
     print(f"\n{NOTES[comparison.kind]}\nreport: {report}\nplots: {', '.join(map(str, plots))}")
+
+
+def _print_scores(pairs: list[PairOfScores]) -> None:
+    rows, skipped = rows_of_scores(pairs), [reason for pair in pairs for reason in pair.skipped]
+    if rows or skipped:
+        print(f"\nScores at {EQUAL_FLOPS}:", *(aligned(rows) if rows else []), *skipped, sep="\n")

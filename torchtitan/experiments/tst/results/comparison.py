@@ -29,6 +29,11 @@ def is_at_its_end(step: float, steps: int | None) -> bool:
     return steps is None or step >= (1 - _SAME) * steps
 
 
+def are_same(cost: float, other: float) -> bool:
+    """Return whether two costs are the same, except for rounding of steps and batches."""
+    return abs(cost - other) <= _SAME * min(cost, other)
+
+
 def comparable_points(run: Curves, kind: str) -> list[Point]:
     """Return the next-token losses of a run; training losses are trailing means.
 
@@ -49,15 +54,28 @@ def comparable_points(run: Curves, kind: str) -> list[Point]:
 
 def loss_at(points: Sequence[Point], x: float, axis: Axis) -> float | None:
     """Return the loss at ``x``, interpolated linearly; None outside of the points."""
-    xs = [axis(point.at) for point in points]
-    if not points or not xs[0] <= x <= xs[-1]:
+    around = neighbors([axis(point.at) for point in points], x)
+    if around is None:
         return None
-    index = bisect_left(xs, x)
-    if xs[index] == x:
-        return points[index].loss
-    before, after = points[index - 1], points[index]
-    share = (x - xs[index - 1]) / (xs[index] - xs[index - 1])
-    return before.loss + share * (after.loss - before.loss)
+    before, after = points[around[0]], points[around[1]]
+    return before.loss + around[2] * (after.loss - before.loss)
+
+
+def neighbors(xs: Sequence[float], x: float) -> tuple[int, int, float] | None:
+    """Return the indices of the two values around ``x``, and the share of the way between them.
+
+    Both are the index of ``x`` if it is one of the values; None if it is outside of them.
+
+    Args:
+        xs: values in ascending order.
+        x: the value to find.
+    """
+    if not xs or not xs[0] <= x <= xs[-1]:
+        return None
+    after = bisect_left(xs, x)
+    if xs[after] == x:
+        return after, after, 0.0
+    return after - 1, after, (x - xs[after - 1]) / (xs[after] - xs[after - 1])
 
 
 def first_at(points: Sequence[Point], loss: float) -> Place | None:
@@ -245,7 +263,7 @@ def _equal_cost(
     last, of_other = points[-1], of_baseline[-1]
     ends = axis(last.at), axis(of_other.at)
     at = min(ends)
-    if abs(ends[0] - ends[1]) <= _SAME * at:  # a difference by rounding needs no interpolation
+    if are_same(*ends):  # a difference by rounding needs no interpolation
         ended = is_at_its_end(last.at.step, run.steps) and is_at_its_end(
             of_other.at.step, baseline.steps
         )

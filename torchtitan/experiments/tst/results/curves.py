@@ -1,7 +1,7 @@
-"""Read a run's losses over steps, data tokens, latents, FLOPs and hours from its metrics.
+"""Read a run's losses and scores over steps, data tokens, latents, FLOPs and hours.
 
 The metrics are read from ``metrics.jsonl``, or from TensorBoard's files, which upstream's trainer
-also writes.
+also writes. The scores of the run's checkpoints are read from ``evaluations.jsonl``.
 
 FLOPs are upstream's count (of its MFU). Hours are those of training, summed over launches, without
 validation. The first step of a launch includes its start.
@@ -30,6 +30,7 @@ from ..training.metrics import (
     VALIDATION_LOSS,
     read_metrics,
 )
+from .scores import Evaluation, read_evaluations
 
 _NEEDED = {TRAINING_LOSS, DATA_TOKENS, SECONDS_PER_STEP, "tflops", "throughput(tps)"}
 
@@ -71,6 +72,14 @@ class Point:
 
 
 @dataclass(frozen=True)
+class ScoredCheckpoint:
+    """The score of a checkpoint on a task, at the place of the checkpoint."""
+
+    at: Place
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
 class ExpertShares:
     """The balance of the experts in a step.
 
@@ -103,6 +112,8 @@ class Curves:
         steps: planned number of steps, from its config; None without a config.
         loss: ``superposition.loss``; with "mce", the training loss is in nats per token.
         experts: balance of the experts in every logged step; empty for a dense model.
+        scores: scores of the checkpoints by step, one for each checkpoint and task; empty if none
+            was scored.
     """
 
     name: str
@@ -113,6 +124,7 @@ class Curves:
     steps: int | None = None
     loss: str = "mce"
     experts: tuple[ExpertShares, ...] = ()
+    scores: tuple[ScoredCheckpoint, ...] = ()
 
     @property
     def boundary(self) -> int:
@@ -198,6 +210,10 @@ def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:
             )
             for line, point in zip(logged, training, strict=True)
             if LARGEST in line
+        ),
+        scores=tuple(
+            ScoredCheckpoint(place_at(training, scored.step, lambda at: at.step), scored)
+            for scored in read_evaluations(folder)
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Plot the loss curves of runs over several axes, as in the paper."""
+"""Plot the losses of runs over several axes, as in the paper, their scores and their experts."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from matplotlib.ticker import EngFormatter
 
 from ..core import Stage
 from .comparison import Axis, Comparison, comparable_points, flops
-from .curves import Curves, Point
+from .curves import Curves, Point, ScoredCheckpoint
+from .score_comparison import tasks_of
 
 PANELS: list[tuple[str, str, Axis]] = [
     ("Over steps", "steps", lambda at: at.step),
@@ -90,8 +91,80 @@ def draw_experts(runs: Sequence[Curves], output: Path) -> None:
     plt.close(figure)
 
 
+def draw_scores(runs: Sequence[Curves], output: Path) -> None:
+    """Draw the scores of the checkpoints over FLOPs with standard errors, a panel for each task.
+
+    Args:
+        runs: any number of runs; at least one has scores.
+        output: the PNG file to write.
+    """
+    runs_with_scores = [(f"C{n % 10}", run) for n, run in enumerate(runs) if run.scores]
+    tasks = tasks_of(runs)
+    columns = min(len(tasks), 4 if len(tasks) > 6 else 3)
+    rows = math.ceil(len(tasks) / columns)
+    width = max(6.5, min(13, 4.5 * columns))
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(width, 3.6 * rows + 0.6), layout="constrained", squeeze=False
+    )
+    for panel in panels.flat[len(tasks) :]:
+        panel.remove()
+    for panel, task in zip(panels.flat, tasks, strict=False):
+        for color, run in runs_with_scores:
+            scored = [one for one in run.scores if one.evaluation.task == task]
+            if scored:
+                _draw_scores_of_run(panel, run, scored, color)
+                _draw_stages(panel, run, flops, color)
+        panel.set_title(_title_of_scores(runs, task), fontsize="medium")
+        panel.set(xlabel="FLOPs", ylabel="score (%) ± standard error")
+        panel.set_xlim(left=0)
+        panel.grid(alpha=0.3)
+    # a run without scores on the first task is in another panel's legend
+    by_label = {
+        label: handle
+        for panel in figure.axes
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        by_label.values(), by_label.keys(), loc="outside lower center", ncols=3, fontsize="small"
+    )
+    figure.savefig(output, dpi=120)
+    plt.close(figure)
+
+
+def _title_of_scores(runs: Sequence[Curves], task: str) -> str:
+    """Return a task with its metric and its number of documents, or all of them."""
+    found = [s.evaluation for run in runs for s in run.scores if s.evaluation.task == task]
+    metrics = sorted({evaluation.metric for evaluation in found})
+    documents = sorted({evaluation.documents for evaluation in found})
+    counts = " or ".join(f"{number:,}" for number in documents)
+    return f"{task} ({' or '.join(metrics)}, {counts} documents)"
+
+
+def _draw_scores_of_run(
+    panel: Axes, run: Curves, scored: Sequence[ScoredCheckpoint], color: str
+) -> None:
+    """Draw a run's scores on a task, without a line across the boundary."""
+    label: str | None = run.name
+    for in_superposition in (False, True):
+        part = [one for one in scored if (one.at.step <= run.boundary) == in_superposition]
+        if part:
+            scores = [one.evaluation.score for one in part]
+            panel.errorbar(
+                [flops(one.at) for one in part],
+                [score.value for score in scores],
+                [math.nan if score.error is None else score.error for score in scores],
+                fmt="o-" if len(scored) < 100 else "-",
+                color=color,
+                markersize=3,
+                elinewidth=0.8,
+                capsize=2,
+                label=label,
+            )
+            label = None
+
+
 def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
-    """Draw the training loss, pale, dotted over bags, with a line at each change of bag size."""
+    """Draw the training loss, pale, dotted over bags, with lines at the ends of stages."""
     labels = {":": f"{run.name}: training, over bags", "-": f"{run.name}: training"}
     recovery = Stage(1, run.boundary + 1, round(run.end.step))
     for stage in (*run.stages, recovery):
@@ -102,9 +175,16 @@ def _draw_training(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
         label = labels.pop(style, None)  # one label for all stages
         lines = panel.plot(*_coordinates(points, axis), style, color=color, label=label)
         plt.setp(lines, alpha=0.4, linewidth=1)
-        if stage.last < recovery.last:  # the stage has ended
-            line, width = ("--", 1.0) if stage.last == run.boundary else (":", 0.8)
-            panel.axvline(axis(points[-1].at), color=color, linestyle=line, linewidth=width)
+    _draw_stages(panel, run, axis, color)
+
+
+def _draw_stages(panel: Axes, run: Curves, axis: Axis, color: str) -> None:
+    """Draw a dashed line at the boundary, and a dotted line at each change of bag size before."""
+    ends = {stage.last for stage in run.stages if stage.last < round(run.end.step)}
+    for point in run.training:  # the last step of each stage is always logged
+        if point.at.step in ends:
+            line, width = ("--", 1.0) if point.at.step == run.boundary else (":", 0.8)
+            panel.axvline(axis(point.at), color=color, linestyle=line, linewidth=width)
 
 
 def _draw_comparable(

@@ -12,9 +12,20 @@ from ..config.differences import differences
 from ..resilience.run_folder import CONFIG_FILE
 from .comparison import Comparison, Pair, flops
 from .curves import Curves, Place
-from .plots import draw_curves, draw_experts
-from .tables import NOTES, VIEWS, rows_of_experts, rows_of_runs, rows_of_view, title
+from .plots import draw_curves, draw_experts, draw_scores
+from .score_comparison import compare_scores, numbers_of_pair, numbers_of_run
+from .tables import (
+    EQUAL_FLOPS,
+    NOTES,
+    VIEWS,
+    rows_of_experts,
+    rows_of_runs,
+    rows_of_scores,
+    rows_of_view,
+    title,
+)
 
+LOSSES, SCORES, EXPERTS = "Loss curves", "Scores over FLOPs", "Shares of experts"  # the plots
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 72rem; margin: 2rem auto;
        padding: 0 1rem; }
@@ -23,7 +34,8 @@ table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tab
 th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; }
 th { vertical-align: bottom; border-bottom: 2px solid #888; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; }
-.wide { overflow-x: auto; } img { max-width: 100%; } code { font-size: 0.9em; }
+.wide { overflow-x: auto; } .scores td { white-space: nowrap; }
+img { max-width: 100%; } code { font-size: 0.9em; }
 .note { color: #555; font-size: 0.9rem; }
 @media (prefers-color-scheme: dark) {
   body { background: #16181c; color: #e6e6e6; } th, td { border-color: #444; }
@@ -42,6 +54,16 @@ only if the hardware was the same.</dd>
 interpolated linearly for the other run. "Both end there" means that both runs are at the end of
 their learning-rate schedules, as far as their configs tell. Otherwise one run is in the middle of
 its schedule, where its loss is higher than that of a run planned to end there.</dd>
+<dt>Scores</dt><dd>Scores of checkpoints on tasks of the LM-Eval harness. "±" is the harness's
+standard error over the documents of the task. The error of a difference takes the two scores as
+independent. Both models answer the same questions, so its true error is usually smaller. "Within
+error" means that the difference is smaller than its error.</dd>
+<dt>Scores at equal FLOPs</dt><dd>The scores at the FLOPs of the run that was scored less far. If
+the other run has no scored checkpoint there, its score and error are interpolated linearly between
+the two checkpoints around it, and the table has the steps of both. Both checkpoints answer the same
+questions, and their errors are taken as fully correlated. So this error is an upper bound. It does
+not include the error of the interpolation itself. A score that would need extrapolation is missing.
+Only scores with the same metric on the same number of documents are compared.</dd>
 <dt>At equal loss</dt><dd>The higher of the two final losses, and where each run first reaches it.
 The run with the lower final loss reaches it before its learning rate has decayed. So its speed-up
 is smaller than that of a run planned to end there.</dd>
@@ -60,7 +82,10 @@ latent).</dd>
 def write_comparison(
     runs: Sequence[Curves], comparison: Comparison, folder: Path, command: str
 ) -> list[Path]:
-    """Write comparison.json, loss.png, report.html and, for a mixture of experts, experts.png.
+    """Write comparison.json, report.html and the plots.
+
+    The plots are loss.png, scores.png if a run has scores, and experts.png for a mixture of
+    experts.
 
     Args:
         runs: the runs that are compared.
@@ -73,18 +98,21 @@ def write_comparison(
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers, plot, report = (folder / f for f in ("comparison.json", "loss.png", "report.html"))
-    plots = {"Loss curves": plot}
+    plots = {LOSSES: plot}
+    if any(run.scores for run in runs):
+        plots[SCORES] = folder / "scores.png"
+        draw_scores(runs, plots[SCORES])
     if any(run.experts for run in runs):
-        plots["Shares of experts"] = folder / "experts.png"
-        draw_experts(runs, plots["Shares of experts"])
-    numbers.write_text(json.dumps(_numbers(comparison), indent=2) + "\n")
+        plots[EXPERTS] = folder / "experts.png"
+        draw_experts(runs, plots[EXPERTS])
+    numbers.write_text(json.dumps(_numbers(runs, comparison), indent=2) + "\n")
     draw_curves(runs, comparison, plot)
     report.write_text(_html(runs, comparison, plots, command))
     return [report, *plots.values()]
 
 
-def _numbers(comparison: Comparison) -> dict[str, Any]:
-    """Return all numbers, unrounded, with speed-ups and gains."""
+def _numbers(runs: Sequence[Curves], comparison: Comparison) -> dict[str, Any]:
+    """Return all numbers, unrounded, with speed-ups, gains and scores."""
     axes: dict[str, Callable[[Place], float]] = {
         "flops": flops,
         "hours": lambda at: at.hours,
@@ -97,6 +125,10 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         if pair.equal_loss:
             speed_up = {name: pair.equal_loss.speed_up(axis) for name, axis in axes.items()}
             entry["equal_loss"]["speed_up"] = speed_up
+    for entry, run in zip(content["runs"], runs, strict=True):
+        entry["scores"] = numbers_of_run(run)
+    for entry, scores in zip(content["pairs"], compare_scores(runs), strict=True):
+        entry["scores"] = numbers_of_pair(scores)
     return content
 
 
@@ -104,13 +136,14 @@ def _html(
     runs: Sequence[Curves], comparison: Comparison, plots: dict[str, Path], command: str
 ) -> str:
     """Return the report: text, tables, plots and definitions."""
-    losses, *of_experts = (_image(name, plot) for name, plot in plots.items())
+    images = {name: _image(name, plot) for name, plot in plots.items()}
+    scores = _scores(runs, images[SCORES]) if SCORES in images else []
     names = ", ".join(run.name for run in runs)
     parts = [
         f"<h1>{'Comparison of runs' if len(runs) > 1 else 'A run'}: {html.escape(names)}</h1>",
         *(f"<p>{html.escape(in_words(pair))}</p>" for pair in comparison.pairs),
         f'<p class="note">{NOTES[comparison.kind]}</p>',
-        losses,
+        images[LOSSES],
         "<h2>Runs</h2>",
         _table(rows_of_runs(comparison)),
     ]
@@ -118,9 +151,12 @@ def _html(
         for view, meaning in VIEWS.items():
             parts += [f"<h2>At {view}</h2>", f"<p>{meaning}</p>"]
             parts.append(_table(rows_of_view(comparison, view)))
+            parts += scores if view == EQUAL_FLOPS else []
         parts += ["<h2>What differs in the configs</h2>", _config_differences(runs, comparison)]
-    if of_experts:
-        parts += ["<h2>Experts</h2>", *of_experts, _table(rows_of_experts(runs))]
+    else:
+        parts += scores
+    if EXPERTS in images:
+        parts += ["<h2>Experts</h2>", images[EXPERTS], _table(rows_of_experts(runs))]
     parts += ["<h2>How it is counted</h2>", _DEFINITIONS]
     parts.append(f'<p class="note">Written by <code>{html.escape(command)}</code></p>')
     return (
@@ -129,6 +165,19 @@ def _html(
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def _scores(runs: Sequence[Curves], image: str) -> list[str]:
+    """Return the section of the scores: the table of the pairs, if there are any, and the plot."""
+    pairs = compare_scores(runs)
+    rows = rows_of_scores(pairs)
+    return [
+        f"<h2>Scores{f' at {EQUAL_FLOPS}' * bool(rows)}</h2>",
+        "<p>Downstream scores of the runs' checkpoints, with standard errors.</p>",
+        *([f'<div class="scores">{_table(rows)}</div>'] if rows else []),
+        *(f"<p>{html.escape(reason)}.</p>" for pair in pairs for reason in pair.skipped),
+        image,
+    ]
 
 
 def _image(name: str, plot: Path) -> str:

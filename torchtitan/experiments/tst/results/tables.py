@@ -14,9 +14,11 @@ from .comparison import (
     is_at_its_end,
 )
 from .curves import Curves, ExpertShares
+from .score_comparison import PairOfScores, ScoreAt
 
+EQUAL_FLOPS = "equal FLOPs"
 VIEWS = {
-    "equal FLOPs": "Both have spent the same FLOPs: the paper's first claim is a lower loss here.",
+    EQUAL_FLOPS: "Both have spent the same FLOPs: the paper's first claim is a lower loss here.",
     "equal loss": "What both spent until they first reached the higher of the two final losses.",
     "equal data": "Both have read the same data tokens: here the paper, too, finds the baseline "
     "ahead.",
@@ -99,9 +101,9 @@ def rows_of_view(comparison: Comparison, view: str) -> list[list[str]]:
     if view == "equal loss":
         head = ["", "loss", "FLOPs", "baseline's", "speed-up, FLOPs", "speed-up, hours"]
         return [head, *(_equal_loss_row(pair) for pair in comparison.pairs)]
-    unit = "FLOPs" if view == "equal FLOPs" else "data tokens"
+    unit = "FLOPs" if view == EQUAL_FLOPS else "data tokens"
     head = ["", unit, "loss", "baseline's", "lower by"]
-    if view == "equal FLOPs":
+    if view == EQUAL_FLOPS:
         head.append("below it from step")
     head.append("both end there")
     return [head, *(_equal_cost_row(pair, view) for pair in comparison.pairs)]
@@ -122,10 +124,10 @@ def _equal_loss_row(pair: Pair) -> list[str]:
 
 
 def _equal_cost_row(pair: Pair, view: str) -> list[str]:
-    equal: EqualCost = pair.equal_flops if view == "equal FLOPs" else pair.equal_data
+    equal: EqualCost = pair.equal_flops if view == EQUAL_FLOPS else pair.equal_data
     at = "-"
     if equal.at is not None:
-        at = f"{equal.at:.3e}" if view == "equal FLOPs" else count(equal.at)
+        at = f"{equal.at:.3e}" if view == EQUAL_FLOPS else count(equal.at)
     row = [
         title(pair),
         at,
@@ -133,12 +135,44 @@ def _equal_cost_row(pair: Pair, view: str) -> list[str]:
         _loss(equal.baseline_loss),
         "-" if equal.gain is None else f"{equal.gain:+.3f}",
     ]
-    if view == "equal FLOPs":
+    if view == EQUAL_FLOPS:
         row.append(f"{pair.below_from.step:,.0f}" if pair.below_from else "-")
     return [*row, "yes" if equal.ended else "no"]
 
 
-def title(pair: Pair) -> str:
+def rows_of_scores(pairs: Sequence[PairOfScores]) -> list[list[str]]:
+    """Return a row for each task of each pair; the first row is the head.
+
+    Empty if no pair has scores on the same task.
+    """
+    head = ["", "task", "FLOPs", "step", "score (%)", "baseline's step", "baseline's score (%)"]
+    rows = [[*head, "difference", "both end there"]]
+    for pair in pairs:
+        name = title(pair)
+        for equal in pair.equal_flops:
+            difference = equal.difference
+            rows.append(
+                [
+                    name,
+                    equal.task,
+                    f"{equal.at:.3e}",
+                    *_score_cells(equal.run),
+                    *_score_cells(equal.baseline),
+                    difference.as_difference if difference else "-",
+                    "yes" if equal.ended else "no",
+                ]
+            )
+            name = ""  # once for all tasks
+    return rows if len(rows) > 1 else []
+
+
+def _score_cells(found: ScoreAt | None) -> list[str]:
+    if found is None:
+        return ["-", "-"]
+    return [" to ".join(f"{step:,}" for step in found.steps), str(found.score)]
+
+
+def title(pair: Pair | PairOfScores) -> str:
     """Return the name of a pair in tables."""
     return f"{pair.run} against {pair.baseline}"
 
