@@ -1,22 +1,27 @@
 """``tst evaluate --all`` and ``--watch``: the checkpoints of a run, also while it trains."""
 
 import fcntl
+import functools
 import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs import STEPS
+from jobs import ON, ROOT, STEPS, TST, saving, small_job
+from launches import wait_until
 from tasks import TEXT, write_task
 from torchtitan.experiments.tst.errors import ArgumentError
 from torchtitan.experiments.tst.resilience.checkpoint import moves
+from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
 from torchtitan.experiments.tst.resilience.checkpoint.manifests import (
     CheckpointError,
     read_manifest,
@@ -30,6 +35,7 @@ from torchtitan.experiments.tst.results.scores import (
     read_evaluations,
     read_lines,
 )
+from torchtitan.experiments.tst.testing.ranks import free_port
 
 CODE = [
     {"question": f"def {name}", "choices": ["(self", " the"], "answer": answer}
@@ -361,3 +367,48 @@ def test_links_that_a_killed_program_left_are_removed_by_the_next_launch(run):
         os.utime(folder / name, (time.time() - age,) * 2)
     assert list(moves.tidy(folder)) == []
     assert [path.name for path in folder.glob("reading-*")] == ["reading-1-new"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_resumed_and_purged_meanwhile(corpus, tmp_path, harness, monkeypatch):
+    """Every step that is scored is scored once, and as in a run that keeps all its checkpoints."""
+
+    def command(folder: Path, keep: int) -> list[str]:
+        job = [*small_job(corpus), *ON, *saving(4), "--training.steps=80"]
+        job += [f"--job.dump_folder={folder}", f"--checkpoint.keep_latest_k={keep}"]
+        return [sys.executable, "-m", TST, *job]
+
+    environment = os.environ | {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(free_port()),
+    }
+    whole, run, said = tmp_path / "whole", tmp_path / "run", []
+    start = functools.partial(
+        subprocess.Popen, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    )
+
+    def train_and_kill() -> None:
+        for steps in (8, 24, 44):
+            process = start(command(run, 2), stderr=subprocess.DEVNULL)
+            wait_until(lambda: max(complete_steps(run / "checkpoint"), default=0) >= steps)
+            process.kill()
+            process.wait()
+        assert start(command(run, 2), stderr=subprocess.DEVNULL).wait() == 0
+
+    monkeypatch.setattr(run_evaluation, "POLL_SECONDS", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train_and_kill)
+        evaluate_run(run, [], harness, said.append, watch=1)
+        training.result()
+    assert start(command(whole, 0), stderr=subprocess.DEVNULL).wait() == 0
+    evaluate_run(whole, [], harness, lambda line: None)
+
+    found, expected = scores(run), scores(whole)
+    assert len(places(run)) == len(found), "each once"
+    assert found.keys() <= expected.keys() and {(80, "code"), (80, "words")} <= found.keys()
+    assert all(score == expected[place] for place, score in found.items())
+    print(f"{len(found) // 2} of {len(expected) // 2} checkpoints scored", *said, sep="\n")
+    assert not list(run.glob("checkpoint/reading-*"))
