@@ -386,24 +386,26 @@ def test_a_run_that_is_killed_resumed_and_purged_meanwhile(corpus, tmp_path, har
         "MASTER_PORT": str(free_port()),
     }
     whole, run, said = tmp_path / "whole", tmp_path / "run", []
-    start = functools.partial(
-        subprocess.Popen, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    start = functools.partial(subprocess.Popen, cwd=ROOT, env=environment, **quiet)
+
+    def train_until(step: int) -> None:
+        process = start(command(run, 2))
+        wait_until(lambda: max(complete_steps(run / "checkpoint"), default=0) >= step)
+        process.kill()
+        process.wait()
 
     def train_and_kill() -> None:
-        for steps in (8, 24, 44):
-            process = start(command(run, 2), stderr=subprocess.DEVNULL)
-            wait_until(lambda: max(complete_steps(run / "checkpoint"), default=0) >= steps)
-            process.kill()
-            process.wait()
-        assert start(command(run, 2), stderr=subprocess.DEVNULL).wait() == 0
+        for step in (8, 24, 44):
+            train_until(step)
+        assert start(command(run, 2)).wait() == 0
 
     monkeypatch.setattr(run_evaluation, "POLL_SECONDS", 0.05)
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(train_and_kill)
         evaluate_run(run, [], harness, said.append, watch=1)
         training.result()
-    assert start(command(whole, 0), stderr=subprocess.DEVNULL).wait() == 0
+    assert start(command(whole, 0)).wait() == 0
     evaluate_run(whole, [], harness, lambda line: None)
 
     found, expected = scores(run), scores(whole)

@@ -41,8 +41,8 @@ def evaluate_run(
         harness: the harness with its settings.
         say: called with each line of progress.
         last_only: score only the checkpoint of the last step.
-        watch: hours to wait for a sign of the run before it counts as dead; None to score what is
-            there and not wait.
+        watch: wait for new checkpoints until the run ends, or has written nothing for so many
+            hours; None to score what is there and not wait.
 
     Raises:
         ArgumentError: for tasks that the harness does not know, or if another process scores the
@@ -178,11 +178,11 @@ class _Evaluator:
 
 
 class _Wait:
-    """Waits for a run to go on.
+    """Waits for the next checkpoint of a run.
 
     Args:
         run: the run folder.
-        hours: hours without a sign of the run after which it counts as dead.
+        hours: a run that has written nothing for so many hours counts as dead.
     """
 
     def __init__(self, run: Path, hours: float):

@@ -107,7 +107,7 @@ class Evaluation:
 
 
 def read_lines(run: Path) -> list[Evaluation]:
-    """Return all evaluations of a run, in the order in which they were made."""
+    """Return all evaluations of a run, the oldest first."""
     path = run / EVALUATIONS_FILE
     if not path.is_file():
         return []

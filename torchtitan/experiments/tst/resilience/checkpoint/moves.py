@@ -20,7 +20,7 @@ from .inventory import BOUNDARY, Kind, folders_of_kind, identify, step_folder
 from .manifests import CheckpointError, read_manifest
 
 _READING = "reading"
-_LONGEST_READ = 24 * 3600  # seconds after which the links of a program were left by a kill
+_LONGEST_READ = 24 * 3600  # seconds; older links were left by a kill
 
 
 def publish(folder: Path, step: int, boundary: bool) -> None:
