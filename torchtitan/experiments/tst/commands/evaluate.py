@@ -32,6 +32,7 @@ def main(
     patience: Annotated[int, arg(metavar="HOURS")] = 12,
     tasks: str | None = None,
     include_path: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    task_data: Annotated[Path | None, arg(metavar="FOLDER")] = None,
     output: Annotated[Path | None, arg(metavar="JSON")] = None,
     batch_size: str = "auto",
     limit: Annotated[int | None, arg(metavar="N")] = None,
@@ -47,6 +48,7 @@ def main(
         patience: With --watch, stop waiting when the run has written nothing for so long.
         tasks: Tasks of the harness, separated by commas. By default those of Table 3.
         include_path: Folder with more tasks, in the YAML of the harness.
+        task_data: Folder with the data of the tasks, for a machine without a network.
         output: File for the results.
             By default evaluation.json in an exported folder, and
             evaluation-step-N.json in a checkpoint's run folder.
@@ -65,7 +67,7 @@ def main(
     for number in STOP_SIGNALS:  # so that temporary files are removed
         signal.signal(number, lambda *_: sys.exit(STOPPED_EXIT_CODE))
     chosen = tasks.split(",") if tasks else list(METRICS)
-    harness = Harness(chosen, include_path, batch_size, limit, device)
+    harness = Harness(chosen, include_path, batch_size, limit, device, task_data)
     if all or watch:
         if output:
             raise ArgumentError(f"--output {output}: --all and --watch write {EVALUATIONS_FILE}")

@@ -1,8 +1,12 @@
 """Run the LM-Eval harness, 0-shot, on exported models."""
 
+import atexit
 import functools
 import logging
 import math
+import shutil
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +14,15 @@ from typing import Any, NamedTuple
 import lm_eval
 import torch
 import transformers
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from typing_extensions import override
 
 from ..data.tokenizer import open_tokenizer
 from ..errors import ArgumentError
+from . import task_data
 from .scores import METRICS, Score
 
 
@@ -29,6 +36,8 @@ class Harness:
         batch_size: number of sequences, or "auto".
         limit: number of documents of each task; None for all.
         device: torch's name of the device; None for the accelerator, or the CPU without one.
+        task_data: a folder with the dataset repositories of the tasks, each in its own folder
+            OWNER/NAME; None to read them from the Hugging Face hub.
     """
 
     tasks: list[str]
@@ -36,12 +45,14 @@ class Harness:
     batch_size: str = "auto"
     limit: int | None = None
     device: str | None = None
+    task_data: Path | None = None
 
     def check(self) -> None:
-        """Check that the harness knows the tasks.
+        """Check that the harness knows the tasks, and can read their data if it is in a folder.
 
         Raises:
-            ArgumentError: for tasks that it does not know, or that cannot be read.
+            ArgumentError: for tasks that it does not know, or that cannot be read, and for data
+                that the folder lacks, or that is damaged.
         """
         known = set(self._manager.all_tasks)
         if unknown := [task for task in self.tasks if task not in known]:
@@ -49,6 +60,14 @@ class Harness:
                 f"--tasks {','.join(unknown)}: unknown to the harness. `lm_eval ls tasks` lists "
                 "its tasks; --include-path FOLDER adds your own"
             )
+        if self.task_data:
+            task_data.check_folder(self.task_data, self.repositories())
+            for task in self.tasks:
+                self._load_task(task)
+
+    def repositories(self) -> dict[str, list[str]]:
+        """Return the dataset repositories of the tasks, and for each the tasks that read it."""
+        return task_data.repositories(self.tasks, self._manager.task_index)
 
     @functools.cached_property
     def _manager(self) -> TaskManager:
@@ -68,7 +87,8 @@ class Harness:
         """
         transformers.logging.set_verbosity_error()
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return _load_model(folder, self.batch_size, self.device or str(accelerator or "cpu"))
+        with self._hub():
+            return _load_model(folder, self.batch_size, self.device or str(accelerator or "cpu"))
 
     def run(self, model: HFLM, tasks: list[str]) -> dict[str, Any]:
         """Return the harness's own results of a model on tasks.
@@ -76,16 +96,46 @@ class Harness:
         Raises:
             ArgumentError: for tasks that this model cannot do.
         """
-        return lm_eval.simple_evaluate(
-            model=model,
-            tasks=tasks,
-            num_fewshot=0,
-            batch_size=self.batch_size,
-            limit=self.limit,
-            device=str(model.device),
-            task_manager=self._manager,
-            log_samples=False,
-        )
+        with self._hub():
+            return lm_eval.simple_evaluate(
+                model=model,
+                tasks=[part for task in tasks for part in self._load_task(task)],
+                num_fewshot=0,
+                batch_size=self.batch_size,
+                limit=self.limit,
+                device=str(model.device),
+                task_manager=self._manager,
+                log_samples=False,
+            )
+
+    def _hub(self) -> AbstractContextManager[None]:
+        """Return a context without the hub if the data is in a folder."""
+        return task_data.offline() if self.task_data else nullcontext()
+
+    def _data_of(self, task: str) -> AbstractContextManager[None]:
+        if not self.task_data:
+            return nullcontext()
+        return task_data.read_from(self.task_data, self._cache, task)
+
+    @functools.cached_property
+    def _cache(self) -> Path:
+        """A temporary folder, which loaded tasks read until the end of the process."""
+        folder = tempfile.mkdtemp(prefix="task-data-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
+
+    @functools.cached_property
+    def _loaded(self) -> dict[str, list[Task | Group]]:
+        return {}
+
+    def _load_task(self, task: str) -> list[Task | Group]:
+        """Return a task or a group with its data, or all tasks of a tag; each is loaded once."""
+        if task not in self._loaded:
+            with self._data_of(task):
+                found = self._manager.load([task])
+            group = found["groups"].get(task)
+            self._loaded[task] = [group] if group else list(found["tasks"].values())
+        return self._loaded[task]
 
 
 class _Model(HFLM):
