@@ -8,9 +8,8 @@
 # creates .venv.
 
 _extra=$1
-_stamps=(.venv/.installed-dev) # dev includes demo, and demo includes data
-[[ $_extra == dev ]] || _stamps+=(.venv/.installed-demo)
-[[ $_extra != data ]] || _stamps+=(.venv/.installed-data)
+_stamps=(".venv/.installed-$_extra" .venv/.installed-dev) # dev includes demo and eval
+[[ $_extra != data ]] || _stamps+=(.venv/.installed-demo) # demo includes data
 _is_installed() {
     local stamp
     for stamp in "${_stamps[@]}"; do

@@ -1,94 +1,25 @@
 """The batch scripts with stand-ins for Slurm's commands; with a real Slurm in test_slurm.py."""
 
-import os
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import slurm_stand_ins
 from jobs import ROOT
 from launches import modules_run, recording_modules
+from slurm_stand_ins import BATCH_SCRIPTS, SLURM
 
-SLURM = ROOT / "scripts" / "slurm"
 RUN_TRAIN = ROOT / "run_train.sh"
 TRAIN = "torchtitan.experiments.tst.train"
-STAND_INS = {
-    "python": f"""
-        if [[ $2 == torchtitan.experiments.tst.launch ]]; then
-            echo "node ${{SLURM_NODEID:-}}: $*" >> "$RECORD"
-            exit "$EXIT_CODE"
-        elif [[ $2 == torchtitan.experiments.tst && -z ${{REAL:-}} ]]; then
-            shift 2
-            [[ $1 != tokenize ]] || exec printf '%s\n' "$PWD" "$@" > "$RECORD"
-            echo "tst $*" >> "$RECORD"
-            [[ $1 != train ]] || exit "$EXIT_CODE"
-            exit
-        fi
-        exec {sys.executable} "$@"
-    """,
-    "srun": """
-        while [[ $1 == --* ]]; do echo "$1" >> "$RECORD.srun"; shift; done
-        echo "exports ${SRUN_EXPORT_ENV:-$SLURM_EXPORT_ENV}" >> "$RECORD.srun"
-        for SLURM_NODEID in 0 1; do
-            export SLURM_NODEID
-            "$@" || code=$?
-        done
-        exit "${code:-0}"
-    """,
-    "squeue": 'echo "$STATE"',
-    "scontrol": """
-        if [[ $1 == show ]]; then
-            echo "   Command=$COMMAND"
-        else # Slurm ends the job that it queues again
-            echo "scontrol $*" >> "$RECORD"
-            kill -KILL $PPID
-        fi
-    """,
-    "scancel": 'echo "scancel $*" >> "$RECORD"',
-    "sbatch": """
-        line=$(printf ' %q' "$@")
-        echo "sbatch$line" >> "$RECORD"
-        [[ $* != *nowhere* ]] || exit 1
-        grep -c sbatch "$RECORD"
-    """,
-}
 
 
 @pytest.fixture
 def script(tmp_path):
-    """Run a batch script as the first node of job 7 on two; gives its result and what it called.
-
-    The job is one of sbatch --export=NONE, with variables that reach it all the same. With REAL=1
-    the commands of ``tst`` are run; otherwise they are only written down.
-    """
-    tools, record = tmp_path / "bin", tmp_path / "record"
-    tools.mkdir()
-    for name, content in STAND_INS.items():
-        (tools / name).write_text(f"#!/usr/bin/env bash\n{content}")
-        (tools / name).chmod(0o755)
-    (tmp_path / "job.toml").touch()
-
-    def run(path, *args, cwd=ROOT, **variables):
-        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
-        settings = {"CONFIG_FILE": str(tmp_path / "job.toml"), "NGPU": "4", "EXIT_CODE": "0"}
-        tool_path = f"{tools}:{sys.prefix}/bin:{os.environ['PATH']}"
-        others = {"PATH": tool_path, "VIRTUAL_ENV": sys.prefix, "STATE": "RUNNING"}
-        others |= {"RECORD": str(record), "SLURM_SUBMIT_DIR": str(cwd), "SLURM_EXPORT_ENV": "NONE"}
-        record.write_text("")
-        result = subprocess.run(
-            ["bash", str(SLURM / path), *args],
-            cwd=cwd,
-            env=os.environ | job | settings | others | variables,
-            capture_output=True,
-            text=True,
-        )
-        return result, record.read_text().splitlines()
-
-    return run
+    return slurm_stand_ins.runner(tmp_path)
 
 
 def test_both_nodes_start_the_job(script, tmp_path):
@@ -257,6 +188,16 @@ def test_paths_of_tokenization_are_relative_to_the_folder_of_submission(script, 
     assert result.returncode == 0, result.stderr
     assert calls[0] == str(elsewhere)
     assert calls[1:] == ["tokenize", *args]
+
+
+def test_all_scripts_look_for_the_repository_in_the_same_way():
+    found = set()
+    for name in BATCH_SCRIPTS:
+        text = (SLURM / name).read_text()
+        search = text[text.index("# Slurm runs a copy") : text.index('setup.sh"\n')]
+        assert search.count(f"scripts/slurm/{name}") == 1
+        found.add(search.replace(name, "NAME"))
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("path", ["train.sbatch", RUN_TRAIN], ids=["train.sbatch", "run_train.sh"])

@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "torchtitan/experiments/tst"
 PAGE = ROOT / "docs/troubleshooting.md"
 SCRIPTS = ["run_train.sh", "scripts/job.sh", "scripts/venv.sh", "scripts/slurm/setup.sh"]
-SCRIPTS += [f"scripts/slurm/{name}" for name in ("chain.sh", "train.sbatch", "tokenize.sbatch")]
+SCRIPTS += [
+    f"scripts/slurm/{name}"
+    for name in ("chain.sh", "train.sbatch", "tokenize.sbatch", "evaluate.sbatch")
+]
 
 VALUE = "\0"  # stands for a value in a message
 LETTERS = 10  # a message with fewer letters of its own is composed: its texts are elsewhere
