@@ -16,7 +16,7 @@ from torchtitan.experiments.tst.config.shipped import shipped_configs
 PACKAGE = ROOT / "torchtitan/experiments/tst"
 NAMES = sorted(chain(*commands.COMMANDS.values()))
 MODULES = {name: PACKAGE / "commands" / f"{name.replace('-', '_')}.py" for name in NAMES}
-SHARED = {"__init__", "arguments", "running"}
+SHARED = {"__init__", "arguments", "harness_options", "running"}
 WRITES = {"open", "write_text", "write_bytes", "mkdir", "unlink", "rename", "rmtree", "copy", "run"}
 HEAVY = {"torch", "numpy", "torchtitan", "datatrove", "transformers", "lm_eval", "matplotlib"}
 

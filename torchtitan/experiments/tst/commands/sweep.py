@@ -3,13 +3,15 @@
     tst sweep make outputs/sweep JOB.toml --vary superposition.bag_size=4,6 --vary debug.seed=0,1
     tst sweep run outputs/sweep
     tst sweep table outputs/sweep
+    tst sweep table outputs/sweep --evaluate
 
 "run" trains on this machine without Slurm: one run after the other, or several with --jobs.
+"table --evaluate" scores the finished runs with the LM-Eval harness.
 """
 
 import functools
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,9 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 from ..errors import ArgumentError
 from ..planning.sweep import make, parse_vary, submission
 from ..results.sweep import run_unfinished, write_table
+from ..results.sweep_scores import TASKS, evaluate_sweep
 from .arguments import Job, check_positive, job_arguments
+from .harness_options import HarnessOptions
 
 Folder = Annotated[Positional[Path], arg(metavar="FOLDER", help="Folder of the sweep.")]
 
@@ -54,6 +58,9 @@ class Table:
     """Collect the results in table.csv and losses.png."""
 
     folder: Folder
+    evaluate: bool = False
+    """Also score the finished runs: scores.csv, and scores_TASK.png next to the paper's."""
+    harness: HarnessOptions = field(default_factory=HarnessOptions)
 
 
 def main(
@@ -79,10 +86,14 @@ def main(
             print(f"{action.folder / str(number)}.toml: {point.name}")
         here = f"tst sweep run {shlex.quote(str(action.folder))}"
         print(submission(action.folder, len(points)) or here)
-    elif isinstance(action, Run):
+        return
+    say = functools.partial(print, flush=True)
+    if isinstance(action, Run):
         check_positive(jobs=action.jobs, nproc=action.nproc)
-        say = functools.partial(print, flush=True)
         run_unfinished(action.folder, action.jobs, action.nproc, say)
-    else:
-        for line in write_table(action.folder):
-            print(line)
+        return
+    action.harness.check_only_with("--evaluate", action.evaluate)
+    print("\n".join(write_table(action.folder)), flush=True)
+    if action.evaluate:
+        tasks, limit = action.harness.chosen(TASKS), action.harness.limit
+        evaluate_sweep(action.folder, tasks, limit, lambda: action.harness.harness(tasks), say)

@@ -9,7 +9,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from ..paper import BASELINE_CELL, Surface
 
@@ -37,7 +39,7 @@ def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: float | None
     labels = dict(
         sorted(
             (
-                (label, handle)
+                (label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
                 for axes in panels[0]
                 for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
             ),
@@ -50,29 +52,48 @@ def draw_surfaces(surfaces: dict[str, Surface], output: Path, mark: float | None
 
 
 def _draw_surface(axes: Axes, surface: Surface, colors: dict[float, Any]) -> None:
-    for r, color in colors.items():
+    ratios = [r for r in surface.ratios if r in colors]
+    for number, r in enumerate(ratios):
         cells = [(r, s) for s in surface.bag_sizes if (r, s) in surface.values]
-        if cells:
-            axes.errorbar(
-                [s for _, s in cells],
-                [surface.values[cell] for cell in cells],
-                [surface.errors.get(cell, 0.0) for cell in cells] if surface.errors else None,
-                fmt="o-",
-                color=color,
-                markersize=3,
-                capsize=3,
-                label=f"r = {r:g}",
-            )
+        points: list[tuple[float, ...]] = [(s, surface.values[r, s]) for r, s in cells]
+        if surface.errors:
+            points = [
+                (*point, surface.errors.get(cell, 0.0))
+                for point, cell in zip(points, cells, strict=True)
+            ]
+        style = {"color": colors[r], "markersize": 3, "label": f"r = {r:g}"}
+        _draw_line(axes, points, number - (len(ratios) - 1) / 2, **style)
     baseline = surface.baseline
     if baseline is None:
         return
     axes.axhline(baseline, color="black", linestyle="--", linewidth=1, label="baseline")
     if error := surface.errors.get(BASELINE_CELL):
-        axes.axhspan(baseline - error, baseline + error, color="black", alpha=0.1, linewidth=0)
+        axes.axhspan(
+            baseline - error,
+            baseline + error,
+            color="black",
+            alpha=0.1,
+            linewidth=0,
+            label="± standard error",
+        )
     if not surface.higher_is_better:
         gain = baseline - surface.values[surface.best]
         if gain > 0:  # leave away what is far above the baseline
             axes.set_ylim(baseline - 1.1 * gain, baseline + 0.7 * gain)
+
+
+def _draw_line(axes: Axes, points: list[tuple[Any, ...]], shift: float, **style: Any) -> None:
+    """Draw a line through points (x, y), or (x, y, error).
+
+    Lines with errors are shifted by some points (1/72 inch) each, so that no bar hides another.
+    """
+    xs, ys, *errors = zip(*points, strict=True)
+    yerr = errors[0] if errors else None
+    drawn = axes.errorbar(xs, ys, yerr, fmt="o-", capsize=3, elinewidth=1, **style)
+    if errors:
+        to_the_right = ScaledTranslation(3 * shift / 72, 0, axes.figure.dpi_scale_trans)
+        for artist in drawn.get_children():
+            artist.set_transform(axes.transData + to_the_right)
 
 
 def draw_lines(
@@ -89,11 +110,9 @@ def draw_lines(
     figure, axes = plt.subplots(figsize=(6.5, 5), layout="constrained")
     all_xs = [x for points in lines.values() for x, *_ in points]
     numbers = all(isinstance(x, (int, float)) for x in all_xs)
-    for label, points in lines.items():
+    for number, (label, points) in enumerate(lines.items()):
         ordered = sorted(points) if numbers else [(str(x), *rest) for x, *rest in points]
-        xs, ys, *errors = zip(*ordered, strict=True)
-        yerr = errors[0] if errors else None
-        axes.errorbar(xs, ys, yerr, fmt="o-", capsize=3, label=label)
+        _draw_line(axes, ordered, number - (len(lines) - 1) / 2, label=label)
     if numbers and min(all_xs) > 0 and max(all_xs) >= 4 * min(all_xs):
         axes.set_xscale("log")
     axes.set(xlabel=x_label, ylabel=y_label)

@@ -1,5 +1,6 @@
 """Plots of a sweep's losses or scores: over s and r next to the paper's, or over its first key."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,20 +50,19 @@ def surface_of(folder: Path, points: Sequence[Point], task: str | None = None) -
     """
     by_cell = {cell_of(point.values): point.y for point in points}
     baseline = by_cell.pop(paper.BASELINE_CELL, None)
+    errors = {cell_of(p.values): p.error for p in points if p.error is not None}
+    return paper.Surface(*_what_runs_share(folder), baseline, by_cell, task, errors)
+
+
+@functools.cache  # to read a config takes about a second, and each task has a surface
+def _what_runs_share(folder: Path) -> tuple[str, int, int, str]:
+    """Return the flavor, the number of parameters, the steps and the weighting of the runs."""
     runs = read_sweep(folder)["runs"]
     number = next(n for n, run in enumerate(runs) if run["values"][BAG_SIZE] is not None)
     job = f"--job.config_file={folder / f'{number}.toml'}"
     config = SuperpositionConfigManager().parse_args([job])
-    return paper.Surface(
-        model=config.model.flavor,
-        parameters=parameters_of(config),
-        steps=config.training.steps,
-        weighting=superposition_section(config).weighting,
-        baseline=baseline,
-        values=by_cell,
-        task=task,
-        errors={cell_of(p.values): p.error for p in points if p.error is not None},
-    )
+    weighting = superposition_section(config).weighting
+    return config.model.flavor, parameters_of(config), config.training.steps, weighting
 
 
 def nearest_to(own: paper.Surface) -> paper.Surface | None:
