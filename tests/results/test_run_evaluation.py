@@ -284,7 +284,7 @@ def test_only_the_last_step(run, harness, undisturbed):
 def test_one_evaluation_of_a_run_at_a_time(run, harness):
     with (run / EVALUATIONS_FILE).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ArgumentError, match="another `tst evaluate` is scoring this run"):
+        with pytest.raises(ArgumentError, match="another process is scoring this run"):
             evaluate_run(run, [], harness, lambda line: None)
     evaluate_run(run, [], harness, lambda line: None)
 

@@ -112,7 +112,7 @@ def _lock(file: Any) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ArgumentError(
-            f"{file.name}: another `tst evaluate` is scoring this run. Wait for its end, or stop it"
+            f"{file.name}: another process is scoring this run. Wait for its end, or stop it"
         ) from None
 
 

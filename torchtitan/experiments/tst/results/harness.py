@@ -18,10 +18,12 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from torch.utils import collect_env
 from typing_extensions import override
 
 from ..data.tokenizer import open_tokenizer
 from ..errors import ArgumentError
+from ..upstream.replaced import replaced
 from . import task_data
 from .scores import METRICS, Score
 
@@ -96,7 +98,8 @@ class Harness:
         Raises:
             ArgumentError: for tasks that this model cannot do.
         """
-        with self._hub():
+        once = replaced(collect_env, "get_pretty_env_info", _environment)
+        with self._hub(), once:
             return lm_eval.simple_evaluate(
                 model=model,
                 tasks=[part for task in tasks for part in self._load_task(task)],
@@ -136,6 +139,10 @@ class Harness:
             group = found["groups"].get(task)
             self._loaded[task] = [group] if group else list(found["tasks"].values())
         return self._loaded[task]
+
+
+# The harness describes the environment in each result; this runs pip and takes seconds.
+_environment = functools.cache(collect_env.get_pretty_env_info)
 
 
 class _Model(HFLM):

@@ -74,7 +74,7 @@ def evaluate_run(
         raise CheckpointError("; ".join(evaluator.damaged.values()))
 
 
-def table(run: Path, tasks: list[str]) -> list[str]:
+def table_of_run(run: Path, tasks: list[str]) -> list[str]:
     """Return the scores of a run as lines of text: a row for each step, a column for each task."""
     scores = {(e.step, e.task): e.score for e in read_evaluations(run)}
     steps = sorted({step for step, _ in scores})
