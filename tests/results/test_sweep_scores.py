@@ -245,7 +245,7 @@ def test_unfinished_runs_are_left_out_and_counted(sweep, tst, tmp_path, no_harne
         score(run, {"piqa": 66.0})
     lines = table(tst, tmp_path / "sweep", "--tasks", "piqa")
     assert (
-        "2 of 5 runs are scored. Left out: 3 not finished, 0 finished without these scores" in lines
+        "2 of 5 runs are scored. Skipped: 3 not finished, 0 finished without these scores" in lines
     )
     assert len(rows_of(tmp_path / "sweep" / "scores.csv")) == 1 + 2
     assert rows_of(tmp_path / "sweep" / "scores_piqa.csv")[0] == ["quantity", "r", "1", "4"]
@@ -254,7 +254,7 @@ def test_unfinished_runs_are_left_out_and_counted(sweep, tst, tmp_path, no_harne
 def test_nothing_is_finished(sweep, tst, tmp_path, no_harness):
     sweep(*GRID, steps=[1] * 5)
     lines = table(tst, tmp_path / "sweep")
-    assert lines[-1].startswith("0 of 5 runs are scored. Left out: 5 not finished")
+    assert lines[-1].startswith("0 of 5 runs are scored. Skipped: 5 not finished")
     assert not list((tmp_path / "sweep").glob("scores*"))
 
 
@@ -327,7 +327,7 @@ def test_a_run_without_its_last_checkpoint_is_left_out(sweep, tst, tmp_path, eva
     (skipped,) = (line for line in lines if "is skipped" in line)
     assert skipped.startswith("bag_size=4,step_ratio=0.3 is skipped: ")
     assert (
-        "4 of 5 runs are scored. Left out: 0 not finished, 1 finished without these scores" in lines
+        "4 of 5 runs are scored. Skipped: 0 not finished, 1 finished without these scores" in lines
     )
 
 

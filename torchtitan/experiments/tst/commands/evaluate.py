@@ -52,17 +52,17 @@ def main(
             "Remove --output"
         )
     tasks = harness.chosen(METRICS)
-    scorer = harness.harness(tasks)
+    built = harness.build(tasks)
     if all or watch:
         from ..results.run_evaluation import evaluate_run, table_of_run
 
         say = functools.partial(print, flush=True)
-        evaluate_run(model, overrides, scorer, say, watch=patience if watch else None)
+        evaluate_run(model, overrides, built, say, watch=patience if watch else None)
         written, lines = model / EVALUATIONS_FILE, table_of_run(model, tasks)
     else:
         from ..results.evaluation import evaluate, table
 
-        rows, written = evaluate(model, overrides, output, scorer)
+        rows, written = evaluate(model, overrides, output, built)
         lines = table(rows)
     print("\n".join(lines))
     if harness.limit:

@@ -49,7 +49,7 @@ class HarnessOptions:
         """Return the names of the tasks; ``default`` without --tasks."""
         return self.tasks.split(",") if self.tasks else list(default)
 
-    def harness(self, tasks: list[str]) -> "Harness":
+    def build(self, tasks: list[str]) -> "Harness":
         """Return the harness with these settings, and prepare the process to run it.
 
         Log lines are shown. A stop signal exits as Ctrl-C does, so that temporary files are

@@ -96,4 +96,4 @@ def main(
     print("\n".join(write_table(action.folder)), flush=True)
     if action.evaluate:
         tasks, limit = action.harness.chosen(TASKS), action.harness.limit
-        evaluate_sweep(action.folder, tasks, limit, lambda: action.harness.harness(tasks), say)
+        evaluate_sweep(action.folder, tasks, limit, lambda: action.harness.build(tasks), say)

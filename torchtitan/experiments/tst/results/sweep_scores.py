@@ -106,7 +106,7 @@ def write_scores(folder: Path, tasks: list[str], limit: int | None) -> Iterator[
 
     Args:
         folder: folder of the sweep.
-        tasks: names of tasks; a run that is not scored on all of them is left out.
+        tasks: names of tasks; a run that is not scored on all of them is skipped.
         limit: the limit of documents of the scores.
     """
     found = results(folder)
@@ -132,7 +132,7 @@ def write_scores(folder: Path, tasks: list[str], limit: int | None) -> Iterator[
         yield from [*lines_of_runs(runs, papers), ""]
     finished = sum(result.finished for result in found)
     yield (
-        f"{len(runs)} of {len(found)} runs are scored. Left out: {len(found) - finished} not "
+        f"{len(runs)} of {len(found)} runs are scored. Skipped: {len(found) - finished} not "
         f"finished, {finished - len(runs)} finished without these scores"
     )
     if runs and limit:
