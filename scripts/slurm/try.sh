@@ -8,4 +8,5 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 ((EUID == 0)) || { echo "scripts/slurm/try.sh needs root: run it as root" >&2 && exit 1; }
 scripts/slurm/install.sh
-exec scripts/test.sh tests/test_slurm.py tests/test_slurm_submission.py -m slow "$@"
+exec scripts/test.sh tests/test_slurm.py tests/test_slurm_submission.py tests/test_slurm_evaluation.py \
+    -m slow "$@"
