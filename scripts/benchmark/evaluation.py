@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="checkpoint or run folder")
     parser.add_argument("--questions", type=int, default=500, help="number of questions")
     parser.add_argument("--tokens", type=int, default=100, help="tokens of a request, about")
-    parser.add_argument("--batch-size", default="16", help='sequences in a batch, or "auto"')
+    parser.add_argument("--batch-size", default="64", help='sequences in a batch, or "auto"')
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
     options = parser.parse_args()
     checkpoint = find_checkpoint(options.model)
