@@ -162,10 +162,68 @@ def test_watch_until_the_run_ends(whole, tmp_path, harness, undisturbed, monkeyp
     training = Training(whole.folder, run, [(), (1,), (2, 3, 4), (5,), (6,)], keep=2)
     monkeypatch.setattr(run_evaluation.time, "sleep", training)
     said = []
-    evaluate_run(run, [], harness, said.append, watch=1)
+    evaluate_run(run, [], harness, said.append, patience=1)
     assert places(run) == [place for place in EVERY if place[0] != 2]
     assert all(score == undisturbed[place] for place, score in scores(run).items())
     assert said.count("Waiting for the next checkpoint") == 1
+
+
+def test_the_last_checkpoint_that_appears_during_the_last_look(
+    whole, tmp_path, harness, undisturbed, monkeypatch
+):
+    run = tmp_path / "watched"
+    training = Training(whole.folder, run, [(5,), (6,), ()])
+    training(0)
+    monkeypatch.setattr(run_evaluation.time, "sleep", training)
+
+    pending = run_evaluation._Evaluator._pending
+
+    def late(self, from_step):
+        found = list(pending(self, from_step))
+        if not found and len(training.saves) == 2:
+            training(0)
+        return iter(found)
+
+    monkeypatch.setattr(run_evaluation._Evaluator, "_pending", late)
+    evaluate_run(run, [], harness, lambda line: None, patience=1)
+    assert places(run) == EVERY[-4:]
+
+
+def test_a_run_of_another_trainer_is_watched_too(whole, tmp_path, harness, monkeypatch):
+    """It writes no config; its job is given."""
+    run, job = tmp_path / "watched", tmp_path / "job.toml"
+    shutil.copy(whole.folder / "config.toml", job)
+    (run / "checkpoint").mkdir(parents=True)
+
+    steps = iter(range(5, STEPS + 1))
+
+    def train(seconds: float) -> None:
+        name = f"step-{next(steps)}"
+        shutil.copytree(whole.checkpoints / name, run / "checkpoint" / name)
+
+    monkeypatch.setattr(run_evaluation.time, "sleep", train)
+    arguments = [f"--job.config_file={job}"]
+    evaluate_run(run, arguments, harness, lambda line: None, patience=1)
+    assert places(run) == EVERY[-4:]
+
+
+@pytest.mark.parametrize(("restarts", "looks"), [("0", 2), ("1", 0)])
+def test_a_start_by_slurm_is_no_sign_of_a_dead_run(run, harness, restarts, looks, monkeypatch):
+    shutil.rmtree(run / "checkpoint" / f"step-{STEPS}")
+    old = time.time() - 3 * 3600
+    for path in [run / "config.toml", run / "metrics.jsonl", *run.glob("checkpoint/step-*")]:
+        os.utime(path, (old, old))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    sleeps, now = [], time.time()
+    clock = SimpleNamespace(
+        sleep=sleeps.append,
+        time=lambda: now + 3600 * len(sleeps),
+        monotonic=time.monotonic,
+    )
+    monkeypatch.setattr(run_evaluation, "time", clock)
+    evaluate_run(run, [], harness, lambda line: None, patience=1)
+    assert len(sleeps) == looks
+    assert places(run) == EVERY[:-2]
 
 
 def test_a_watch_that_is_killed_goes_on(whole, tmp_path, harness, undisturbed, monkeypatch):
@@ -181,10 +239,10 @@ def test_a_watch_that_is_killed_goes_on(whole, tmp_path, harness, undisturbed, m
             raise Killed
 
     with pytest.raises(Killed):
-        evaluate_run(run, [], harness, say, watch=1)
+        evaluate_run(run, [], harness, say, patience=1)
     with (run / EVALUATIONS_FILE).open("a") as file:
         file.write('{"step": 3, "task": "wor')  # the line that it was writing
-    evaluate_run(run, [], harness, lambda line: None, watch=1)
+    evaluate_run(run, [], harness, lambda line: None, patience=1)
     assert places(run) == EVERY
     assert scores(run) == undisturbed
     assert not list(run.glob("checkpoint/reading-*"))
@@ -200,9 +258,9 @@ def test_a_dead_run_ends_the_watch(whole, tmp_path, harness, monkeypatch):
     )
     monkeypatch.setattr(run_evaluation, "time", clock)
     said = []
-    evaluate_run(run, [], harness, said.append, watch=1)
+    evaluate_run(run, [], harness, said.append, patience=1)
     assert places(run) == EVERY[:2]
-    assert said[-1] == f"{run} has written nothing for 1 hours: the wait ends"
+    assert said[-1] == f"{run} has written nothing for 1.2 hours: the wait ends"
 
 
 def test_a_checkpoint_that_is_deleted_while_it_is_read(run, harness, undisturbed, monkeypatch):
@@ -272,6 +330,30 @@ def test_a_damaged_checkpoint_is_skipped_and_named(run, harness):
     assert any(line.startswith("step-4 is skipped: the checkpoint is damaged") for line in said)
 
 
+def test_a_last_checkpoint_that_lacks_a_file_ends_the_watch(run, harness):
+    (file,) = (run / "checkpoint" / f"step-{STEPS}").glob("*.distcp")
+    file.unlink()
+    with pytest.raises(CheckpointError, match=rf"step-{STEPS}.*No such file"):
+        evaluate_run(run, [], harness, lambda line: None, patience=1)
+    assert places(run) == EVERY[:-2]
+
+
+def test_scores_of_a_replaced_checkpoint_do_not_count(run, tasks, harness):
+    evaluate_run(run, [], harness, lambda line: None)
+    step = run / "checkpoint" / "step-2"
+    manifest = json.loads((step / "manifest.json").read_text())
+    del manifest["xxh3_128"]
+    files = manifest.pop("files")
+    run_evaluation.manifests.write_manifest(step, manifest | {"skipped_steps": 1}, files)
+    limited = Harness(["words"], tasks, batch_size="1", device="cpu", limit=2)
+    evaluate_run(run, [], limited, lambda line: None)
+    counted = {(e.step, e.task): e.documents for e in read_evaluations(run)}
+    assert (counted[2, "words"], counted[3, "words"]) == (2, 5)
+    assert (2, "code") not in counted
+    table = run_evaluation.table_of_run(run, ["words"], 2)
+    assert len(table) == 1 + STEPS and table != run_evaluation.table_of_run(run, ["words"], None)
+
+
 def test_only_the_last_step(run, harness, undisturbed):
     evaluate_run(run, [], harness, lambda line: None, last_only=True)
     assert places(run) == EVERY[-2:]
@@ -303,8 +385,13 @@ def test_a_limit_does_not_stand_for_the_whole_task(run, tasks, harness):
 def wandb(monkeypatch):
     """What W&B is told: the arguments of ``init`` with its environment, and what is logged."""
     said = SimpleNamespace(inits=[], logged=[])
+
+    def init(**kwargs):
+        assert kwargs["resume_from"] is None and kwargs["fork_from"] is None
+        said.inits.append((kwargs, os.environ.get("WANDB_RESUME")))
+
     fake = SimpleNamespace(
-        init=lambda **kwargs: said.inits.append((kwargs, os.environ.get("WANDB_RESUME"))),
+        init=init,
         log=said.logged.append,
         define_metric=lambda name, step_metric: None,
         run=None,
@@ -316,8 +403,16 @@ def wandb(monkeypatch):
     return said
 
 
-def test_scores_go_where_the_run_logs(run, harness, undisturbed, wandb):
+def test_wandb_that_cannot_start_does_not_end_the_evaluation(run, harness, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    evaluate_run(run, ["--metrics.enable_wandb"], harness, lambda line: None)
+    assert places(run) == EVERY
+    assert "Scores are not logged to W&B: ModuleNotFoundError" in caplog.text
+
+
+def test_scores_go_where_the_run_logs(run, harness, undisturbed, wandb, monkeypatch):
     (run / "wandb_run_id").write_text("abc123\n")
+    monkeypatch.setenv("WANDB_FORK_FROM", "another?_step=5")  # of the training run
     logs = ["--metrics.enable_tensorboard", "--metrics.enable_wandb"]
     for _ in range(2):  # the second time there is nothing to do
         evaluate_run(run, logs, harness, lambda line: None)
@@ -348,6 +443,7 @@ def test_what_is_refused(run, tasks, tst, tmp_path):
         ((tmp_path / "no run", "--all", *args), "must be a run folder with config.toml"),
         ((run, "--all", "--output", "x.json", *args), "--all and --watch write evaluations.jsonl"),
         ((run, "--watch", "--patience", 0, *args), "--patience 0: must be at least 1"),
+        ((run, "--all", "--patience", 2, *args), "--patience 2: works only with --watch"),
     ):
         result = tst("evaluate", *more)
         assert (result.code, error in result.stderr) == (2, True), result.stderr
@@ -403,7 +499,7 @@ def test_a_run_that_is_killed_resumed_and_purged_meanwhile(corpus, tmp_path, har
     monkeypatch.setattr(run_evaluation, "POLL_SECONDS", 0.05)
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(train_and_kill)
-        evaluate_run(run, [], harness, said.append, watch=1)
+        evaluate_run(run, [], harness, said.append, patience=1)
         training.result()
     assert start(command(whole, 0)).wait() == 0
     evaluate_run(whole, [], harness, lambda line: None)

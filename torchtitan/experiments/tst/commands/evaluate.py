@@ -21,6 +21,8 @@ from ..results.scores import EVALUATIONS_FILE, METRICS
 from .arguments import Model, check_positive
 from .harness_options import HarnessOptions
 
+PATIENCE = 6  # hours
+
 
 def main(
     overrides: list[str],
@@ -29,7 +31,7 @@ def main(
     harness: HarnessOptions,
     all: bool = False,
     watch: bool = False,
-    patience: Annotated[int, arg(metavar="HOURS")] = 12,
+    patience: Annotated[int | None, arg(metavar="HOURS")] = None,
     output: Annotated[Path | None, arg(metavar="JSON")] = None,
 ) -> None:
     """Evaluate a model.
@@ -41,11 +43,14 @@ def main(
         all: Score every checkpoint of a run folder, except on tasks that it is scored on already.
         watch: Like --all, and wait for new checkpoints until the run ends.
         patience: With --watch, stop waiting when the run has written nothing for so long.
+            By default 6 hours.
         output: File for the results.
             By default evaluation.json in an exported folder, and
             evaluation-step-N.json in a checkpoint's run folder.
     """
     check_positive(patience=patience)
+    if patience and not watch:
+        raise ArgumentError(f"--patience {patience}: works only with --watch. Add --watch")
     if output and (all or watch):
         raise ArgumentError(
             f"--output {output}: --all and --watch write {EVALUATIONS_FILE} in the run folder. "
@@ -57,8 +62,9 @@ def main(
         from ..results.run_evaluation import evaluate_run, table_of_run
 
         say = functools.partial(print, flush=True)
-        evaluate_run(model, overrides, built, say, watch=patience if watch else None)
-        written, lines = model / EVALUATIONS_FILE, table_of_run(model, tasks)
+        hours = (patience or PATIENCE) if watch else None
+        evaluate_run(model, overrides, built, say, patience=hours)
+        written, lines = model / EVALUATIONS_FILE, table_of_run(model, tasks, harness.limit)
     else:
         from ..results.evaluation import evaluate, table
 

@@ -47,7 +47,7 @@ class HarnessOptions:
 
     def chosen(self, default: Iterable[str]) -> list[str]:
         """Return the names of the tasks; ``default`` without --tasks."""
-        return self.tasks.split(",") if self.tasks else list(default)
+        return list(dict.fromkeys(self.tasks.split(",") if self.tasks else default))
 
     def build(self, tasks: list[str]) -> "Harness":
         """Return the harness with these settings, and prepare the process to run it.

@@ -39,7 +39,9 @@ def write_config(job_config: JobConfig) -> None:
     del config["job"]["config_file"]
     path = Path(job_config.job.dump_folder, CONFIG_FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(tomli_w.dumps(_without_none(config)))
+    unfinished = path.with_name(f"{CONFIG_FILE}.unfinished")  # others may be reading the file
+    unfinished.write_text(tomli_w.dumps(_without_none(config)))
+    unfinished.replace(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

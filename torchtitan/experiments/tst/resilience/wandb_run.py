@@ -74,9 +74,10 @@ def wandb_evaluation(run: Path) -> Iterator[None]:
         _RESUME: "allow",
         "WANDB_RUN_NAME": f"{name} evaluation",
         "WANDB_RUN_JOB_TYPE": "evaluation",
-        **dict.fromkeys(_USERS_CHOICE, ""),  # these are for the training run
     }
     with replaced_items(os.environ, values):
+        for variable in _USERS_CHOICE:  # these are for the training run
+            os.environ.pop(variable, None)
         yield
 
 

@@ -214,8 +214,18 @@ def read_curves(folder: str | os.PathLike, name: str | None = None) -> Curves:
         scores=tuple(
             ScoredCheckpoint(place_at(training, scored.step, lambda at: at.step), scored)
             for scored in read_evaluations(folder)
+            if scored.step <= _last_step(training)
         ),
     )
+
+
+def _last_step(training: list[Point]) -> float:
+    """Return the last step that a checkpoint can have; the last steps may not be logged yet.
+
+    A run that went back to an earlier checkpoint still has the scores of later ones.
+    """
+    before, last = [Place(), *(point.at for point in training)][-2:]
+    return last.step + (last.step - before.step)
 
 
 def _by_layer(line: dict[str, Any], name: str) -> dict[int, float]:

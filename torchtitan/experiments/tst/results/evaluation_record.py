@@ -9,9 +9,10 @@ from typing import Any
 
 from torchtitan.components.metrics import LoggerContainer, TensorBoardLogger, WandBLogger
 from torchtitan.config import JobConfig
+from torchtitan.tools.logging import logger
 from typing_extensions import override
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, in_one_line
 from ..resilience.run_folder import open_lines
 from ..resilience.wandb_run import wandb_evaluation
 from ..training.metrics import DATA_TOKENS, LATENTS
@@ -64,20 +65,26 @@ class EvaluationRecord:
         return any((e.checkpoint, e.task, e.limit) == done for e in self.evaluations)
 
     def add(self, evaluation: Evaluation) -> None:
-        """Write a score to the file, and log it where the run logs."""
-        self.evaluations.append(evaluation)
-        self.file.write(json.dumps(evaluation.to_line()) + "\n")
+        """Log a score where the run logs, and write it to the file.
+
+        The file is last: a score that is not in it is taken again.
+        """
         if self.loggers is None:
             self.loggers = self._open_loggers()
         self.loggers.log(_metrics(evaluation), evaluation.step)
+        self.file.write(json.dumps(evaluation.to_line()) + "\n")
+        self.evaluations.append(evaluation)
 
     def _open_loggers(self) -> LoggerContainer:
         """Return loggers to TensorBoard and W&B, as far as the run has them."""
         metrics, loggers = self.job_config.metrics, LoggerContainer()
         folder = str(self.run / metrics.save_tb_folder / FOLDER)
         if metrics.enable_wandb:
-            with wandb_evaluation(self.run):
-                loggers.add_logger(_WandBLogger(folder, self.job_config))
+            try:
+                with wandb_evaluation(self.run):
+                    loggers.add_logger(_WandBLogger(folder, self.job_config))
+            except Exception as error:  # as in training: no package, no network
+                logger.warning(f"Scores are not logged to W&B: {in_one_line(error)}")
         if metrics.enable_tensorboard:
             tensorboard = _TensorBoardLogger(folder)
             names = {_tag(task): f"by_data_tokens/{_tag(task)}" for task in self.tasks}

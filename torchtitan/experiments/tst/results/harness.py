@@ -50,11 +50,12 @@ class Harness:
     task_data: Path | None = None
 
     def check(self) -> None:
-        """Check that the harness knows the tasks, and can read their data if it is in a folder.
+        """Check that the harness knows the tasks, and load their data.
 
         Raises:
             ArgumentError: for tasks that it does not know, or that cannot be read, and for data
                 that the folder lacks, or that is damaged.
+            OSError: if the hub cannot be reached.
         """
         known = set(self._manager.all_tasks)
         if unknown := [task for task in self.tasks if task not in known]:
@@ -64,8 +65,25 @@ class Harness:
             )
         if self.task_data:
             task_data.check_folder(self.task_data, self.repositories())
-            for task in self.tasks:
-                self._load_task(task)
+        for task in self.tasks:
+            self._load_task(task)
+
+    def check_accuracies(self) -> None:
+        """Check that the harness has an accuracy for each task, as far as the tasks tell.
+
+        Raises:
+            ArgumentError: for a tag, which names several tasks, or a task without an accuracy.
+        """
+        for name in self.tasks:
+            first, *others = self._load_task(name)
+            if others:
+                parts = ",".join(str(part.task_name) for part in (first, *others))
+                raise ArgumentError(f"--tasks {name}: names several tasks. Give {parts}")
+            if isinstance(first, Task) and not {"acc", "acc_norm"} & first.aggregation().keys():
+                raise ArgumentError(
+                    f"--tasks {name}: the harness has no accuracy for it. Choose a task with the "
+                    "metric acc or acc_norm"
+                )
 
     def repositories(self) -> dict[str, list[str]]:
         """Return the dataset repositories of the tasks, and for each the tasks that read it."""

@@ -1,14 +1,16 @@
 """Score the checkpoints of a run on tasks of the LM-Eval harness, also while the run trains."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from torchtitan.config import JobConfig
 
 from ..errors import ArgumentError
-from ..resilience.checkpoint import inventory, manifests
-from ..resilience.checkpoint.inventory import Checkpoint
+from ..resilience.checkpoint import inventory, manifests, moves
+from ..resilience.checkpoint.inventory import Checkpoint, Kind
 from ..resilience.checkpoint.manifests import CheckpointError
 from ..resilience.run_folder import CONFIG_FILE
 from ..training.metrics import METRICS_FILE
@@ -28,7 +30,7 @@ def evaluate_run(
     say: Callable[[str], None],
     *,
     last_only: bool = False,
-    watch: float | None = None,
+    patience: float | None = None,
 ) -> None:
     """Score the checkpoints of a run, and append the scores to its ``evaluations.jsonl``.
 
@@ -41,29 +43,34 @@ def evaluate_run(
         harness: the harness with its settings.
         say: called with each line of progress.
         last_only: score only the checkpoint of the last step.
-        watch: wait for new checkpoints until the run ends, or has written nothing for so many
+        patience: wait for new checkpoints until the run ends, or has written nothing for so many
             hours; None to score what is there and not wait.
 
     Raises:
-        ArgumentError: for tasks that the harness does not know, or if another process scores the
-            run.
+        ArgumentError: for tasks that the harness does not know or has no accuracy for, or if
+            another process scores the run.
         CheckpointError: if there is no checkpoint to score, or, at the end, for those that are
             damaged.
         ExportError: for a model that cannot be exported.
     """
     harness.check()
-    wait = _Wait(run, watch or 0)
-    while watch is not None and not (run / CONFIG_FILE).is_file() and wait.for_next(say):
-        pass
+    harness.check_accuracies()
+    wait = _Wait(run, patience or 0, say)
+    if patience is not None and not _names_job(job_arguments):
+        while not (run / CONFIG_FILE).is_file() and wait.for_next(run / CONFIG_FILE):
+            pass
     _check_run_folder(run, job_arguments)
     job_config = _job_of(run, job_arguments)
     with EvaluationRecord(run, job_config, harness.tasks) as record:
         evaluator = _Evaluator(run, job_arguments, harness, record, say)
+        moves.remove_old_links(evaluator.folder)
+        if not (job_config.checkpoint.enable or evaluator.checkpoints()):
+            patience = None
         while True:
             steps = _job_of(run, job_arguments).training.steps  # a later launch may extend the run
+            has_ended = any(found.step >= steps for found in evaluator.checkpoints())
             evaluator.score_all(steps if last_only else 0)
-            newest = max(inventory.complete_steps(evaluator.folder), default=0)
-            if watch is None or newest >= steps or not wait.for_next(say):
+            if patience is None or has_ended or not wait.for_next("the next checkpoint"):
                 break
     if not evaluator.seen:
         raise CheckpointError(
@@ -74,9 +81,15 @@ def evaluate_run(
         raise CheckpointError("; ".join(evaluator.damaged.values()))
 
 
-def table_of_run(run: Path, tasks: list[str]) -> list[str]:
-    """Return the scores of a run as lines of text: a row for each step, a column for each task."""
-    scores = {(e.step, e.task): e.score for e in read_evaluations(run)}
+def table_of_run(run: Path, tasks: list[str], limit: int | None) -> list[str]:
+    """Return the scores of a run as lines of text: a row for each step, a column for each task.
+
+    Args:
+        run: the run folder.
+        tasks: names of the tasks.
+        limit: the limit of documents of the scores; None for those of whole tasks.
+    """
+    scores = {(e.step, e.task): e.score for e in read_evaluations(run, limit)}
     steps = sorted({step for step, _ in scores})
     rows = [
         [f"{step:,}", *(str(scores.get((step, task), "-")) for task in tasks)] for step in steps
@@ -90,7 +103,7 @@ class _Evaluator:
     Attributes:
         folder: folder of the run's checkpoints.
         seen: whether there has been a checkpoint to score, or that is scored.
-        damaged: what is wrong with the checkpoints that could not be read, by their identity.
+        damaged: what is wrong with the checkpoints that could not be read, by their step.
     """
 
     def __init__(
@@ -105,7 +118,13 @@ class _Evaluator:
         self.job_arguments, self.harness = job_arguments, harness
         self.record, self.say = record, say
         self.seen = False
-        self.damaged: dict[str, str] = {}
+        self.damaged: dict[int, str] = {}
+        self._failed: set[tuple[int, str]] = set()  # step and identity
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return the checkpoints that are complete, or were once, by ascending step."""
+        kinds = (Kind.FULL, Kind.MODEL, Kind.HUGGING_FACE, Kind.DAMAGED)
+        return [c for c in inventory.list_checkpoints(self.folder) if c.kind in kinds]
 
     def score_all(self, from_step: int) -> None:
         """Score all checkpoints that are there, the oldest first, and those that appear meanwhile.
@@ -117,31 +136,32 @@ class _Evaluator:
             checkpoint, identity, tasks = found
             try:
                 self._score(checkpoint, identity, tasks)
+                self.damaged.pop(checkpoint.step, None)  # the step has been saved again
             except CheckpointError as error:
-                if checkpoint.path.exists():
-                    self.damaged[identity] = str(error)
-                    self.say(f"{checkpoint.path.name} is skipped: {error}")
-                else:
+                self._failed.add((checkpoint.step, identity))
+                if not checkpoint.path.exists():
                     self.say(f"{checkpoint.path.name} was deleted before it was scored")
+                elif checkpoint.step not in self.damaged:
+                    self.damaged[checkpoint.step] = str(error)
+                    self.say(f"{checkpoint.path.name} is skipped: {error}")
 
     def _pending(self, from_step: int) -> Iterator[tuple[Checkpoint, str, list[str]]]:
         """Yield checkpoints that are not scored on all tasks, their identity and these tasks."""
-        for step in inventory.complete_steps(self.folder):
-            if step < from_step:
-                continue
-            path = inventory.step_folder(self.folder, step)
-            try:
-                identity = manifests.identity(path)
-            except (CheckpointError, OSError):  # deleted in this moment
+        for checkpoint in self.checkpoints():
+            if checkpoint.step < from_step:
                 continue
             self.seen = True
+            try:
+                identity = manifests.identity(checkpoint.path)
+            except CheckpointError:  # exporting it says what is wrong
+                identity = ""
             tasks = [
                 task
                 for task in self.harness.tasks
                 if not self.record.has(identity, task, self.harness.limit)
             ]
-            if tasks and identity not in self.damaged:
-                yield Checkpoint(path, step), identity, tasks
+            if tasks and (checkpoint.step, identity) not in self._failed:
+                yield checkpoint, identity, tasks
 
     def _score(self, checkpoint: Checkpoint, identity: str, tasks: list[str]) -> None:
         manifest = manifests.read_manifest(checkpoint.path) or {}
@@ -154,10 +174,9 @@ class _Evaluator:
         for task in tasks:
             began = time.monotonic()
             found = scores_of(self.harness.run(model, [task]), [task])
-            if task not in found:
+            if task not in found:  # a group without a mean of its tasks
                 raise ArgumentError(
-                    f"--tasks {task}: the harness has no accuracy for it. Choose a task with the "
-                    "metric acc or acc_norm"
+                    f"--tasks {task}: the harness has no accuracy for the group. Give its tasks"
                 )
             metric, score, documents = found[task]
             self.record.add(
@@ -183,31 +202,49 @@ class _Wait:
     Args:
         run: the run folder.
         hours: a run that has written nothing for so many hours counts as dead.
+        say: called with each line of progress.
     """
 
-    def __init__(self, run: Path, hours: float):
-        self.run, self.hours = run, hours
+    def __init__(self, run: Path, hours: float, say: Callable[[str], None]):
+        self.run, self.hours, self.say = run, hours, say
         self.last_sign = time.time()
-        self.silent = False
+        self.said = ""
 
-    def for_next(self, say: Callable[[str], None]) -> bool:
-        """Wait a moment for the next checkpoint; return False if the run counts as dead."""
-        written = self.run / CONFIG_FILE, self.run / METRICS_FILE
-        times = [path.stat().st_mtime for path in written if path.exists()]
-        self.last_sign = max(self.last_sign, *times, 0)
-        if time.time() - self.last_sign > 3600 * self.hours:
-            say(f"{self.run} has written nothing for {self.hours:g} hours: the wait ends")
+    def for_next(self, what: object) -> bool:
+        """Wait a moment for a file or a checkpoint; return False if the run counts as dead."""
+        silent = time.time() - self._last_sign()
+        if silent > 3600 * self.hours:
+            self.say(f"{self.run} has written nothing for {silent / 3600:.1f} hours: the wait ends")
             return False
-        if not self.silent:
-            say("Waiting for the next checkpoint")
-            self.silent = True
+        line = f"Waiting for {what}"
+        if line != self.said:
+            self.say(line)
+            self.said = line
         time.sleep(POLL_SECONDS)
         return True
 
+    def _last_sign(self) -> float:
+        """Return the time of the newest file of the run, or of the start of this wait.
+
+        A start by Slurm after a time limit or a preemption is no sign, if the run has files.
+        """
+        checkpoints = inventory.list_checkpoints(inventory.checkpoints_of(self.run))
+        files = [self.run / CONFIG_FILE, self.run / METRICS_FILE, *(c.path for c in checkpoints)]
+        times = []
+        for path in files:
+            with suppress(OSError):  # not there, or deleted in this moment
+                times.append(path.stat().st_mtime)
+        if times and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+            return max(times)
+        return max(self.last_sign, *times, 0)
+
+
+def _names_job(job_arguments: list[str]) -> bool:
+    return any(argument.startswith("--job.config_file") for argument in job_arguments)
+
 
 def _check_run_folder(run: Path, job_arguments: list[str]) -> None:
-    has_job = any(argument.startswith("--job.config_file") for argument in job_arguments)
-    if not run.is_dir() or not (has_job or (run / CONFIG_FILE).is_file()):
+    if not run.is_dir() or not (_names_job(job_arguments) or (run / CONFIG_FILE).is_file()):
         raise ArgumentError(
             f"{run}: must be a run folder with {CONFIG_FILE} to score all its checkpoints. For a "
             "run of TorchTitan's own trainer, give the job with --job.config_file"

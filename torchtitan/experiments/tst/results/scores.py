@@ -6,7 +6,6 @@ harness, so that comparisons and tables need no extra.
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,19 +119,27 @@ def read_lines(run: Path) -> list[Evaluation]:
     return found
 
 
-def read_evaluations(run: Path) -> list[Evaluation]:
+ANY_LIMIT = object()
+
+
+def read_evaluations(run: Path, limit: Any = ANY_LIMIT) -> list[Evaluation]:
     """Return the evaluations of a run by step, one for each step and task.
 
-    The one with the most documents counts, and of these the last.
+    Of a step that was trained again, only those of its newest checkpoint count. The one with the
+    most documents counts, and of these the last.
+
+    Args:
+        run: the run folder.
+        limit: count only those with this limit of documents; None for those of whole tasks.
     """
+    lines = read_lines(run)
+    newest = {evaluation.step: evaluation.checkpoint for evaluation in lines}
     chosen: dict[tuple[int, str], Evaluation] = {}
-    for evaluation in read_lines(run):
+    for evaluation in lines:
         place = (evaluation.step, evaluation.task)
+        counts = evaluation.checkpoint == newest[evaluation.step]
+        if not counts or limit not in (ANY_LIMIT, evaluation.limit):
+            continue
         if place not in chosen or evaluation.documents >= chosen[place].documents:
             chosen[place] = evaluation
     return sorted(chosen.values(), key=lambda evaluation: evaluation.step)
-
-
-def scores_at(evaluations: Iterable[Evaluation], step: int) -> dict[str, Evaluation]:
-    """Return the evaluations of a step, by task."""
-    return {e.task: e for e in evaluations if e.step == step}

@@ -13,7 +13,7 @@ from ..planning.sweep import read_sweep
 from ..resilience.checkpoint import inventory, manifests
 from ..resilience.checkpoint.manifests import CheckpointError
 from . import sweep_plots
-from .scores import METRICS, Score, read_lines
+from .scores import METRICS, Score, read_evaluations
 from .sweep import Result, results
 from .sweep_plots import Point
 from .sweep_score_tables import (
@@ -83,18 +83,22 @@ def _score_missing(
 def last_scores(result: Result, limit: int | None) -> dict[str, Score]:
     """Return the scores of a run's last step by task.
 
-    Scores of an earlier checkpoint of this step, which was trained again since, do not count.
+    Scores of an earlier checkpoint of this step, which was trained again since, do not count. A
+    damaged checkpoint has none.
 
     Args:
         result: the run.
         limit: the limit of documents of the scores; None for those of whole tasks.
     """
     checkpoint = inventory.step_folder(inventory.checkpoints_of(result.folder), result.steps)
-    identity = manifests.identity(checkpoint) if checkpoint.is_dir() else None
+    try:
+        identity = manifests.identity(checkpoint) if checkpoint.is_dir() else None
+    except CheckpointError:
+        return {}
     return {
         e.task: e.score
-        for e in read_lines(result.folder)
-        if (e.step, e.limit) == (result.steps, limit) and identity in (None, e.checkpoint)
+        for e in read_evaluations(result.folder, limit)
+        if e.step == result.steps and identity in (None, e.checkpoint)
     }
 
 

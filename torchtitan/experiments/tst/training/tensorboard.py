@@ -16,13 +16,17 @@ LAYOUT = {
             "Multiline",
             ["^loss_metrics/superposition", "^loss_metrics/recovery", "^validation_metrics/loss"],
         ],
-        "the same over data tokens": ["Multiline", ["by_data_tokens/.*"]],
+        "the same over data tokens": [
+            "Multiline",
+            ["^by_data_tokens/(superposition|recovery|validation)$"],
+        ],
         "phase: bag size, and 1 in superposition": ["Multiline", ["^bag_size", "^superposition$"]],
         "experts: largest and smallest share of a router's choices (%)": [
             "Multiline",
             [r"^experts/(largest|smallest)_share\(%\)$"],
         ],
         "scores of tasks (%)": ["Multiline", ["^evaluation/"]],
+        "scores of tasks (%) over data tokens": ["Multiline", ["^by_data_tokens/evaluation/"]],
         "data tokens and latents so far": ["Multiline", ["n_tokens_seen", "n_latents_seen"]],
     }
 }

@@ -93,6 +93,10 @@ def linked(checkpoint: Path) -> Iterator[Path]:
                     f"{checkpoint} has been deleted. Its run keeps the last "
                     "checkpoint.keep_latest_k checkpoints; use a newer one"
                 ) from error
+            logger.warning(
+                f"No hard links to {checkpoint} ({error.strerror or error}): if its run deletes it "
+                "meanwhile, it cannot be read"
+            )
         try:
             yield files
         except UserError as error:
@@ -114,6 +118,11 @@ def tidy(folder: Path) -> Iterable[str]:
         else:
             shutil.rmtree(path, ignore_errors=True)
             yield f"Removed {path}: its save was cut short"
+    remove_old_links(folder)
+
+
+def remove_old_links(folder: Path) -> None:
+    """Remove the links of :func:`linked` that killed programs have left."""
     for path in folder.glob(f"{_READING}-*"):
         with suppress(FileNotFoundError):  # its program has ended
             if time.time() - path.stat().st_mtime > _LONGEST_READ:
