@@ -1,11 +1,13 @@
 """``tst evaluate --all`` and ``--watch``: the checkpoints of a run, also while it trains."""
 
+import contextlib
 import fcntl
 import functools
 import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jobs import ON, ROOT, STEPS, TST, saving, small_job
 from launches import wait_until
 from tasks import TEXT, write_task
+from torchtitan.experiments.tst.commands.harness_options import HarnessOptions
 from torchtitan.experiments.tst.errors import ArgumentError
 from torchtitan.experiments.tst.resilience.checkpoint import moves
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
@@ -26,6 +29,7 @@ from torchtitan.experiments.tst.resilience.checkpoint.manifests import (
     CheckpointError,
     read_manifest,
 )
+from torchtitan.experiments.tst.resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 from torchtitan.experiments.tst.results import export, run_evaluation
 from torchtitan.experiments.tst.results.harness import Harness
 from torchtitan.experiments.tst.results.run_evaluation import evaluate_run
@@ -454,6 +458,26 @@ def test_what_is_refused(run, tasks, tst, tmp_path):
     shutil.rmtree(run / "checkpoint")
     result = tst("evaluate", run, "--all", *args, "code")
     assert "has no checkpoint. Train with checkpoint.enable = true" in result.stderr
+
+
+def test_a_second_signal_does_not_interrupt_the_removal_of_links(run, tasks):
+    """Slurm signals every process of a job, and its batch script passes the signal on."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        HarnessOptions(tasks="code", include_path=tasks).build(["code"])
+        with (
+            pytest.raises(SystemExit) as stopped,
+            moves.linked(run / "checkpoint" / "step-1"),
+            contextlib.ExitStack() as stack,
+        ):
+            stack.callback(signal.raise_signal, signal.SIGUSR1)  # while it cleans up
+            signal.raise_signal(signal.SIGTERM)
+        assert stopped.value.code == STOPPED_EXIT_CODE
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert not list(run.glob("checkpoint/reading-*"))
 
 
 def test_links_that_a_killed_program_left_are_removed_by_the_next_launch(run):

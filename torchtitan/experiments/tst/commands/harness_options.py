@@ -66,7 +66,14 @@ class HarnessOptions:
 
         log_progress()
         for number in STOP_SIGNALS:
-            signal.signal(number, lambda *_: sys.exit(STOPPED_EXIT_CODE))
+            signal.signal(number, _stop)
         return Harness(
             tasks, self.include_path, self.batch_size, self.limit, self.device, self.task_data
         )
+
+
+def _stop(*_: object) -> None:
+    """Exit so that temporary files are removed, and ignore further signals meanwhile."""
+    for number in STOP_SIGNALS:  # Slurm signals every process, and its batch script does it again
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(STOPPED_EXIT_CODE)
