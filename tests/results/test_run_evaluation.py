@@ -136,7 +136,7 @@ def test_every_checkpoint_is_scored_once(run, tasks, tst, undisturbed, monkeypat
 
 
 class Training:
-    """A run that goes on each time that the evaluation waits.
+    """A run that continues each time that the evaluation waits.
 
     Args:
         finished: the run as it ends.
@@ -387,7 +387,7 @@ def test_a_limit_does_not_stand_for_the_whole_task(run, tasks, harness):
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """What W&B is told: the arguments of ``init`` with its environment, and what is logged."""
+    """A stand-in for W&B: records the arguments of ``init``, WANDB_RESUME, and what is logged."""
     said = SimpleNamespace(inits=[], logged=[])
 
     def init(**kwargs):

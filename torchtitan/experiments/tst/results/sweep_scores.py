@@ -53,31 +53,19 @@ def evaluate_sweep(
         ArgumentError: for tasks that the harness does not know, or if another process scores a run.
         ExportError: for a model that cannot be exported.
     """
-    _score_missing(folder, tasks, limit, make_harness, say)
-    for line in write_scores(folder, tasks, limit):
-        say(line)
-
-
-def _score_missing(
-    folder: Path,
-    tasks: list[str],
-    limit: int | None,
-    make_harness: Callable[[], "Harness"],
-    say: Callable[[str], None],
-) -> None:
     finished = [result for result in results(folder) if result.finished]
     missing = [r for r in finished if not set(tasks) <= last_scores(r, limit).keys()]
-    if not missing:
-        return
-    harness = make_harness()
-    from .run_evaluation import evaluate_run
-
+    if missing:
+        harness = make_harness()
+        from .run_evaluation import evaluate_run
     for number, result in enumerate(missing, start=1):
         say(f"[{number}/{len(missing)}] {result.name}")
         try:
             evaluate_run(result.folder, [], harness, say, last_only=True)
         except CheckpointError as error:
             say(f"{result.name} is skipped: {error}")
+    for line in write_scores(folder, tasks, limit):
+        say(line)
 
 
 def last_scores(result: Result, limit: int | None) -> dict[str, Score]:
