@@ -1,0 +1,429 @@
+"""The suite accepts a right implementation, and says of each wrong one what is wrong."""
+
+import itertools
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, Schedule, fold
+from torchtitan.experiments.tst.core.conformance import check, load, summary
+from torchtitan.experiments.tst.core.conformance.run import main
+
+B, L, S, V = 2, 16, 4, 64
+
+
+class Model(nn.Module):
+    """A small causal model: latents are what a recurrent layer sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = BagEmbedding(V, 16)
+        self.mixer = nn.GRU(16, 16, batch_first=True)
+        self.head = nn.Linear(16, V, bias=False)
+
+    def forward(self, inputs):
+        return self.head(self.mixer(self.embedding(inputs))[0])
+
+
+class Right:
+    """Superposition and recovery in a plain loop, in parts that a mistake can replace."""
+
+    vocab_size, sequences, seq_len, bag_size = V, B, L, S
+    weightings = ("uniform", "power_law")
+
+    def __init__(self):
+        torch.manual_seed(1)
+        self.model = Model()
+
+    def fold(self, inputs, labels, bag_size):
+        return fold(inputs, labels, bag_size)
+
+    def embed(self, inputs):
+        return self.model.embedding(inputs)
+
+    @torch.no_grad()
+    def logits(self, inputs):
+        return self.model(inputs)
+
+    def loss(self, logits, targets, weighting):
+        return BagLoss("mce", weighting)(logits, targets)
+
+    def validate(self, inputs, labels):
+        return F.cross_entropy(self.logits(inputs).flatten(0, 1), labels.flatten()).item()
+
+    def optimizer(self):
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 / (n + 1))
+
+    def windows(self, tokens, bag_size, position):
+        """Return the windows (B, s*L + 1) of a step, and the position after them."""
+        length = bag_size * L
+        starts = position + length * torch.arange(B)[:, None]
+        return tokens[starts + torch.arange(length + 1)], position + B * length
+
+    def bag_loss(self, inputs, labels, bag_size):
+        bags, targets = self.fold(inputs, labels, bag_size)
+        return self.loss(self.model(bags), targets, "uniform")
+
+    def next_token_loss(self, inputs, labels):
+        return F.cross_entropy(self.model(inputs).flatten(0, 1), labels.flatten())
+
+    def update(self, loss, optimizer, scheduler):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+    def at_boundary(self, optimizer, scheduler, position):
+        return optimizer, scheduler, position
+
+    def train(self, tokens, bag_sizes, after_step):
+        schedule = Schedule.of([S], [sum(size > 1 for size in bag_sizes)])
+        optimizer, scheduler = self.optimizer()
+        position = 0
+        for step in range(1, len(bag_sizes) + 1):
+            size = schedule.bag_size_at(step)
+            rows, position = self.windows(tokens, size, position)
+            inputs, labels = rows[:, :-1], rows[:, 1:]
+            if size > 1:
+                loss = self.bag_loss(inputs, labels, size)
+            else:
+                loss = self.next_token_loss(inputs, labels)
+            self.update(loss, optimizer, scheduler)
+            after_step(inputs, labels, loss.item())
+            if step == schedule.boundary:
+                optimizer, scheduler, position = self.at_boundary(optimizer, scheduler, position)
+
+    def train_ordinary(self, tokens, steps, after_step):
+        optimizer, scheduler = self.optimizer()
+        starts = itertools.count(0, L)
+        for _ in range(steps):
+            rows = torch.stack([tokens[i : i + L + 1] for i in itertools.islice(starts, B)])
+            inputs, labels = rows[:, :-1], rows[:, 1:]
+            loss = F.cross_entropy(self.model(inputs).flatten(0, 1), labels.flatten())
+            self.update(loss, optimizer, scheduler)
+            after_step(inputs, labels, loss.item())
+
+
+class TailsCounted(Right):
+    def fold(self, inputs, labels, bag_size):
+        bags, targets = super().fold(inputs, labels, bag_size)
+        return bags, targets.clamp_min(0)
+
+
+class LastBagCut(Right):
+    def fold(self, inputs, labels, bag_size):
+        return tuple(folded[:, :-1] for folded in super().fold(inputs, labels, bag_size))
+
+
+class LabelsCut(Right):
+    """Labels of an ordinary sequence, for a sequence that is s times longer."""
+
+    def fold(self, inputs, labels, bag_size):
+        labels = labels.clone()
+        labels[:, labels.shape[1] // bag_size :] = -100
+        return super().fold(inputs, labels, bag_size)
+
+
+class ShiftedByOne(Right):
+    def fold(self, inputs, labels, bag_size):
+        return super().fold(inputs, F.pad(labels[:, 1:], (0, 1), value=-100), bag_size)
+
+
+class OneTooFar(Right):
+    """The targets begin one token late, and the tail has one more token than the batch."""
+
+    def fold(self, inputs, labels, bag_size):
+        bags, targets = super().fold(inputs, labels, bag_size)
+        return bags, torch.where(targets == -100, targets, targets + 1)
+
+
+class PredictsItself(Right):
+    def fold(self, inputs, labels, bag_size):
+        return super().fold(inputs, labels, bag_size)[0], labels.unflatten(1, (-1, bag_size))
+
+
+class AcrossSequences(Right):
+    """The batch is shifted as one long sequence."""
+
+    def fold(self, inputs, labels, bag_size):
+        _, targets = super().fold(inputs, labels.reshape(1, -1), bag_size)
+        return inputs.unflatten(1, (-1, bag_size)), targets.unflatten(1, (len(inputs), -1))[0]
+
+
+class BagsInterleaved(Right):
+    def fold(self, inputs, labels, bag_size):
+        _, targets = super().fold(inputs, labels, bag_size)
+        return inputs.unflatten(1, (bag_size, -1)).transpose(1, 2), targets
+
+
+class MeanInBfloat16(Right):
+    def embed(self, inputs):
+        tokens = F.embedding(inputs, self.model.embedding.weight)
+        return tokens.bfloat16().mean(2).float() if inputs.ndim == 3 else tokens
+
+
+class SumOfBag(Right):
+    def embed(self, inputs):
+        return self.model.embedding(inputs) * (S if inputs.ndim == 3 else 1)
+
+
+class SeesTheFuture(Right):
+    @torch.no_grad()
+    def logits(self, inputs):
+        return super().logits(inputs) + self.model.embedding(inputs).mean()
+
+
+def offset_losses(logits, targets, **options):
+    """Return the cross-entropy at each offset of the bag."""
+    z = logits.flatten(0, 1)
+    return torch.stack([F.cross_entropy(z, y.flatten(), **options) for y in targets.unbind(-1)])
+
+
+class WeightsNotNormalized(Right):
+    def loss(self, logits, targets, weighting):
+        weights = 1 / torch.arange(1, S + 1)
+        losses = offset_losses(logits, targets)
+        return losses.mean() if weighting == "uniform" else (weights * losses).sum()
+
+
+class SumOverBag(Right):
+    def loss(self, logits, targets, weighting):
+        return S * super().loss(logits, targets, weighting)
+
+
+class FirstTargetOnly(Right):
+    def loss(self, logits, targets, weighting):
+        return super().loss(logits, targets[..., :1], weighting)
+
+
+class IgnoredInDivisor(Right):
+    weightings = ("uniform",)
+
+    def loss(self, logits, targets, weighting):
+        return offset_losses(logits, targets, reduction="sum").sum() / targets.numel()
+
+
+class OneMeanOverAll(Right):
+    weightings = ("uniform",)
+
+    def loss(self, logits, targets, weighting):
+        return offset_losses(logits, targets, reduction="sum").sum() / (targets != -100).sum()
+
+
+class IgnoredIsToken0(Right):
+    def loss(self, logits, targets, weighting):
+        return super().loss(logits, targets.clamp_min(0), weighting)
+
+
+class GradientTooLarge(Right):
+    def loss(self, logits, targets, weighting):
+        loss = super().loss(logits, targets, weighting)
+        return 2 * loss - loss.detach()
+
+
+class LargeWeights(Right):
+    def __init__(self):
+        super().__init__()
+        nn.init.normal_(self.model.head.weight, std=8)
+
+
+class BagLossAtSize1(Right):
+    """At bag size 1 the bag loss is right, but not bit for bit the engine's."""
+
+    def next_token_loss(self, inputs, labels):
+        return self.loss(self.model(inputs), labels[..., None], "uniform")
+
+
+class OtherLossInTraining(Right):
+    def bag_loss(self, inputs, labels, bag_size):
+        return S * super().bag_loss(inputs, labels, bag_size)
+
+
+class PositionInLatents(Right):
+    """The position advances by latents."""
+
+    def windows(self, tokens, bag_size, position):
+        return super().windows(tokens, bag_size, position)[0], position + B * L
+
+
+class SkipsAtBoundary(Right):
+    def at_boundary(self, optimizer, scheduler, position):
+        return optimizer, scheduler, position + 1
+
+
+class ShortSteps(Right):
+    """A superposition step reads as many tokens as an ordinary step."""
+
+    def windows(self, tokens, bag_size, position):
+        return super().windows(tokens, 1, position)
+
+
+class OptimizerReset(Right):
+    def at_boundary(self, optimizer, scheduler, position):
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        fresh = torch.optim.AdamW(optimizer.param_groups)
+        scheduler.optimizer = fresh
+        return fresh, scheduler, position
+
+
+class MomentsLost(Right):
+    def at_boundary(self, optimizer, scheduler, position):
+        for state in optimizer.state.values():
+            state["exp_avg"].zero_()
+        return optimizer, scheduler, position
+
+
+class EmbeddingReset(Right):
+    def at_boundary(self, optimizer, scheduler, position):
+        nn.init.normal_(self.model.embedding.weight)
+        return optimizer, scheduler, position
+
+
+class NewWarmup(Right):
+    def at_boundary(self, optimizer, scheduler, position):
+        scheduler.last_epoch = 0
+        return optimizer, scheduler, position
+
+
+class ValidatesOnBags(Right):
+    def validate(self, inputs, labels):
+        bags, targets = self.fold(inputs, labels, S)
+        return self.loss(self.logits(bags), targets, "uniform").item()
+
+
+WRONG = [
+    (BagsInterleaved, "Input bags have every token, in order", "must have its tokens j*s to"),
+    (LastBagCut, "Input bags have every token, in order", "shape (2, 15, 4)"),
+    (LastBagCut, "The targets of a bag are the whole next bag", "Do not cut labels"),
+    (LabelsCut, "The targets of a bag are the whole next bag", "Keep all labels"),
+    (ShiftedByOne, "The targets of a bag are the whole next bag", "offset in tokens is 1."),
+    (PredictsItself, "The targets of a bag are the whole next bag", "offset in tokens is -3."),
+    (TailsCounted, "Targets that are not in the batch are ignored", "They are [0, 0, 0]"),
+    (AcrossSequences, "Targets that are not in the batch are ignored", "of another sequence"),
+    (MeanInBfloat16, "The embedding of a bag is the mean, summed in float32", "Sum in float32"),
+    (SumOfBag, "The embedding of a bag is the mean, summed in float32", "Divide it by s"),
+    (SeesTheFuture, "Logits do not depend on later bags", "must be causal"),
+    (WeightsNotNormalized, "A bag of equal targets has the loss of one target", "power_law"),
+    (SumOverBag, "A bag of equal targets has the loss of one target", "by the sum of the weights"),
+    (FirstTargetOnly, "The loss is the weighted mean over the bag", "must be 6.08456"),
+    (IgnoredInDivisor, "Ignored targets do not count", "ignored targets are in the divisor"),
+    (OneMeanOverAll, "Ignored targets do not count", "it is one mean over all targets"),
+    (IgnoredIsToken0, "Ignored targets do not count", "Targets of -100 must not count"),
+    (GradientTooLarge, "The gradient of the loss is exact", "off by up to 1.0e+00"),
+    (LargeWeights, "The loss of new weights is near log V", "log V is 4.16"),
+    (BagLossAtSize1, "Bag size 1 is the engine's own run, bit for bit", "Step 1: the loss is"),
+    (OtherLossInTraining, "Training has the loss of these parts", "fold, embed and normalize"),
+    (PositionInLatents, "Training reads every token once, in order", "begins at token 32, but"),
+    (SkipsAtBoundary, "Training reads every token once, in order", "of step 3 begins at token 257"),
+    (ShortSteps, "A superposition step has the latents of an ordinary step", "must read 128"),
+    (OptimizerReset, "Weights and optimizer state pass the boundary", "lost at the boundary: step"),
+    (MomentsLost, "Weights and optimizer state pass the boundary", "the boundary: exp_avg."),
+    (EmbeddingReset, "Weights and optimizer state pass the boundary", "Keep all of them"),
+    (NewWarmup, "One learning-rate schedule covers both phases", "Step 4 has learning rates"),
+    (ValidatesOnBags, "Validation is next-token loss in both phases", "After step 1 (bags of 4)"),
+]  # fmt: skip
+
+
+def problems(implementation):
+    """Return what is wrong, by the titles of the checks that fail."""
+    return {r.title: r.problem for r in check(implementation) if r.problem}
+
+
+def test_a_right_implementation_passes():
+    shown = []
+    results = check(Right, shown.append)
+    assert shown == results and not problems(Right)
+    assert summary(results) == "17 of 17 checks pass."
+    assert str(results[0]) == "ok    Input bags have every token, in order"
+
+
+@pytest.mark.parametrize(("wrong", "title", "sentence"), WRONG)
+def test_a_wrong_implementation_is_told_what_is_wrong(wrong, title, sentence):
+    assert sentence in problems(wrong)[title]
+
+
+def test_every_check_finds_something():
+    assert [result.title for result in check(Right)] == [*dict.fromkeys(t for _, t, _ in WRONG)]
+
+
+def test_a_problem_is_reported_below_its_title():
+    text = str(next(result for result in check(SumOfBag) if result.problem))
+    assert text == (
+        "FAIL  The embedding of a bag is the mean, summed in float32\n"
+        "      The embedding of a bag is the sum of its tokens'. Divide it by s."
+    )
+
+
+def test_an_exception_is_a_problem_of_its_check_only():
+    class Fails(Right):
+        def embed(self, inputs):
+            raise RuntimeError("no embedding")
+
+    assert list(problems(Fails)) == ["The embedding of a bag is the mean, summed in float32"]
+    assert "RuntimeError: no embedding (test_conformance.py, line" in "".join(
+        problems(Fails).values()
+    )
+
+
+def test_a_training_that_cannot_be_compared_is_a_problem():
+    class Silent(Right):
+        def train(self, tokens, bag_sizes, after_step):
+            super().train(tokens, bag_sizes, lambda *step: None)
+
+    class ByHand(Right):
+        def update(self, loss, optimizer, scheduler):
+            loss.backward()
+
+    assert "calls after_step 0 times" in " ".join(problems(Silent).values())
+    assert "No optimizer of torch.optim makes a step" in " ".join(problems(ByHand).values())
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"bag_size": 1}, "bag_size = 1 must be 2 or more"),
+        ({"weightings": ("linear",)}, r"weightings = \['linear'\] must be some of uniform"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(attributes, message):
+    with pytest.raises(ValueError, match=message):
+        check(type("Refused", (Right,), attributes))
+
+
+def test_an_implementation_is_loaded_from_a_file(tmp_path):
+    methods = ["fold", "embed", "logits", "loss", "validate", "train"]
+    body = "\n".join(f"    def {name}(self): ..." for name in methods)
+    path = tmp_path / "mine.py"
+    for text, message in (
+        ("", "mine.py defines no class TST"),
+        (
+            f"class TST:\n{body}",
+            "lacks vocab_size, sequences, seq_len, bag_size, weightings, train_o",
+        ),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load(path)
+    with pytest.raises(ValueError, match="is not a Python file"):
+        load(tmp_path / "none.py")
+    (tmp_path / "beside.py").write_text("from test_conformance import Right")
+    path.write_text("from beside import Right\nclass TST(Right): pass")
+    assert load(path).vocab_size == V
+
+
+def test_a_copy_is_run_as_a_module(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("from test_conformance import SumOfBag\nclass TST(SumOfBag): pass")
+    for arguments, code, text in (
+        ([path], 1, "16 of 17 checks pass."),
+        ([], 2, "usage: python -m PACKAGE.conformance FILE"),
+        ([tmp_path], 2, "is not a Python file"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["conformance", *map(str, arguments)])
+        assert main() == code
+        assert text in "".join(capsys.readouterr())

@@ -1,0 +1,85 @@
+"""An implementation under check, and what several checks need of it."""
+
+import math
+from collections.abc import Callable
+from functools import cached_property, partial
+
+import torch
+
+from .implementation import AfterStep, Batch, Implementation
+from .recording import Step, record
+from .references import WEIGHTS, cross_entropy, fold
+
+_LEAST = {"vocab_size": 32, "sequences": 2, "seq_len": 8, "bag_size": 2}
+
+
+class Wrong(Exception):  # noqa: N818
+    """What is wrong, and what to do."""
+
+
+class Suite:
+    """An implementation, and what several checks need of it."""
+
+    def __init__(self, make: Callable[[], Implementation]):
+        self.make, self.own = make, make()
+        for name, least in _LEAST.items():
+            if getattr(self.own, name) < least:
+                raise ValueError(f"{name} = {getattr(self.own, name)} must be {least} or more")
+        if unknown := sorted({*self.own.weightings} - {*WEIGHTS}):
+            raise ValueError(f"weightings = {unknown} must be some of {', '.join(WEIGHTS)}")
+        self.size, self.s = (self.own.sequences, self.own.seq_len), self.own.bag_size
+        self.sizes = [self.s, self.s, 1, 1]
+        self.stream = self.random(math.prod(self.size) * self.s * 8)
+
+    def random(self, *shape: int) -> torch.Tensor:
+        """Return token ids, the same each time."""
+        return torch.randint(self.own.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+
+    def random_logits(self) -> torch.Tensor:
+        """Return logits (B, L, V), the same each time."""
+        shape = (*self.size, self.own.vocab_size)
+        return 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def folded(self) -> tuple[torch.Tensor, Batch, Batch]:
+        """Return rows of different token ids (B, L*s + 1), and their bags and targets.
+
+        Bags and targets are once as they must be, and once as the implementation folds them.
+        """
+        b, length = self.size[0], self.size[1] * self.s
+        rows = torch.arange(b * (length + 1)).unflatten(0, (b, -1))
+        inputs, labels = rows[:, :-1], rows[:, 1:]
+        return rows, fold(inputs, labels, self.s), self.own.fold(inputs, labels, self.s)
+
+    @cached_property
+    def phases(self) -> list[Step]:
+        """Steps of both phases; ``seen`` is the validation loss, and what it must be."""
+        own, held_out = self.make(), self.random(self.size[0], self.size[1] + 1)
+        tokens, labels = held_out[:, :-1], held_out[:, 1:]
+
+        def losses() -> tuple[float, float]:
+            expected = cross_entropy(own.logits(tokens), labels)
+            return float(own.validate(tokens, labels)), expected.item()
+
+        return self._record(partial(own.train, self.stream, self.sizes), losses)
+
+    @cached_property
+    def bag_size_1(self) -> list[Step]:
+        """As many steps with bags of one token."""
+        return self._record(partial(self.make().train, self.stream, [1] * len(self.sizes)))
+
+    @cached_property
+    def ordinary(self) -> list[Step]:
+        """As many steps of the engine without TST."""
+        return self._record(partial(self.make().train_ordinary, self.stream, len(self.sizes)))
+
+    def _record(
+        self, train: Callable[[AfterStep], None], look: Callable[[], object] = lambda: None
+    ) -> list[Step]:
+        steps = record(train, look)
+        if len(steps) != len(self.sizes):
+            raise Wrong(
+                f"A training of {len(self.sizes)} steps calls after_step {len(steps)} times."
+            )
+        if not all(step.after.weights for step in steps):
+            raise Wrong("No optimizer of torch.optim makes a step, so nothing can be compared.")
+        return steps
