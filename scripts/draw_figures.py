@@ -262,7 +262,7 @@ LAYERS = (
     ("data", "text, token shards, loaders, tokenizer"),
     ("resilience | models | paper", "checkpoints, stops, faults; flavors; the paper's figures"),
     ("upstream", "patches and private names of TorchTitan and torch"),
-    ("config", "our sections of the job config, and the range of each key"),
+    ("config | shipped", "sections and ranges of the job config; files that users copy"),
     ("core | errors | file_checks", "the method, torch only; errors that a user can fix"),
 )
 

@@ -57,9 +57,23 @@ def test_the_wheel_holds_the_job_configs_and_finds_them(wheel, tmp_path):
         f"{PACKAGE}/{name}" for name in configs
     }
     wheel.extractall(tmp_path)
-    installed = runpy.run_path(str(tmp_path / PACKAGE / "config" / "shipped.py"))
+    installed = runpy.run_path(str(tmp_path / PACKAGE / "shipped.py"))
     found = {f"train_configs/{path}" for path, _ in installed["shipped_configs"]()}
     assert found == configs
+
+
+def test_core_is_copied_from_the_wheel_with_its_licence(wheel, tmp_path, monkeypatch):
+    wheel.extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")  # where its metadata is
+    installed = runpy.run_path(str(tmp_path / "site" / PACKAGE / "shipped.py"))
+    version, copies = installed["copy_core"](tmp_path / "copy")
+    (name,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+    assert f"Version: {version}" in wheel.read(name).decode().splitlines()
+    core = f"{PACKAGE}/core"
+    assert {f"{core}/{path.relative_to(tmp_path / 'copy')}" for path in copies} == {
+        name for name in modules() if name.startswith(f"{core}/")
+    }
+    assert (tmp_path / "copy/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 def test_the_wheel_has_the_command_tst(wheel):
@@ -121,3 +135,7 @@ def test_install_on_a_fresh_machine(tmp_path, editable):
     assert result.returncode == 0, result.stderr
     copies = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("train_configs/**/*.toml")}
     assert copies == job_configs()
+    command = [python.with_name("tst"), "core", "copy", tmp_path / "tst_core"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "tst_core/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

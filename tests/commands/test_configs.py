@@ -3,7 +3,7 @@
 import pytest
 
 from jobs import ROOT
-from torchtitan.experiments.tst.config import shipped
+from torchtitan.experiments.tst import shipped
 
 FOLDER = ROOT / "train_configs"
 SHIPPED = sorted(

@@ -61,7 +61,7 @@ def _overview() -> str:
         for name in names:
             path = Path(commands.__path__[0], f"{name.replace('-', '_')}.py")
             purpose = ast.get_docstring(ast.parse(path.read_text())) or ""
-            lines.append(f"  {name:10}{purpose.partition(chr(10))[0]}")
+            lines.append(f"  {name:13}{purpose.partition(chr(10))[0]}")
     return "\n".join([*lines, "", *_HINTS])
 
 

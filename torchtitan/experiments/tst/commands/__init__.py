@@ -9,4 +9,5 @@ COMMANDS = {
     "before a run": ("configs", "assets", "tokenize", "check", "plan", "dry-run", "diff", "sweep"),
     "run": ("train",),
     "after a run": ("compare", "export", "evaluate", "sample"),
+    "your own code": ("core", "conformance"),
 }

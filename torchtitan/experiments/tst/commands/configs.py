@@ -13,7 +13,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg, subcommand
 
-from ..config.shipped import NAME, copy_configs, shipped_configs
+from ..shipped import NAME, copy_configs, shipped_configs
 
 
 @dataclass

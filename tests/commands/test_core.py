@@ -1,0 +1,217 @@
+"""``tst core copy``: core as a package of the user's, which needs torch only."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jobs import ROOT
+from torchtitan.experiments.tst import shipped
+
+CORE = ROOT / "torchtitan/experiments/tst/core"
+MODULES = sorted(path.relative_to(CORE) for path in CORE.rglob("*.py"))
+# torch, what it requires, and the copy. The finder refuses all other packages.
+ALONE = """
+import importlib, pkgutil, sys
+
+ALLOWED = {*sys.stdlib_module_names, "tst_core", "torch", "torchgen", "typing_extensions"}
+ALLOWED |= {"sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "filelock"}
+
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] not in ALLOWED:
+            raise ModuleNotFoundError(f"{name} is refused", name=name)
+
+sys.meta_path.insert(0, Refuse())
+import torch
+import tst_core
+from tst_core import BagEmbedding, BagLoss, fold
+
+names = [module.name for module in pkgutil.walk_packages(tst_core.__path__, "tst_core.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+model = torch.nn.Sequential(BagEmbedding(50, 8), torch.nn.Linear(8, 50))
+stream = torch.randint(50, (2, 25))
+inputs, labels = fold(stream[:, :-1], stream[:, 1:], 4)
+loss = BagLoss("mce")(model(inputs), labels)
+loss.backward()
+assert all(weight.grad.abs().sum() > 0 for weight in model.parameters())
+print(len(names), loss.item())
+"""
+
+
+def run(folder, *arguments):
+    """Run Python in a folder, without this repository on its path."""
+    command = [sys.executable, "-P", *arguments] if sys.version_info >= (3, 11) else None
+    return subprocess.run(
+        command or [sys.executable, *arguments],
+        cwd=folder,
+        env={"PATH": "", "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in all_files(folder)}
+
+
+def all_files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_the_copy_is_the_package_byte_for_byte(tst, tmp_path):
+    folder = tmp_path / "project" / "tst_core"
+    result = tst("core", "copy", folder)
+    assert result.code == 0, result.stderr
+    assert result.stdout == (
+        f"{len(MODULES)} modules of version 0.1.0 are in {folder}, with LICENSE, ORIGIN.txt\n"
+    )
+    files = files_of(folder)
+    origin = files.pop("ORIGIN.txt").decode()
+    assert files.pop("LICENSE") == (ROOT / "LICENSE").read_bytes()
+    assert files == {str(path): (CORE / path).read_bytes() for path in MODULES}
+    assert origin.startswith("# Copied by `tst core copy` from core of torchtitan-tst 0.1.0.\n")
+    before = files_of(folder)
+    assert tst("core", "copy", folder).code == 0
+    assert files_of(folder) == before
+
+
+def test_the_copy_needs_torch_only(tst, tmp_path):
+    assert tst("core", "copy", tmp_path / "tst_core").code == 0
+    result = run(tmp_path, "-c", ALONE)
+    assert result.returncode == 0, result.stderr
+    count, loss = result.stdout.split()
+    assert int(count) == len(MODULES) - 1  # the package itself
+    assert 3 < float(loss) < 6
+
+
+def test_the_checksums_show_what_has_changed(tst, tmp_path):
+    assert tst("core", "copy", tmp_path).code == 0
+    command = ["sha256sum", "--check", "--quiet", "ORIGIN.txt"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    (tmp_path / "bags.py").write_text("# mine\n")
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stdout == "bags.py: FAILED\n"
+
+
+def test_a_changed_copy_is_not_overwritten(tst, tmp_path):
+    assert tst("core", "copy", tmp_path).code == 0
+    (tmp_path / "bags.py").write_text("# mine\n")
+    (tmp_path / "head.py").unlink()
+    before = files_of(tmp_path)
+    result = tst("core", "copy", tmp_path)
+    assert result.code == 2
+    assert result.stderr == (
+        f"error: {tmp_path / 'bags.py'} has changed since it was copied; copy to another folder, "
+        "and move your changes there\n"
+    )
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["bags.py", "LICENSE", "ORIGIN.txt"])
+def test_a_file_of_another_origin_is_not_overwritten(tst, tmp_path, name):
+    (tmp_path / name).write_text("mine\n")
+    result = tst("core", "copy", tmp_path)
+    assert result.code == 2
+    error = f"{tmp_path / name} exists already and differs from the package's; give another folder"
+    assert result.stderr == f"error: {error}\n"
+    assert files_of(tmp_path) == {name: b"mine\n"}
+
+
+def test_other_files_stay(tst, tmp_path):
+    (tmp_path / "mine.py").write_text("mine\n")
+    assert tst("core", "copy", tmp_path).code == 0
+    assert (tmp_path / "mine.py").read_text() == "mine\n"
+
+
+@pytest.fixture
+def checkout(monkeypatch, tmp_path):
+    """Return a function that makes another version of the repository the one in use."""
+
+    def make(version, urls="", **modules):
+        root = tmp_path / f"checkout-{version}"
+        package = root / "torchtitan/experiments/tst"
+        (package / "core" / "sub").mkdir(parents=True)
+        for name, text in modules.items():
+            (package / "core" / f"{name.replace('_in_', '/')}.py").write_text(text)
+        (root / "LICENSE").write_text(f"Licence of {version}\n")
+        (root / "pyproject.toml").write_text(
+            f'[project]\nname = "torchtitan-tst"\nversion = "{version}"\n{urls}'
+        )
+        monkeypatch.setattr(shipped, "_PACKAGE", package)
+
+    return make
+
+
+def test_an_unchanged_copy_is_updated(tst, tmp_path, checkout):
+    folder = tmp_path / "copy"
+    checkout("1.0", kept="a = 1\n", same="b = 1\n", sub_in_gone="c = 1\n")
+    assert tst("core", "copy", folder).code == 0
+    assert files_of(folder).keys() == {
+        *("kept.py", "same.py", "sub/gone.py", "LICENSE", "ORIGIN.txt")
+    }
+    checkout("1.1", kept="a = 2\n", same="b = 1\n", new="d = 1\n")
+    result = tst("core", "copy", folder)
+    assert result.code == 0, result.stderr
+    files = files_of(folder)
+    assert b" torchtitan-tst 1.1.\n" in files.pop("ORIGIN.txt")
+    assert files == {
+        "kept.py": b"a = 2\n",
+        "same.py": b"b = 1\n",
+        "new.py": b"d = 1\n",
+        "LICENSE": b"Licence of 1.1\n",
+    }
+
+
+@pytest.mark.parametrize("name", ["kept.py", "sub/gone.py", "LICENSE"])
+def test_an_update_keeps_a_changed_copy_as_it_is(tst, tmp_path, checkout, name):
+    folder = tmp_path / "copy"
+    checkout("1.0", kept="a = 1\n", sub_in_gone="c = 1\n")
+    assert tst("core", "copy", folder).code == 0
+    (folder / name).write_text("mine\n")
+    before = files_of(folder)
+    checkout("1.1", kept="a = 2\n")
+    result = tst("core", "copy", folder)
+    assert result.code == 2
+    assert result.stderr.startswith(f"error: {folder / name} has changed since it was copied; ")
+    assert files_of(folder) == before
+
+
+def test_line_ends_of_another_system_are_no_change(tst, tmp_path, checkout):
+    folder = tmp_path / "copy"
+    checkout("1.0", kept="a = 1\nb = 1\n")
+    assert tst("core", "copy", folder).code == 0
+    for path in all_files(folder):
+        path.write_text(path.read_text(), newline="\r\n")
+    checkout("1.1", kept="a = 2\nb = 1\n")
+    assert tst("core", "copy", folder).code == 0
+    assert (folder / "kept.py").read_text() == "a = 2\nb = 1\n"
+
+
+def test_the_urls_of_the_project_are_in_the_origin(tst, tmp_path, checkout):
+    checkout("1.0", '[project.urls]\nRepository = "https://example.org/tst"\n', kept="a = 1\n")
+    assert tst("core", "copy", tmp_path / "copy").code == 0
+    origin = (tmp_path / "copy/ORIGIN.txt").read_text()
+    assert "\n# Repository, https://example.org/tst\n" in origin
+
+
+@pytest.mark.parametrize("pyproject", [None, '[project]\nname = "torchtitan"\nversion = "0.2.2"\n'])
+def test_a_copy_of_the_package_without_a_licence_says_so(tst, monkeypatch, tmp_path, pyproject):
+    """As after a copy into TorchTitan's source."""
+    if pyproject:
+        (tmp_path / "pyproject.toml").write_text(pyproject)
+        (tmp_path / "LICENSE").write_text("of TorchTitan\n")
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "torchtitan/experiments/tst")
+    monkeypatch.setattr(shipped, "_DISTRIBUTION", "no-such-distribution")
+    result = tst("core", "copy", tmp_path / "copy")
+    assert result.code == 2 and "has no licence; install it with `pip install" in result.stderr
+    assert not (tmp_path / "copy").exists()
+
+
+def test_the_name_must_be_a_python_name(tst, tmp_path):
+    result = tst("core", "copy", tmp_path / "tst-core")
+    assert result.code == 2
+    assert f"FOLDER {tmp_path / 'tst-core'}: tst-core must be a Python name" in result.stderr
+    assert not list(tmp_path.iterdir())

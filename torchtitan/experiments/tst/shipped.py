@@ -1,0 +1,159 @@
+"""The files that users copy: the job configs, and ``core`` for use without TorchTitan."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import tomli
+
+NAME = "train_configs"
+LICENSE = "LICENSE"
+ORIGIN = "ORIGIN.txt"  # of a copy of core: its version, and the checksums of its files
+_PACKAGE = Path(__file__).parent
+_FOLDERS = ("demo", "debug", "paper")
+_DISTRIBUTION = "torchtitan-tst"
+_ENTRY = re.compile(r"^([0-9a-f]{64})  ((?:\w+/)*\w+\.py|LICENSE)$", re.MULTILINE)
+_HOW_TO_UPDATE = f"""
+# `sha256sum --check {ORIGIN}` shows which files have changed since then.
+# To update the copy, install another version and run the command again. It replaces the files
+# below if none of them has changed.
+"""
+
+
+def shipped_configs() -> Iterator[tuple[Path, str]]:
+    """Yield the path of each config, below train_configs, and the first sentence of its comment.
+
+    Raises:
+        FileNotFoundError: if this copy of the package has no configs.
+    """
+    folder = _folder()
+    for name in _FOLDERS:
+        for path in sorted(folder.joinpath(name).rglob("*.toml")):
+            comment = path.read_text().partition("\n\n")[0].replace("\n# ", " ")
+            yield path.relative_to(folder), comment.removeprefix("# ").partition(". ")[0]
+
+
+def copy_configs(folder: Path) -> list[Path]:
+    """Copy the configs to FOLDER/train_configs, all of them or nothing.
+
+    Raises:
+        FileExistsError: if a file exists already and differs.
+        FileNotFoundError: if this copy of the package has no configs.
+    """
+    source = _folder()
+    content = {folder / NAME / path: (source / path).read_text() for path, _ in shipped_configs()}
+    _write(content)
+    return list(content)
+
+
+def copy_core(folder: Path) -> tuple[str, list[Path]]:
+    """Copy ``core`` with its licence and its origin into a folder, all files or nothing.
+
+    The files are those of the package, byte for byte. The file ``ORIGIN.txt`` says where they are
+    from. Files of an earlier copy are replaced, or removed if they no longer exist, if none of
+    them has changed.
+
+    Args:
+        folder: the new package, such as ``my_project/tst_core``.
+
+    Returns:
+        The version of the package, and the modules of the copy.
+
+    Raises:
+        FileExistsError: if a file exists already, differs, and is not that of an earlier copy.
+        FileNotFoundError: if this copy of the package has no licence.
+    """
+    version, urls, licence = _release()
+    source = _PACKAGE / "core"
+    modules = {
+        folder / path.relative_to(source): path.read_text("utf-8")
+        for path in sorted(source.rglob("*.py"))
+    }
+    content = modules | {folder / LICENSE: licence}
+    lines = [f"# Copied by `tst core copy` from core of {_DISTRIBUTION} {version}."]
+    lines += [f"# {url}" for url in urls]
+    origin = "\n".join(lines) + _HOW_TO_UPDATE
+    for path, text in content.items():
+        origin += f"{_checksum(text)}  {path.relative_to(folder).as_posix()}\n"
+    earlier = _earlier_copy(folder)
+    removed = dict.fromkeys(earlier.keys() - content.keys())
+    _write(content | removed | {folder / ORIGIN: origin}, earlier)
+    return version, list(modules)
+
+
+def _write(content: Mapping[Path, str | None], earlier: Mapping[Path, str] | None = None) -> None:
+    """Write text files, all of them or nothing; remove those whose text is None.
+
+    Args:
+        content: text of each file.
+        earlier: checksums of the files that an earlier copy wrote.
+
+    Raises:
+        FileExistsError: if a file exists already, differs, and is not that of the earlier copy.
+    """
+    earlier = earlier or {}
+    for path, text in content.items():
+        found = path.read_text("utf-8", "replace") if path.exists() else text
+        if found is None or found == text or _checksum(found) == earlier.get(path):
+            continue
+        if path in earlier:
+            raise FileExistsError(
+                f"{path} has changed since it was copied; copy to another folder, and move your "
+                "changes there"
+            )
+        raise FileExistsError(
+            f"{path} exists already and differs from the package's; give another folder"
+        )
+    for path, text in content.items():
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8", newline="\n")
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _earlier_copy(folder: Path) -> dict[Path, str]:
+    """Return the checksums of the files of an earlier copy of ``core``; none without a copy."""
+    path = folder / ORIGIN
+    origin = path.read_text("utf-8", "replace") if path.exists() else ""
+    sums = {folder / name: checksum for checksum, name in _ENTRY.findall(origin)}
+    return sums | {path: _checksum(origin)} if sums else {}
+
+
+def _release() -> tuple[str, list[str], str]:
+    """Return the version, the URLs and the licence of a checkout or of an installed package."""
+    checkout = _PACKAGE.parents[2]
+    if (path := checkout / "pyproject.toml").is_file():
+        project = tomli.loads(path.read_text("utf-8")).get("project", {})
+        if project.get("name") == _DISTRIBUTION:
+            urls = [f"{label}, {url}" for label, url in project.get("urls", {}).items()]
+            return project["version"], urls, (checkout / LICENSE).read_text("utf-8")
+    try:
+        installed = metadata.distribution(_DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        licence = None
+    else:
+        licence = installed.read_text(f"licenses/{LICENSE}")
+    if licence is None:
+        raise FileNotFoundError(
+            "this copy of torchtitan.experiments.tst has no licence; install it with "
+            "`pip install torchtitan-tst`"
+        )
+    return installed.version, installed.metadata.get_all("Project-URL") or [], licence
+
+
+def _folder() -> Path:
+    """Return the folder of the configs: inside an installed package, next to it in a checkout."""
+    for folder in (_PACKAGE / NAME, _PACKAGE.parents[2] / NAME):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        "this copy of torchtitan.experiments.tst has no job configs; install them with "
+        "`pip install torchtitan-tst`"
+    )
