@@ -76,3 +76,16 @@ def test_a_trainer_that_upstream_refuses(make_config, one_process, monkeypatch):
     monkeypatch.setattr(SuperpositionTrainer, "check", lambda self, job_config: None)
     with pytest.raises(ConfigError, match=r"refuses this job: Optimizer SGD not added"):
         SuperpositionTrainer(make_config("--optimizer.name=SGD"))
+
+
+def refuse():
+    raise NotImplementedError("it has no context parallelism")
+
+
+def test_a_model_of_ones_own_may_refuse(monkeypatch):
+    text = r"^your model refuses this job: it has no .* \(.*test_refusals\.py, line \d+\)$"
+    with pytest.raises(ConfigError, match=text), refusals_as_config_errors():
+        refuse()
+    monkeypatch.setattr(refusals, "_INSTALLED", (str(ROOT),))  # the code of another package
+    with pytest.raises(NotImplementedError), refusals_as_config_errors():
+        refuse()

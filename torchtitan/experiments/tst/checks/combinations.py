@@ -295,6 +295,13 @@ def _check_pipeline(job_config: JobConfig, model_args: Any) -> None:
             'must be "none" with the schedule DualPipeV and expert parallelism; or set '
             "parallelism.pipeline_parallel_expert_parallel_overlap = false",
         )
+    if not hasattr(model_args, "n_layers"):
+        raise ConfigError(
+            "parallelism.pipeline_parallel_degree",
+            layout.pipeline_parallel_degree,
+            f"must be 1: the model args of model.name = {job_config.model.name!r} have no "
+            "n_layers, by which TorchTitan cuts a model into stages",
+        )
     _check_stages(job_config, schedule, model_args.n_layers)
 
 

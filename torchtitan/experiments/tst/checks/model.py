@@ -10,7 +10,7 @@ from torch import nn
 from torchtitan.components.optimizer import build_optimizers_with_moe_load_balancing
 from torchtitan.config import JobConfig
 
-from ..config.sections import load_balance_section
+from ..config.sections import lm_head_section, load_balance_section
 from ..errors import ConfigError
 from ..upstream.refusals import refusals_as_config_errors
 
@@ -56,7 +56,7 @@ def model_on_meta(job_config: JobConfig) -> tuple[Any, nn.Module]:
     """Return a job's model args and its model on the meta device: shapes without memory.
 
     Raises:
-        ConfigError: if TorchTitan refuses to build the model.
+        ConfigError: if TorchTitan refuses to build the model, or as :func:`check_modules`.
     """
     spec = train_spec_module.get_train_spec(job_config.model.name)
     args = copy.deepcopy(spec.model_args[job_config.model.flavor])
@@ -64,7 +64,29 @@ def model_on_meta(job_config: JobConfig) -> tuple[Any, nn.Module]:
     job_config.parallelism.expert_parallel_comm_backend = "standard"  # another needs its package
     with refusals_as_config_errors(), torch.device("meta"):
         args.update_from_config(job_config)
-        return args, spec.model_cls(args)
+        model = spec.model_cls(args)
+    check_modules(job_config, model)
+    return args, model
+
+
+def check_modules(job_config: JobConfig, model: nn.Module) -> None:
+    """Check that a model has the embedding and the LM head that superposition replaces.
+
+    Raises:
+        ConfigError: if one is missing, or is of another kind.
+    """
+    name, chunks = job_config.model.name, lm_head_section(job_config).chunks
+    if not isinstance(getattr(model, "tok_embeddings", None), nn.Embedding):
+        raise ConfigError(
+            "model.name", name, "has no nn.Embedding named tok_embeddings, which bags need"
+        )
+    head = getattr(model, "output", None)
+    if chunks > 1 and not (isinstance(head, nn.Linear) and head.bias is None):
+        raise ConfigError(
+            "lm_head.chunks",
+            chunks,
+            f"must be 1: model.name = {name!r} has no nn.Linear named output without a bias",
+        )
 
 
 def check_module_names(job_config: JobConfig) -> None:

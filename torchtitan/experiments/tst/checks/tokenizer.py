@@ -28,6 +28,12 @@ def check_tokenizer(job_config: JobConfig) -> BaseTokenizer | None:
         tokenizer = build(job_config)
     except FileNotFoundError as error:
         raise ConfigError("model.hf_assets_path", path, str(error)) from None
+    if not hasattr(model_args, "vocab_size"):
+        raise ConfigError(
+            "model.flavor",
+            job_config.model.flavor,
+            "its model args have no vocab_size, the number of entries of tok_embeddings",
+        )
     if (count := entries(tokenizer)) > model_args.vocab_size:
         raise ConfigError(
             "model.hf_assets_path",

@@ -10,6 +10,7 @@ from torchtitan.config import JobConfig
 from torchtitan.hf_datasets.text_datasets import build_text_dataloader
 from torchtitan.protocols.train_spec import TrainSpec
 
+from ..checks.model import check_modules
 from ..config.sections import lm_head_section
 from ..core import BagEmbedding, LossHead
 from ..data.build import build_dataloader
@@ -34,13 +35,15 @@ def superposition_train_spec(
         job_config: config of the job.
         run: the run that the metrics describe.
         load_balancer: load balancer of the model's experts; None without experts.
+
+    Raises:
+        ConfigError: when the model is built, from :func:`..checks.model.check_modules`.
     """
     if load_balancer:
         spec = _with_experts(spec, load_balancer)
-    chunks = lm_head_section(job_config).chunks
     return dataclasses.replace(
         spec,
-        model_cls=functools.partial(_build_model, spec.model_cls, chunks),
+        model_cls=functools.partial(_build_model, spec.model_cls, job_config),
         parallelize_fn=functools.partial(parallelize, spec.parallelize_fn),
         build_tokenizer_fn=tokenizer_builder(spec.build_tokenizer_fn),
         build_dataloader_fn=(
@@ -74,20 +77,11 @@ def _with_experts(spec: TrainSpec, load_balancer: LoadBalancer) -> TrainSpec:
     )
 
 
-def _build_model(model_cls: type[nn.Module], chunks: int, model_args: Any) -> nn.Module:
+def _build_model(model_cls: Any, job_config: JobConfig, model_args: Any) -> nn.Module:
     """Build a model, and replace its embedding and, with chunks, its LM head."""
     model = model_cls(model_args)
-    embedding = getattr(model, "tok_embeddings", None)
-    if not isinstance(embedding, nn.Embedding):
-        raise TypeError(
-            f"{model_cls.__name__} has no nn.Embedding `tok_embeddings`, which bags need"
-        )
-    model.tok_embeddings = BagEmbedding.from_embedding(embedding)
-    if chunks > 1:
-        head = getattr(model, "output", None)
-        if not isinstance(head, nn.Linear):
-            raise TypeError(
-                f"{model_cls.__name__} has no nn.Linear `output`, which lm_head.chunks needs"
-            )
-        model.output = LossHead.from_linear(head, chunks)
+    check_modules(job_config, model)
+    model.tok_embeddings = BagEmbedding.from_embedding(model.tok_embeddings)
+    if (chunks := lm_head_section(job_config).chunks) > 1:
+        model.output = LossHead.from_linear(model.output, chunks)
     return model

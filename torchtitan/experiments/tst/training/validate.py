@@ -1,7 +1,7 @@
 """Validation, always with ordinary next-token loss and on the same data."""
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torchtitan.components.validate import Validator
 from torchtitan.distributed import utils as dist_utils
+from torchtitan.protocols import ModelProtocol
 from typing_extensions import override
 
 from ..core import IGNORE_INDEX
@@ -75,13 +76,22 @@ class FixedSetValidator(Validator):
                 # Upstream reads this attribute of any model, for a context that it never enters.
                 part.freqs_cis = getattr(part, "freqs_cis", None)  # type: ignore[assignment]
         self._forget_shapes()
-        super().validate(model_parts, step)
+        with replaced(ModelProtocol, "get_attention_masks", _no_masks):
+            super().validate(model_parts, step)
         self._forget_shapes()
 
     def _forget_shapes(self) -> None:
         """Forget the shapes of a pipeline, because training and validation have different ones."""
         if self.parallel_dims.pp_enabled:
             forget_shapes(self.pp_schedule)
+
+
+def _no_masks(*args: Any, **kwargs: Any) -> NoReturn:
+    """Stand in for a model's ``get_attention_masks`` where the model defines none.
+
+    The default raises another error than the one by which upstream's validator notices it.
+    """
+    raise TypeError
 
 
 def build_validator(**kwargs: Any) -> FixedSetValidator:

@@ -1,6 +1,10 @@
-"""Report errors of TorchTitan's own code while it builds a job as config errors in one line."""
+"""Report errors while TorchTitan builds a job as config errors in one line.
+
+These are errors of TorchTitan's own code, and refusals of a model that a user registered.
+"""
 
 import linecache
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +20,25 @@ _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent.parent)
 # exceptions that torch raises for wrong arguments, and not for failures at run time
 _OF_TORCH = (AssertionError, ImportError, NotImplementedError, ValueError)
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
 @contextmanager
 def refusals_as_config_errors() -> Iterator[None]:
     """Turn an exception that upstream's code raises in this context into a ConfigTextError.
 
-    An exception of torch counts as upstream's if its type says that an argument was wrong. All
-    other exceptions, and those of this package, are not changed.
+    An exception of torch counts as upstream's if its type says that an argument was wrong. A
+    ValueError or NotImplementedError that a user's own model raises is a refusal, too. All other
+    exceptions, and those of this package, are not changed.
     """
     try:
         yield
     except Exception as error:
+        if frame := _frame_of_user(error):
+            raise ConfigTextError(
+                f"your model refuses this job: {_text(error, frame)} ({frame.filename}, line "
+                f"{frame.lineno})"
+            ) from error
         if frame := _frame_of_upstream(error):
             place = Path(frame.filename).relative_to(Path(_UPSTREAM).parent)
             raise ConfigTextError(
@@ -46,6 +57,14 @@ def _frame_of_upstream(error: Exception) -> traceback.FrameSummary | None:
         if not (frame.filename.startswith(_TORCH) and isinstance(error, _OF_TORCH)):
             return None
     return None
+
+
+def _frame_of_user(error: Exception) -> traceback.FrameSummary | None:
+    """Return the frame where code that is not installed refused the job; None for others."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    refusal = isinstance(error, ValueError | NotImplementedError)
+    installed = (*_INSTALLED, _UPSTREAM, _TORCH, _OURS, "<")  # "<string>" is no file
+    return frame if refusal and not frame.filename.startswith(installed) else None
 
 
 def _text(error: Exception, frame: traceback.FrameSummary) -> str:
