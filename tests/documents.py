@@ -21,8 +21,8 @@ def page(name: str) -> str:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Return the code blocks of a language."""
-    return re.findall(rf"^ *```{language}\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    """Return the code blocks of a language, also those with a title."""
+    return re.findall(rf"^ *```{language}(?: [^\n]*)?\n(.*?)```", text, re.DOTALL | re.MULTILINE)
 
 
 def without_blocks(text: str) -> str:
