@@ -3,7 +3,7 @@
 A page is README.md, any other Markdown file of the repository, or a template of docs/results.md and
 docs/experiments.md. Its sentences have at most 17 words in the mean; tables, code and headings do
 not count. The phrases to avoid are searched for in the pages, and in the texts, comments and
-docstrings of the package, the scripts and the job configs, too.
+docstrings of the package, the scripts, the examples and the job configs, too.
 """
 
 import re
@@ -32,7 +32,7 @@ AVOID = (
 )
 PHRASES = re.compile(rf"\b(?:{'|'.join(AVOID)})".replace(" ", r"[\s#>]+"), re.IGNORECASE)
 ADVICE = "say it in plain words; CONTRIBUTING.md has some"
-SOURCES = ("torchtitan", "scripts", "train_configs", "run_train.sh", ".ci/run")
+SOURCES = ("torchtitan", "scripts", "docs/examples", "train_configs", "run_train.sh", ".ci/run")
 ABBREVIATION = re.compile(r"\b(e\.g|i\.e|vs|cf|Fig|Eq|approx|etc)\.", re.IGNORECASE)
 NOT_PROSE = re.compile(
     r"^```.*?^```[^\n]*$|^<!--.*?-->|^\{[%#].*?[%#]\}$|^---\n.*?^---$", re.MULTILINE | re.DOTALL

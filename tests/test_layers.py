@@ -55,7 +55,9 @@ def test_an_import_that_points_up_is_noticed(tmp_path, module, line):
 
 
 CODE = sorted(
-    path for folder in ("torchtitan", "scripts") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("torchtitan", "scripts", "docs/examples")
+    for path in (ROOT / folder).rglob("*.py")
 )
 
 

@@ -4,25 +4,35 @@ import subprocess
 import sys
 
 import pytest
+import tomli
 
 from jobs import ROOT
 from torchtitan.experiments.tst import shipped
 
 CORE = ROOT / "torchtitan/experiments/tst/core"
 MODULES = sorted(path.relative_to(CORE) for path in CORE.rglob("*.py"))
-# torch, what it requires, and the copy. The finder refuses all other packages.
+VERSION = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+# Finds torch, what it requires, and the copy. There are no other packages.
 ALONE = """
-import importlib, pkgutil, sys
+import sys
 
-ALLOWED = {*sys.stdlib_module_names, "tst_core", "torch", "torchgen", "typing_extensions"}
-ALLOWED |= {"sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "filelock"}
+PACKAGES = {*sys.stdlib_module_names, "tst_core", "torch", "torchgen", "typing_extensions"}
+PACKAGES |= {"sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "filelock", "loading"}
 
-class Refuse:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] not in ALLOWED:
-            raise ModuleNotFoundError(f"{name} is refused", name=name)
+class Only:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Refuse())
+    def find_spec(self, name, *args):
+        top = name.partition(".")[0]
+        known = top in PACKAGES or top.startswith("_sysconfigdata")
+        return self.finder.find_spec(name, *args) if known else None
+
+sys.meta_path = [Only(finder) for finder in sys.meta_path]
+"""
+STEP = """
+import importlib.util, pkgutil
+assert not importlib.util.find_spec("torchtitan") and not importlib.util.find_spec("numpy")
 import torch
 import tst_core
 from tst_core import BagEmbedding, BagLoss, fold
@@ -41,16 +51,10 @@ print(len(names), loss.item())
 """
 
 
-def run(folder, *arguments):
-    """Run Python in a folder, without this repository on its path."""
-    command = [sys.executable, "-P", *arguments] if sys.version_info >= (3, 11) else None
-    return subprocess.run(
-        command or [sys.executable, *arguments],
-        cwd=folder,
-        env={"PATH": "", "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-    )
+def run_alone(code, folder):
+    """Run code in a folder, where torch and tst_core are the only packages."""
+    command = [sys.executable, "-c", ALONE + code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 def files_of(folder):
@@ -66,13 +70,14 @@ def test_the_copy_is_the_package_byte_for_byte(tst, tmp_path):
     result = tst("core", "copy", folder)
     assert result.code == 0, result.stderr
     assert result.stdout == (
-        f"{len(MODULES)} modules of version 0.1.0 are in {folder}, with LICENSE, ORIGIN.txt\n"
+        f"{len(MODULES)} modules of version {VERSION} are in {folder}, with LICENSE, ORIGIN.txt\n"
     )
     files = files_of(folder)
     origin = files.pop("ORIGIN.txt").decode()
     assert files.pop("LICENSE") == (ROOT / "LICENSE").read_bytes()
     assert files == {str(path): (CORE / path).read_bytes() for path in MODULES}
-    assert origin.startswith("# Copied by `tst core copy` from core of torchtitan-tst 0.1.0.\n")
+    first = f"# Copied by `tst core copy` from core of torchtitan-tst {VERSION}."
+    assert origin.splitlines()[0] == first
     before = files_of(folder)
     assert tst("core", "copy", folder).code == 0
     assert files_of(folder) == before
@@ -80,11 +85,33 @@ def test_the_copy_is_the_package_byte_for_byte(tst, tmp_path):
 
 def test_the_copy_needs_torch_only(tst, tmp_path):
     assert tst("core", "copy", tmp_path / "tst_core").code == 0
-    result = run(tmp_path, "-c", ALONE)
+    result = run_alone(STEP, tmp_path)
     assert result.returncode == 0, result.stderr
     count, loss = result.stdout.split()
     assert int(count) == len(MODULES) - 1  # the package itself
     assert 3 < float(loss) < 6
+
+
+CONFORMANCE = """
+import runpy
+
+sys.argv = ["", "tests/examples/conformance_of_plain_loop.py"]
+runpy.run_module("tst_core.conformance", run_name="__main__")
+"""
+
+
+def test_the_copy_checks_an_example_that_uses_it(tst, tmp_path):
+    """The example has the import that its comment recommends."""
+    assert tst("core", "copy", tmp_path / "tst_core").code == 0
+    names = ("conformance_of_plain_loop.py", "loading.py")
+    for name in ("docs/examples/plain_loop.py", *(f"tests/examples/{name}" for name in names)):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = (ROOT / name).read_text()
+        path.write_text(text.replace("torchtitan.experiments.tst.core", "tst_core"))
+    result = run_alone(CONFORMANCE, tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith(" checks pass.\n")
 
 
 def test_the_checksums_show_what_has_changed(tst, tmp_path):

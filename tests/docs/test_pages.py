@@ -60,6 +60,7 @@ def unknown_keys(text: str) -> list[str]:
 SOURCES = [
     ROOT / "run_train.sh",
     *sorted((ROOT / "scripts").rglob("*.py")),
+    *sorted((ROOT / "docs/examples").glob("*.py")),
     *sorted((PACKAGE / "commands").glob("*.py")),
     *sorted(path for path in (ROOT / "scripts/slurm").iterdir() if path.is_file()),
 ]

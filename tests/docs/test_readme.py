@@ -226,6 +226,8 @@ TRIED = {
     "./run_train.sh --help": test_help,
     'pip install ".[demo]"': "scripts/venv.sh",
     "tst configs copy .": "commands/test_configs.py",
+    "tst core copy my_project/tst_core": "commands/test_core.py",
+    "tst conformance conformance_of_my_loop.py": "commands/test_conformance_command.py",
     "tst check job.toml": test_your_own_job,
     "tst plan job.toml": test_your_own_job,
     "tst train job.toml --nproc 8": test_your_own_job,
