@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 import torchtitan.protocols.train_spec as train_spec_module
 from torch import nn
 from torchtitan.models.llama3 import Transformer, get_train_spec, llama3_args
@@ -10,6 +11,7 @@ from torchtitan.protocols import BaseModelArgs
 
 from jobs import ON
 from torchtitan.experiments.tst.errors import ConfigError
+from torchtitan.experiments.tst.planning.dry_run import dry_run
 from torchtitan.experiments.tst.start import check
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
@@ -25,6 +27,27 @@ class Biased(Transformer):
     def __init__(self, args):
         super().__init__(args)
         self.output = nn.Linear(args.dim, args.vocab_size)
+
+
+class Scaled(nn.Embedding):
+    def forward(self, ids):
+        return 8 * super().forward(ids)
+
+
+class ScaledEmbedding(Transformer):
+    def __init__(self, args):
+        super().__init__(args)
+        self.tok_embeddings = Scaled(args.vocab_size, args.dim)
+
+
+class WithoutPositions(Transformer):
+    def forward(self, tokens, attention_masks=None):
+        return super().forward(tokens, attention_masks)
+
+
+class SoftCap(Transformer):
+    def forward(self, tokens, attention_masks=None, positions=None):
+        return 30 * torch.tanh(super().forward(tokens, attention_masks, positions) / 30)
 
 
 class WithoutHead(Transformer):
@@ -60,6 +83,7 @@ def own(monkeypatch, make_config):
 @pytest.mark.parametrize(
     ("model", "args", "message"),
     [
+        (ScaledEmbedding, (), r"^model.name = 'own': its tok_embeddings, Scaled, has a forward of"),
         (OtherNames, (), r"^model.name = 'own': has no nn.Embedding named tok_embeddings"),
         (Biased, ("--lm_head.chunks=2",), r"^lm_head.chunks = 2: must be 1: model.name = 'own'"),
         (WithoutHead, ("--lm_head.chunks=2",), r"^lm_head.chunks = 2: must be 1: .* named output"),
@@ -85,3 +109,37 @@ def test_fields_of_the_model_args(own):
     pipeline = "--parallelism.pipeline_parallel_degree=2"
     with pytest.raises(ConfigError, match=r"pipeline_parallel_degree = 2: must be 1: .* n_layers"):
         check(own(pipeline, model_args=WithoutLayers()), 2)
+
+
+def test_the_loss_of_chunks_is_returned_as_it_is(own, one_process):
+    """A soft cap of logits would cap the loss."""
+    cap = r"^lm_head.chunks = 2: must be 1: forward of model.name = 'own' does not return"
+    with pytest.raises(ConfigError, match=cap):
+        SuperpositionTrainer(own("--lm_head.chunks=2", model=SoftCap)).train()
+
+
+def test_a_soft_cap_without_chunks(own, one_process):
+    trainer = SuperpositionTrainer(own("--training.steps=4", model=SoftCap))
+    trainer.train()
+    trainer.close()
+
+
+def test_positions_for_context_parallelism(own):
+    context = "--parallelism.context_parallel_degree=2"
+    check(own(context), 2)
+    with pytest.raises(ConfigError, match=r"must be 1: forward of model.name = 'own' has no arg"):
+        check(own(context, model=WithoutPositions), 2)
+
+
+@pytest.mark.parametrize(
+    "kind", ["data_parallel_shard", "data_parallel_replicate", "tensor_parallel"]
+)
+def test_a_model_that_is_not_made_parallel(own, kind):
+    """Ranks would train different weights, or do the same work."""
+    job = own(f"--parallelism.{kind}_degree=2", "--parallelism.data_parallel_shard_degree=-1")
+    spec = train_spec_module._extra_train_specs["own"]
+    assert dry_run(job, 2).untraced == ""
+    spec.parallelize_fn = lambda model, parallel_dims, job_config: model
+    message = rf"^parallelism.{kind}_degree = -?\d: must be 1: parallelize_fn of model.name = 'own'"
+    with pytest.raises(ConfigError, match=message):
+        dry_run(job, 2)

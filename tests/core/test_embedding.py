@@ -55,3 +55,13 @@ def test_weight_and_state_dict_are_the_embeddings_own(ordinary):
     embedding = BagEmbedding.from_embedding(ordinary)
     assert embedding.weight is ordinary.weight
     assert list(embedding.state_dict()) == list(ordinary.state_dict())
+
+
+def test_an_embedding_with_a_forward_of_its_own_is_refused():
+    class Scaled(nn.Embedding):
+        def forward(self, ids):
+            return 8 * super().forward(ids)
+
+    with pytest.raises(ValueError, match=r"^Scaled has a forward of its own"):
+        BagEmbedding.from_embedding(Scaled(50, 8))
+    BagEmbedding.from_embedding(BagEmbedding(50, 8))

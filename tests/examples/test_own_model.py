@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loading import EXAMPLES, load_example
+from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from torchtitan.protocols.train_spec import get_train_spec
 
 from corpora import write_shards
 from jobs import (
@@ -159,6 +161,21 @@ def train_on_ranks(args):
     ranks.train(args)
 
 
+def train_with_fully_shard_alone(args):
+    """As torch's own tutorials shard a model, which makes the gradient a mean over ranks."""
+
+    def shard(model, parallel_dims, job_config):
+        if parallel_dims.fsdp_enabled:
+            for block in model.layers.values():
+                fully_shard(block, mesh=parallel_dims.get_mesh("fsdp"))
+            fully_shard(model, mesh=parallel_dims.get_mesh("fsdp"))
+        return model
+
+    load_example("own_model")
+    get_train_spec("own_model").parallelize_fn = shard
+    ranks.train(args)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -183,6 +200,13 @@ def runs(tmp_path_factory):
 )
 def test_many_processes_agree_with_one(runs, layout):
     result = runs.compare(layout, "own_model")
+    assert result.agrees, result.error or result
+
+
+@pytest.mark.slow
+def test_fully_shard_alone_is_enough(runs, monkeypatch):
+    monkeypatch.setattr(ranks, "train", train_with_fully_shard_alone)
+    result = runs.compare(Layout({"shard": 2}, note="by hand"), "own_model")
     assert result.agrees, result.error or result
 
 

@@ -1,16 +1,21 @@
 """The model of a job, built without memory, and checks of the keys that name its modules."""
 
 import copy
+import inspect
 from collections import Counter
 from typing import Any
 
 import torch
 import torchtitan.protocols.train_spec as train_spec_module
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torchtitan.components.optimizer import build_optimizers_with_moe_load_balancing
 from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
 
 from ..config.sections import lm_head_section, load_balance_section
+from ..core import BagEmbedding
 from ..errors import ConfigError
 from ..upstream.refusals import refusals_as_config_errors
 
@@ -73,20 +78,72 @@ def check_modules(job_config: JobConfig, model: nn.Module) -> None:
     """Check that a model has the embedding and the LM head that superposition replaces.
 
     Raises:
-        ConfigError: if one is missing, or is of another kind.
+        ConfigError: if one is missing or of another kind, or if forward lacks what a key needs.
     """
     name, chunks = job_config.model.name, lm_head_section(job_config).chunks
-    if not isinstance(getattr(model, "tok_embeddings", None), nn.Embedding):
+    embedding, head = (getattr(model, part, None) for part in ("tok_embeddings", "output"))
+    if not isinstance(embedding, nn.Embedding):
         raise ConfigError(
             "model.name", name, "has no nn.Embedding named tok_embeddings, which bags need"
         )
-    head = getattr(model, "output", None)
-    if chunks > 1 and not (isinstance(head, nn.Linear) and head.bias is None):
+    if type(embedding).forward not in (nn.Embedding.forward, BagEmbedding.forward):
+        raise ConfigError(
+            "model.name",
+            name,
+            f"its tok_embeddings, {type(embedding).__name__}, has a forward of its own, which bags "
+            "would not use; move what it adds into the forward of the model",
+        )
+    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+    if chunks > 1 and (not plain or head.bias is not None):  # type: ignore[union-attr]
         raise ConfigError(
             "lm_head.chunks",
             chunks,
-            f"must be 1: model.name = {name!r} has no nn.Linear named output without a bias",
+            f"must be 1: model.name = {name!r} has no plain nn.Linear named output without a bias",
         )
+    degree = job_config.parallelism.context_parallel_degree
+    kinds = {p.name: p.kind for p in inspect.signature(model.forward).parameters.values()}
+    if degree > 1 and not ("positions" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()):
+        raise ConfigError(
+            "parallelism.context_parallel_degree",
+            degree,
+            f"must be 1: forward of model.name = {name!r} has no argument positions, which says "
+            "where the latents of a rank are",
+        )
+
+
+def check_parallel(
+    job_config: JobConfig, model: nn.Module, parallel_dims: ParallelDims, replicated: bool
+) -> None:
+    """Check that a model's ``parallelize_fn`` did what the job's layout asks for.
+
+    Without it, ranks would train different weights, or do the same work.
+
+    Args:
+        job_config: config of the job.
+        model: the model, or the stage of a pipeline.
+        parallel_dims: layout of the job.
+        replicated: whether the model is under DDP.
+
+    Raises:
+        ConfigError: if the model is not parallel.
+    """
+    layout, modules = job_config.parallelism, [*model.modules()]
+    sharded = any(isinstance(module, FSDPModule) for module in modules)
+    meshes = (p.device_mesh for p in model.parameters() if isinstance(p, DTensor))
+    tensor = any("tp" in (mesh.mesh_dim_names or ()) for mesh in meshes)
+    for kind, done, wanted in (
+        ("data_parallel_shard", sharded, parallel_dims.dp_shard_enabled),
+        ("context_parallel", sharded, parallel_dims.cp_enabled),
+        ("data_parallel_replicate", sharded or replicated, parallel_dims.dp_replicate_enabled),
+        ("tensor_parallel", tensor, parallel_dims.tp_enabled),
+    ):
+        if wanted and not done:
+            raise ConfigError(
+                f"parallelism.{kind}_degree",
+                getattr(layout, f"{kind}_degree"),
+                f"must be 1: parallelize_fn of model.name = {job_config.model.name!r} does not "
+                "apply it",
+            )
 
 
 def check_module_names(job_config: JobConfig) -> None:

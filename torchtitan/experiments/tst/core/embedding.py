@@ -18,7 +18,16 @@ class BagEmbedding(nn.Embedding):
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding) -> "BagEmbedding":
-        """Wrap an embedding; the weight is shared, not copied (it may be tied to an LM head)."""
+        """Wrap an embedding; the weight is shared, not copied (it may be tied to an LM head).
+
+        Raises:
+            ValueError: if the embedding's class has a forward of its own, which would be lost.
+        """
+        if type(embedding).forward not in (nn.Embedding.forward, cls.forward):
+            raise ValueError(
+                f"{type(embedding).__name__} has a forward of its own, which bags would not use; "
+                "move what it adds behind the embedding, into the forward of the model"
+            )
         bag_embedding = cls(
             embedding.num_embeddings,
             embedding.embedding_dim,

@@ -39,10 +39,12 @@ class LossHead(nn.Linear):
             chunks: number of chunks that the positions of a batch are split into.
 
         Raises:
-            ValueError: if the head has a bias.
+            ValueError: if the head has a bias, or its class has a forward of its own.
         """
         if linear.bias is not None:
             raise ValueError("an LM head with a bias cannot be chunked; use one without a bias")
+        if type(linear).forward not in (nn.Linear.forward, cls.forward):
+            raise ValueError(f"{type(linear).__name__} has a forward of its own: no chunks of it")
         head = cls(
             linear.in_features,
             linear.out_features,

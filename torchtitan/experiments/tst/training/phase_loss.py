@@ -13,8 +13,10 @@ from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
 from ..config.layout import compiles
-from ..config.sections import superposition_section
+from ..config.sections import lm_head_section, superposition_section
 from ..core import BagLoss, LossHead
+from ..errors import ConfigError
+from ..upstream.fake import FakeTensor
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class PhaseLoss:
         self.gathers_logits = job_config.parallelism.disable_loss_parallel
         self._targets: Targets | None = None
         self._in_head = False
+        self._of_chunks: list[torch.Tensor] | None = []  # until the first loss is checked
+        self.job_config = job_config
         self._sum = self.bag_loss.sum
         if compiles(job_config, "loss"):
             logger.info("Compiling the bag loss with torch.compile")
@@ -79,8 +83,29 @@ class PhaseLoss:
         if not self._in_head:
             assert self._targets is not None, "call expect() before each forward"
             return self._of_logits(self._targets, output, labels)
-        loss = output.full_tensor() if isinstance(output, DTensor) else output
-        return loss.squeeze()
+        loss = _whole(output).squeeze()
+        self._check_head(loss.detach())
+        return loss
+
+    def _check_head(self, loss: torch.Tensor) -> None:
+        """Check, at the first loss, that the model returns the loss of its head as it is.
+
+        Raises:
+            ConfigError: if the model changes it, for example by a soft cap for logits.
+        """
+        if self._of_chunks is None:
+            return
+        parts, self._of_chunks = self._of_chunks, None
+        if isinstance(loss, FakeTensor) or (loss.ndim == 0 and not loss.isfinite()):
+            return
+        if parts and loss.ndim == 0 and torch.allclose(loss, torch.stack(parts).sum(), rtol=1e-3):
+            return
+        raise ConfigError(
+            "lm_head.chunks",
+            lm_head_section(self.job_config).chunks,
+            f"must be 1: forward of model.name = {self.job_config.model.name!r} does not return "
+            "what its LM head returns",
+        )
 
     def _of_logits(
         self, targets: Targets, logits: torch.Tensor, labels: torch.Tensor
@@ -91,7 +116,15 @@ class PhaseLoss:
             if isinstance(logits, DTensor) and self.gathers_logits:
                 logits = logits.full_tensor()
             loss = self.ordinary(logits, labels)
-        return loss if targets.divisor is None else loss / targets.divisor
+        if targets.divisor is not None:
+            loss = loss / targets.divisor
+        if self._in_head and self._of_chunks is not None:
+            self._of_chunks.append(_whole(loss.detach()))
+        return loss
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def loss_heads(model_parts: Sequence[nn.Module]) -> list[LossHead]:

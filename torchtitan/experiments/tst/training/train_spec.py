@@ -7,15 +7,16 @@ from typing import Any
 from torch import nn
 from torchtitan.components.validate import build_validator as upstream_build_validator
 from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
 from torchtitan.hf_datasets.text_datasets import build_text_dataloader
 from torchtitan.protocols.train_spec import TrainSpec
 
-from ..checks.model import check_modules
+from ..checks.model import check_modules, check_parallel
 from ..config.sections import lm_head_section
 from ..core import BagEmbedding, LossHead
 from ..data.build import build_dataloader
 from ..data.tokenizer import tokenizer_builder
-from ..upstream.parallelize import parallelize
+from ..upstream.parallelize import averages_gradients, parallelize
 from .experts import LoadBalancer
 from .metrics import MetricsRun, build_metrics_processor
 from .phase_loss import PhaseLoss
@@ -37,14 +38,15 @@ def superposition_train_spec(
         load_balancer: load balancer of the model's experts; None without experts.
 
     Raises:
-        ConfigError: when the model is built, from :func:`..checks.model.check_modules`.
+        ConfigError: when the model is built, from :func:`..checks.model.check_modules` and
+            :func:`..checks.model.check_parallel`.
     """
     if load_balancer:
         spec = _with_experts(spec, load_balancer)
     return dataclasses.replace(
         spec,
         model_cls=functools.partial(_build_model, spec.model_cls, job_config),
-        parallelize_fn=functools.partial(parallelize, spec.parallelize_fn),
+        parallelize_fn=functools.partial(_parallelize, spec.parallelize_fn),
         build_tokenizer_fn=tokenizer_builder(spec.build_tokenizer_fn),
         build_dataloader_fn=(
             build_dataloader
@@ -85,3 +87,12 @@ def _build_model(model_cls: Any, job_config: JobConfig, model_args: Any) -> nn.M
     if (chunks := lm_head_section(job_config).chunks) > 1:
         model.output = LossHead.from_linear(model.output, chunks)
     return model
+
+
+def _parallelize(
+    upstream: Any, model: nn.Module, parallel_dims: ParallelDims, job_config: JobConfig
+) -> nn.Module:
+    """Parallelize a model with its own function, and check that this did what the job asks for."""
+    parallel = parallelize(upstream, model, parallel_dims, job_config)
+    check_parallel(job_config, parallel, parallel_dims, averages_gradients(parallel))
+    return parallel

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
@@ -39,6 +40,9 @@ def parallelize(
     With ``upstream`` bound, it is a ``TrainSpec.parallelize_fn``.
     """
     parallel: Any = upstream(model, parallel_dims, job_config)
+    for module in parallel.modules():
+        if isinstance(module, FSDPModule):  # gradients are parts of a sum, as upstream's own know
+            module.set_gradient_divide_factor(1.0)
     if averages_gradients(parallel):
         _add_up_over_replicas(parallel, parallel_dims.dp_replicate)
     mesh = parallel_dims.get_optional_mesh("tp")
