@@ -12,7 +12,7 @@ NAME = "TST"  # of the class in a file
 _WHERE = f"class Implementation in {Path(__file__)}"
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and next tokens, or bags and targets
-AfterStep = Callable[[torch.Tensor, torch.Tensor, float], None]
+AfterStep = Callable[[torch.Tensor, torch.Tensor, float | torch.Tensor], None]
 
 
 class Implementation(Protocol):
@@ -51,7 +51,7 @@ class Implementation(Protocol):
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, weighting: str) -> torch.Tensor:
         """Return the loss of superposition, a scalar, of logits (B, L, V) and targets (B, L, s)."""
 
-    def validate(self, inputs: torch.Tensor, labels: torch.Tensor) -> float:
+    def validate(self, inputs: torch.Tensor, labels: torch.Tensor) -> float | torch.Tensor:
         """Return the validation loss of tokens (B, L) and next tokens (B, L)."""
 
     def train(self, tokens: torch.Tensor, bag_sizes: Sequence[int], after_step: AfterStep) -> None:

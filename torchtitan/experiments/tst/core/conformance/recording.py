@@ -76,10 +76,11 @@ def record(train: Callable[[AfterStep], None], look: Callable[[], Any]) -> list[
         before.add(stepping)
         rates.extend(float(group["lr"]) for group in stepping.param_groups)
 
-    def after_step(inputs: torch.Tensor, labels: torch.Tensor, loss: float) -> None:
+    def after_step(inputs: torch.Tensor, labels: torch.Tensor, loss: float | torch.Tensor) -> None:
         nonlocal before, after, rates
         batch = inputs.clone(), labels.clone()
-        steps.append(Step(*batch, float(loss), before, after, rates, look()))
+        number = float(torch.as_tensor(loss).detach())
+        steps.append(Step(*batch, number, before, after, rates, look()))
         before, after, rates = State(), State(), []
 
     hooks = (

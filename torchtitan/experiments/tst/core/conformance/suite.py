@@ -58,7 +58,7 @@ class Suite:
 
         def losses() -> tuple[float, float]:
             expected = cross_entropy(own.logits(tokens), labels)
-            return float(own.validate(tokens, labels)), expected.item()
+            return float(torch.as_tensor(own.validate(tokens, labels))), expected.item()
 
         return self._record(partial(own.train, self.stream, self.sizes), losses)
 
