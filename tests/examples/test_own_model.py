@@ -1,6 +1,7 @@
 """The example of a model of one's own: its numbers, its boundary, its ranks, its limits."""
 
 import copy
+import dataclasses
 import math
 import shutil
 
@@ -9,6 +10,7 @@ import conformance_of_trainer
 import pytest
 import torch
 import torch.nn.functional as F
+import torchtitan.protocols.train_spec as train_spec_module
 from loading import EXAMPLES, load_example
 from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -155,6 +157,28 @@ def test_it_composes_with_upstreams(finished, train, args):
     assert column(train(*ON, *OWN, *args)) == pytest.approx(column(plain), rel=1e-5)
 
 
+class WithValues(example.OwnModel):
+    """The model with a second embedding of the token ids."""
+
+    def __init__(self, args):
+        super().__init__(args)
+        self.values = BagEmbedding(args.vocab_size, args.dim)
+
+    def forward(self, tokens):
+        x = self.tok_embeddings(tokens) + self.values(tokens)  # (B, L, d), also for bags
+        for block in self.layers.values():
+            x = block(x)
+        return self.output(self.norm(x))
+
+
+def test_a_second_embedding_of_the_ids(train, monkeypatch):
+    spec = dataclasses.replace(example.train_spec(), model_cls=WithValues)
+    monkeypatch.setitem(train_spec_module._extra_train_specs, "own_model", spec)
+    losses = column(train(*ON, *OWN))
+    assert len(losses) == STEPS
+    assert all(abs(loss - math.log(1024)) < 1.5 for loss in losses)
+
+
 def train_on_ranks(args):
     """Train the example in this process, one of several."""
     load_example("own_model")
@@ -189,6 +213,7 @@ def runs(tmp_path_factory):
     [
         Layout({"shard": 2}),
         pytest.param(Layout({"replicate": 2}), marks=pytest.mark.slow),
+        pytest.param(Layout({"replicate": 2, "shard": 2}), marks=pytest.mark.slow),
         pytest.param(Layout({"PP": 2}), marks=pytest.mark.slow),
         pytest.param(Layout({"shard": 2, "PP": 2}), marks=pytest.mark.slow),
         pytest.param(

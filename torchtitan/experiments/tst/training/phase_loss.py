@@ -54,7 +54,7 @@ class PhaseLoss:
         self.gathers_logits = job_config.parallelism.disable_loss_parallel
         self._targets: Targets | None = None
         self._in_head = False
-        self._of_chunks: list[torch.Tensor] | None = []  # until the first loss is checked
+        self._chunk_losses: list[torch.Tensor] | None = []  # until the first loss is checked
         self.job_config = job_config
         self._sum = self.bag_loss.sum
         if compiles(job_config, "loss"):
@@ -71,7 +71,7 @@ class PhaseLoss:
         """
         self._targets, self._in_head = targets, bool(heads)
         for head in heads:
-            head.expect(targets.labels, functools.partial(self._of_logits, targets))
+            head.expect(targets.labels, functools.partial(self._of_chunk, targets))
 
     def __call__(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the summed loss, as upstream's trainer expects it, divided by ``divisor``.
@@ -93,9 +93,9 @@ class PhaseLoss:
         Raises:
             ConfigError: if the model changes it, for example by a soft cap for logits.
         """
-        if self._of_chunks is None:
+        if self._chunk_losses is None:
             return
-        parts, self._of_chunks = self._of_chunks, None
+        parts, self._chunk_losses = self._chunk_losses, None
         if isinstance(loss, FakeTensor) or (loss.ndim == 0 and not loss.isfinite()):
             return
         if parts and loss.ndim == 0 and torch.allclose(loss, torch.stack(parts).sum(), rtol=1e-3):
@@ -116,10 +116,14 @@ class PhaseLoss:
             if isinstance(logits, DTensor) and self.gathers_logits:
                 logits = logits.full_tensor()
             loss = self.ordinary(logits, labels)
-        if targets.divisor is not None:
-            loss = loss / targets.divisor
-        if self._in_head and self._of_chunks is not None:
-            self._of_chunks.append(_whole(loss.detach()))
+        return loss if targets.divisor is None else loss / targets.divisor
+
+    def _of_chunk(
+        self, targets: Targets, logits: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        loss = self._of_logits(targets, logits, labels)
+        if self._chunk_losses is not None:
+            self._chunk_losses.append(_whole(loss.detach()))
         return loss
 
 
