@@ -2,11 +2,11 @@
 
 The tokens are the bytes of text files, so you need no tokenizer::
 
-    python docs/examples/plain_loop.py FILE...                            # both phases
-    python docs/examples/plain_loop.py FILE... --step-ratio 0 --out base  # without TST
-    python docs/examples/plain_loop.py FILE... --resume plain_loop/step-300.pt
+    python docs/examples/plain_loop.py FILE...                                    # both phases
+    python docs/examples/plain_loop.py FILE... --step-ratio 0 --out outputs/base  # without TST
+    python docs/examples/plain_loop.py FILE... --resume outputs/plain_loop/step-300.pt
 
-The lines marked "TST" are all that TST adds. Nothing is reset at the boundary.
+What TST adds is marked "TST". Nothing is reset at the boundary. A run resumes with its own options.
 """
 
 import argparse
@@ -105,7 +105,7 @@ if __name__ == "__main__":
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     for name, default in {"--bag-size": 4, "--step-ratio": 0.3, "--steps": 1000}.items():
         parser.add_argument(name, type=type(default), default=default)
-    parser.add_argument("--out", type=Path, default=Path("plain_loop"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/plain_loop"))
     parser.add_argument("--resume", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
