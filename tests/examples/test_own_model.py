@@ -248,6 +248,9 @@ def test_the_toml_is_checked_and_planned(tst, demo):
     assert planned.code == 0, planned.stderr
     assert "own_model small, 320,576 parameters" in planned.stdout
     assert "Memory: " in planned.stdout
+    tried = tst("dry-run", TOML, *demo, "--ranks=2")
+    assert tried.code == 0, tried.stdout
+    assert "2 B200 (dp_shard 2)" in tried.stdout
 
 
 def test_flops_are_those_that_torch_counts():
@@ -286,11 +289,15 @@ def test_what_the_model_refuses(make_config, kind):
         check_start(make_config(*OWN, f"--parallelism.{kind}_parallel_degree=2"), 2)
 
 
-def test_what_is_for_llama_and_qwen_only(tst, demo, finished, tmp_path):
+def test_what_is_for_llama_and_qwen_only(tst, demo, finished, tmp_path, offline_harness):
     layouts = tst("plan", TOML, *demo, "--layouts", "--ranks=8")
     assert "layouts are listed for these only" in layouts.stderr
     checkpoint = finished(*ON, *OWN, *SAVE).checkpoints / f"step-{STEPS}"
-    for command in (("export", checkpoint, tmp_path / "out"), ("sample", checkpoint)):
+    for command in (
+        ("export", checkpoint, tmp_path / "out"),
+        ("sample", checkpoint),
+        ("evaluate", checkpoint, "--tasks=no_task"),  # before it looks for the task
+    ):
         found = tst(*command)
         assert (found.code, found.stdout) == (2, "")
         assert found.stderr.endswith(

@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import paper
 from ..errors import ArgumentError
 from ..resilience.checkpoint.inventory import find_checkpoint
-from .export import exported, is_exported
+from .export import check_exportable, exported, is_exported
 from .harness import Harness, scores_of
 from .scores import METRICS, Score
 from .tables import aligned
@@ -39,6 +39,7 @@ def evaluate(
     output = output or _default_output(source)
     if output.exists():
         raise ArgumentError(f"{output} already exists. Give another file with --output")
+    check_exportable(source, job_arguments)  # tasks may be downloaded, which takes long
     harness.check()
     output.parent.mkdir(parents=True, exist_ok=True)
     with exported(source, job_arguments) as folder:

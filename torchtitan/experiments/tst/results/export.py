@@ -103,6 +103,21 @@ def exported(model: Path, job_arguments: list[str]) -> Iterator[Path]:
         yield output
 
 
+def check_exportable(model: Path, job_arguments: list[str]) -> None:
+    """Check that a model is exported, or that transformers has a class for it.
+
+    Args:
+        model: a checkpoint or an exported folder.
+        job_arguments: arguments of a checkpoint's job, as for :func:`read_job`.
+
+    Raises:
+        CheckpointError: as :func:`read_job`.
+        ExportError: if there is no such class.
+    """
+    if not is_exported(model):
+        check_name(read_job(model, job_arguments).model.name)
+
+
 def export(checkpoint: Path, output: Path, job_config: JobConfig) -> None:
     """Write a checkpoint's model as a Hugging Face folder, all of it or nothing.
 
