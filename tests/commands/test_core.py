@@ -17,7 +17,8 @@ ALONE = """
 import sys
 
 PACKAGES = {*sys.stdlib_module_names, "tst_core", "torch", "torchgen", "typing_extensions"}
-PACKAGES |= {"sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "filelock", "loading"}
+PACKAGES |= {"sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "filelock"}
+PACKAGES |= {"plain_loop"}
 
 class Only:
     def __init__(self, finder):
@@ -95,7 +96,7 @@ def test_the_copy_needs_torch_only(tst, tmp_path):
 CONFORMANCE = """
 import runpy
 
-sys.argv = ["", "tests/examples/conformance_of_plain_loop.py"]
+sys.argv = ["", "plain_loop_conformance.py"]
 runpy.run_module("tst_core.conformance", run_name="__main__")
 """
 
@@ -103,12 +104,9 @@ runpy.run_module("tst_core.conformance", run_name="__main__")
 def test_the_copy_checks_an_example_that_uses_it(tst, tmp_path):
     """The example has the import that its comment recommends."""
     assert tst("core", "copy", tmp_path / "tst_core").code == 0
-    names = ("conformance_of_plain_loop.py", "loading.py")
-    for name in ("docs/examples/plain_loop.py", *(f"tests/examples/{name}" for name in names)):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = (ROOT / name).read_text()
-        path.write_text(text.replace("torchtitan.experiments.tst.core", "tst_core"))
+    for name in ("plain_loop.py", "plain_loop_conformance.py"):
+        text = (ROOT / "docs/examples" / name).read_text()
+        (tmp_path / name).write_text(text.replace("torchtitan.experiments.tst.core", "tst_core"))
     result = run_alone(CONFORMANCE, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith(" checks pass.\n")
