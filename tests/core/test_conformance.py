@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import documents
 from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, Schedule, fold
 from torchtitan.experiments.tst.core.conformance import check, load, summary
 from torchtitan.experiments.tst.core.conformance.run import main
@@ -427,3 +428,11 @@ def test_a_copy_is_run_as_a_module(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["conformance", *map(str, arguments)])
         assert main() == code
         assert text in "".join(capsys.readouterr())
+
+
+def test_the_report_in_the_docs_is_true():
+    results = check(TailsCounted)
+    (report,) = documents.blocks(documents.page("docs/own-loop.md"), "text")
+    *first, summarized = report.replace("...\n", "").splitlines()
+    assert first == "\n".join(map(str, results[:3])).splitlines()
+    assert summarized == summary(results)
