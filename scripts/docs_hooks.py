@@ -47,8 +47,10 @@ def link_within_the_site(text: str) -> str:
 def api() -> str:
     """Return the page with the public names of each module of ``core``."""
     modules = sorted(path.stem for path in CORE.glob("*.py") if not path.stem.startswith("_"))
+    modules += ["conformance.implementation", "conformance.run"]
     head = (
         "# API of core\n\n"
-        "`torchtitan.experiments.tst.core` needs only torch. Import the names below from it.\n"
+        "`torchtitan.experiments.tst.core` needs only torch. Import the names below from it, and "
+        "those of the conformance suite from `core.conformance`.\n"
     )
     return "\n".join([head, *(f"::: core.{module}\n" for module in modules)])
