@@ -1,24 +1,40 @@
 """The plain PyTorch example: its numbers are the trainer's, and it resumes exactly."""
 
+import contextlib
 import copy
 import re
+import sys
 import sysconfig
 from pathlib import Path
+from unittest import mock
 
-import conformance_of_plain_loop as description
 import pytest
 import torch
-from conformance_of_plain_loop import reporting, small
 from loading import EXAMPLES, load_example
 from torch.utils._pytree import tree_leaves
 
 import launches
 from jobs import BOUNDARY, ON, STEPS, B, L, RecordingTrainer, S
 from torchtitan.experiments.tst.core import Schedule
-from torchtitan.experiments.tst.core.conformance import check
+from torchtitan.experiments.tst.core.conformance import check, load
 
 example = load_example("plain_loop")
+SMALL = {"B": 2, "L": 16}
 SCHEDULE = Schedule.of([S], [BOUNDARY])
+
+
+@contextlib.contextmanager
+def reporting(after_step, **sizes):
+    """Give the example its B and L; call a function after each step with its tokens and loss."""
+    train_step = example.train_step
+
+    def reporting_step(model, optimizer, scheduler, bag_size, inputs, labels):
+        loss = train_step(model, optimizer, scheduler, bag_size, inputs, labels)
+        after_step(inputs, labels, loss.item())
+        return loss
+
+    with mock.patch.multiple(example, train_step=reporting_step, **sizes):
+        yield
 
 
 def windows_of(batches):
@@ -32,7 +48,7 @@ def leaves(state):
     return [torch.as_tensor(leaf) for leaf in tree_leaves(state) if leaf is not None]
 
 
-def test_loss_and_gradients_are_the_trainers(train, monkeypatch, tmp_path):
+def test_loss_and_gradients_are_the_trainers(train, tmp_path):
     """Of each step, in superposition and in recovery; the weights stay the initial ones."""
     trainers, expected, found = [], [], []
 
@@ -56,9 +72,11 @@ def test_loss_and_gradients_are_the_trainers(train, monkeypatch, tmp_path):
             lambda p, name=name: gradients.update({name: p.grad.clone()})
         )
     tokens = windows_of(trainers[0].read)
-    monkeypatch.setattr(example, "B", B)
-    monkeypatch.setattr(example, "L", L)
-    with reporting(lambda inputs, labels, loss: found.append((loss, dict(gradients)))):
+
+    def keep(inputs, labels, loss):
+        found.append((loss, dict(gradients)))
+
+    with reporting(keep, B=B, L=L):
         held_out = tokens[: 2 * (L + 1)].view(2, -1)
         example.train(model, tokens, held_out, SCHEDULE, STEPS, tmp_path, lr=0.0)
     assert len(found) == len(expected) == STEPS
@@ -98,8 +116,8 @@ class Run:
         stream = torch.arange(10_000) * 7919 % 251
         self.batches, self.losses = [], []
         folder.mkdir(exist_ok=True)
-        held_out = stream[-(description.L + 1) :].view(1, -1)
-        with small(), reporting(self.record):
+        held_out = stream[-17:].view(1, -1)
+        with reporting(self.record, **SMALL):
             args = (example.Model(dim=16, layers=1), stream, held_out, SCHEDULE, STEPS, folder)
             example.train(*args, resume=resume, every=1)
 
@@ -132,10 +150,10 @@ def test_each_token_is_read_once_and_in_order(whole):
     read = windows_of(whole.batches)
     assert torch.equal(read, torch.arange(len(read)) * 7919 % 251)
     lengths = [inputs.shape[1] for inputs, _ in whole.batches]
-    assert lengths == [S * description.L] * BOUNDARY + [description.L] * (STEPS - BOUNDARY)
+    assert lengths == [S * 16] * BOUNDARY + [16] * (STEPS - BOUNDARY)
 
 
-def test_learning_rate_has_one_schedule_over_both_phases(tmp_path, monkeypatch):
+def test_learning_rate_has_one_schedule_over_both_phases(tmp_path):
     """It warms up in the first 5 % of all steps, decays in the last 20 %, and has no other step."""
     rates = []
 
@@ -145,9 +163,8 @@ def test_learning_rate_has_one_schedule_over_both_phases(tmp_path, monkeypatch):
         scheduler.step()
         return torch.zeros(())
 
-    monkeypatch.setattr(example, "train_step", step)
     tokens = torch.zeros(10_000, dtype=torch.int64)
-    with small():
+    with mock.patch.multiple(example, **SMALL, train_step=step):
         args = (example.Model(dim=16, layers=1), tokens, tokens[None, :17])
         example.train(*args, Schedule.of([S], [12]), 40, tmp_path, lr=1.0)
     assert rates == pytest.approx([0.5] + [1.0] * 32 + [1 - i / 8 for i in range(1, 8)])
@@ -163,13 +180,16 @@ def test_without_superposition_each_step_is_ordinary(tmp_path, monkeypatch):
     monkeypatch.setattr(example, "fold", None)
     monkeypatch.setattr("test_plain_loop.SCHEDULE", Schedule.of([S], [0]))
     run = Run(tmp_path)
-    assert [inputs.shape for inputs, _ in run.batches] == [(description.B, description.L)] * STEPS
+    assert [inputs.shape for inputs, _ in run.batches] == [(2, 16)] * STEPS
 
 
 def test_too_little_text_is_refused_before_training(tmp_path):
-    tokens = torch.zeros(1000, dtype=torch.uint8)
-    with small(), pytest.raises(ValueError, match="6 steps read 492 tokens, but the text has 491"):
-        example.train(None, tokens[:491], None, SCHEDULE, STEPS, tmp_path)
+    too_little = torch.zeros(491, dtype=torch.uint8)
+    with (
+        mock.patch.multiple(example, **SMALL),
+        pytest.raises(ValueError, match="6 steps read 492 tokens, but the text has 491"),
+    ):
+        example.train(None, too_little, None, SCHEDULE, STEPS, tmp_path)
 
 
 def test_an_interrupted_save_leaves_the_checkpoint(folder, whole, tmp_path, monkeypatch):
@@ -184,9 +204,10 @@ def test_an_interrupted_save_leaves_the_checkpoint(folder, whole, tmp_path, monk
     assert (tmp_path / "step-1.pt").read_bytes() == (folder / "step-1.pt").read_bytes()
 
 
-def test_conforms():
-    problems = [result for result in check(description.TST) if result.problem]
-    assert problems == []
+def test_conforms(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    results = check(load(EXAMPLES / "plain_loop_conformance.py"))
+    assert [result for result in results if result.problem] == []
 
 
 def test_is_short():
