@@ -7,6 +7,7 @@ import contextlib
 import io
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import plain_loop
 import torch
@@ -52,12 +53,14 @@ class TST:
             after_step(inputs, labels, loss)
             return loss
 
-        plain_loop.train_step = reporting_step
         held_out = tokens[: self.seq_len + 1].view(1, -1)
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        with (
+            mock.patch.object(plain_loop, "train_step", reporting_step),
+            contextlib.redirect_stdout(io.StringIO()),
+            tempfile.TemporaryDirectory() as folder,
+        ):
             args = self.model, tokens, held_out, schedule, len(bag_sizes), Path(folder)
             plain_loop.train(*args)
-        plain_loop.train_step = train_step
 
     def train_ordinary(self, tokens, steps, after_step):
         """Train without TST: another embedding, and the same optimizer and learning rates."""
