@@ -56,7 +56,7 @@ def test_windows_follow_each_other(whole):
 
 
 def test_boundary_is_kept_when_checkpoints_are_deleted(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    options = {"save_strategy": "steps", "save_steps": STEPS, "save_total_limit": 1}
     run(tmp_path, new_model(LLAMA), tokens(), **options)
     folders = sorted(path.name for path in tmp_path.iterdir())
     assert folders == [f"boundary-{BOUNDARY}", f"checkpoint-{STEPS}"]
@@ -137,6 +137,7 @@ def test_command_line_trains_and_resumes(command, tmp_path):
     values = [[{key: entry.get(key) for key in keys} for entry in log] for log in (whole, resumed)]
     assert values[0] == values[1]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == model
+    assert command()[0] == whole[0]  # the first weights are those of the seed
 
 
 def test_too_few_tokens_are_refused(command):
