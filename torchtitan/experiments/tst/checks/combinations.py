@@ -300,7 +300,7 @@ def _check_pipeline(job_config: JobConfig, model_args: Any) -> None:
             "parallelism.pipeline_parallel_degree",
             layout.pipeline_parallel_degree,
             f"must be 1: the model args of model.name = {job_config.model.name!r} have no "
-            "n_layers, by which TorchTitan cuts a model into stages",
+            "n_layers, and TorchTitan cuts a model into stages by it",
         )
     _check_stages(job_config, schedule, model_args.n_layers)
 

@@ -89,7 +89,7 @@ class FixedSetValidator(Validator):
 def _no_masks(*args: Any, **kwargs: Any) -> NoReturn:
     """Stand in for a model's ``get_attention_masks`` where the model defines none.
 
-    The default raises another error than the one by which upstream's validator notices it.
+    Upstream's validator expects this error. The default method raises another one.
     """
     raise TypeError
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.models.attention import FlexAttentionWrapper, ScaledDotProductAttentionWrapper
+from torchtitan.models.llama3.infra.parallelize import disable_fsdp_gradient_division
 from torchtitan.models.moe.moe import MoE
 
 from ..config.layout import compiles
@@ -40,9 +40,7 @@ def parallelize(
     With ``upstream`` bound, it is a ``TrainSpec.parallelize_fn``.
     """
     parallel: Any = upstream(model, parallel_dims, job_config)
-    for module in parallel.modules():
-        if isinstance(module, FSDPModule):  # gradients are parts of a sum, as upstream's own know
-            module.set_gradient_divide_factor(1.0)
+    disable_fsdp_gradient_division(parallel)  # as upstream's own functions: losses are sums
     if averages_gradients(parallel):
         _add_up_over_replicas(parallel, parallel_dims.dp_replicate)
     mesh = parallel_dims.get_optional_mesh("tp")
