@@ -175,6 +175,8 @@ class Job:
 def main() -> None:
     """Train a model from the command line."""
     job, args = HfArgumentParser((Job, TrainingArguments)).parse_args_into_dataclasses()
+    if args.max_steps < 1:
+        raise ValueError("give --max_steps: the boundary is a share of it")
     schedule = Schedule.of([job.bag_size], [round(job.step_ratio * args.max_steps)])
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     tokens, held_out = np.load(job.train_tokens, "r"), np.load(job.eval_tokens, "r")

@@ -143,3 +143,8 @@ def test_command_line_trains_and_resumes(command, tmp_path):
 def test_too_few_tokens_are_refused(command):
     with pytest.raises(ValueError, match=r"the run reads 4,920 tokens; .*train\.npy has 2,000"):
         command("--max_steps", "60")
+
+
+def test_number_of_steps_must_be_given(command):
+    with pytest.raises(ValueError, match="give --max_steps"):
+        command("--max_steps", "-1")
