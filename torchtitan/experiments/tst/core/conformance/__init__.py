@@ -8,7 +8,7 @@ The suite needs torch only. It uses no other module of ``core``: its references 
 on purpose. Your training loop runs as it is.
 """
 
-from .implementation import AfterStep, Implementation, load
+from .implementation import AfterStep, Implementation, InterfaceError, load
 from .run import Result, check, summary
 
-__all__ = ["AfterStep", "Implementation", "Result", "check", "load", "summary"]
+__all__ = ["AfterStep", "Implementation", "InterfaceError", "Result", "check", "load", "summary"]

@@ -15,15 +15,20 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and next tokens, or bags and
 AfterStep = Callable[[torch.Tensor, torch.Tensor, float | torch.Tensor], None]
 
 
+class InterfaceError(ValueError):
+    """A description cannot be checked; the message says what to change in it."""
+
+
 class Implementation(Protocol):
     """What the suite needs from an implementation.
 
     A new object has the weights that training begins with, the same each time. The methods use the
-    present weights, also when :meth:`train` calls ``after_step``. Token ids are int64.
+    present weights, also when :meth:`train` calls ``after_step``. Without dropout, the suite need
+    not know of modes; otherwise set them in the methods. Token ids are int64.
 
     Attributes:
         vocab_size: V, entries of the vocabulary, 32 or more.
-        sequences: B, sequences of a step, 2 or more.
+        sequences: B, sequences of a step, over all its micro-batches; 2 or more.
         seq_len: L, tokens of a sequence in an ordinary step, and latents of one in superposition,
             8 or more.
         bag_size: s, tokens of a bag, 2 or more.
@@ -46,7 +51,10 @@ class Implementation(Protocol):
         """Return the embeddings (B, L, d) of bags (B, L, s) or of tokens (B, L)."""
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, L, V) for bags (B, L, s) or for tokens (B, L)."""
+        """Return the logits of all positions (B, L, V), for bags (B, L, s) or for tokens (B, L).
+
+        The suite differentiates them, so do not compute them under ``torch.no_grad``.
+        """
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, weighting: str) -> torch.Tensor:
         """Return the loss of superposition, a scalar, of logits (B, L, V) and targets (B, L, s)."""
@@ -57,9 +65,9 @@ class Implementation(Protocol):
     def train(self, tokens: torch.Tensor, bag_sizes: Sequence[int], after_step: AfterStep) -> None:
         """Train one step for each bag size, with uniform weighting, on tokens (N,) in their order.
 
-        Bag sizes [4, 4, 1, 1] are two steps of superposition and two of recovery. After each step,
-        call ``after_step(inputs, labels, loss)`` with the tokens and next tokens of all sequences
-        of the step, before folding, and the training loss.
+        Bag sizes [4, 4, 1, 1] are two steps of superposition and two of recovery. After each
+        optimizer step, call ``after_step(inputs, labels, loss)`` with the tokens and next tokens of
+        all sequences of the step, both (B, T) and not folded, and the training loss.
         """
 
     def train_ordinary(self, tokens: torch.Tensor, steps: int, after_step: AfterStep) -> None:
@@ -70,12 +78,12 @@ def load(path: Path) -> type[Implementation]:
     """Return the class ``TST`` of a Python file.
 
     Raises:
-        ValueError: if there is no such file, or no such class in it, or if the class lacks an
+        InterfaceError: if there is no such file, or no such class in it, or if the class lacks an
             attribute or a method of :class:`Implementation`.
     """
     spec = importlib.util.spec_from_file_location(f"implementation_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ValueError(
+        raise InterfaceError(
             f"{path} is not a Python file; give the file that defines the class {NAME}"
         )
     module = importlib.util.module_from_spec(spec)
@@ -84,9 +92,13 @@ def load(path: Path) -> type[Implementation]:
     spec.loader.exec_module(module)
     found = getattr(module, NAME, None)
     if not isinstance(found, type):
-        raise ValueError(f"{path} defines no class {NAME}; it must have what {_WHERE} describes")
+        raise InterfaceError(
+            f"{path} defines no class {NAME}; it must have what {_WHERE} describes"
+        )
     methods = [name for name in vars(Implementation) if not name.startswith("_")]
     names = [*Implementation.__annotations__, *methods]
     if missing := [name for name in names if not hasattr(found, name)]:
-        raise ValueError(f"{NAME} of {path} lacks {', '.join(missing)}; {_WHERE} describes them")
+        raise InterfaceError(
+            f"{NAME} of {path} lacks {', '.join(missing)}; {_WHERE} describes them"
+        )
     return found

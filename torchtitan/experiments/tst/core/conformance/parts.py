@@ -81,7 +81,12 @@ def _later_bags_are_unseen(suite: Suite) -> None:
         changed[:, half:] = (changed[:, half:] + 1) % suite.own.vocab_size
         logits, others = suite.own.logits(inputs), suite.own.logits(changed)
         if logits.shape != (*suite.size, suite.own.vocab_size):
-            raise Wrong(f"logits returns {(*logits.shape,)} for inputs {(*inputs.shape,)}.")
+            raise Wrong(
+                f"logits returns {(*logits.shape,)} for inputs {(*inputs.shape,)}; it must be "
+                f"{(*suite.size, suite.own.vocab_size)}, with the logits of all positions."
+            )
+        if not torch.allclose(logits, suite.own.logits(inputs), rtol=1e-3, atol=1e-5):
+            raise Wrong("Two equal calls give different logits. Switch dropout off in logits.")
         if not torch.allclose(logits[:, :half], others[:, :half], rtol=1e-3, atol=1e-5):
             raise Wrong("Logits depend on later inputs. Attention must be causal over latents.")
 

@@ -12,6 +12,7 @@ from torch.optim.optimizer import (
 )
 
 from .implementation import AfterStep
+from .references import number
 
 
 class State:
@@ -79,8 +80,7 @@ def record(train: Callable[[AfterStep], None], look: Callable[[], Any]) -> list[
     def after_step(inputs: torch.Tensor, labels: torch.Tensor, loss: float | torch.Tensor) -> None:
         nonlocal before, after, rates
         batch = inputs.clone(), labels.clone()
-        number = float(torch.as_tensor(loss).detach())
-        steps.append(Step(*batch, number, before, after, rates, look()))
+        steps.append(Step(*batch, number(loss), before, after, rates, look()))
         before, after, rates = State(), State(), []
 
     hooks = (

@@ -36,3 +36,8 @@ def mce(logits: torch.Tensor, targets: torch.Tensor, weighting: str = "uniform")
 def equal(value: float, expected: float, tolerance: float = 1e-5) -> bool:
     """Return whether a loss is as expected; the tolerance is relative for losses above 1."""
     return abs(value - expected) <= tolerance * max(1.0, abs(expected))
+
+
+def number(value: float | torch.Tensor) -> float:
+    """Return a loss as a number, whether it has a graph or not."""
+    return float(torch.as_tensor(value).detach())

@@ -1,6 +1,7 @@
 """The entry of the suite: run all checks, and report them."""
 
 import sys
+import sysconfig
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
@@ -8,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import parts, training
-from .implementation import Implementation, load
+from .implementation import Implementation, InterfaceError, load
 from .suite import Suite, Wrong
+
+_INSTALLED = ("stdlib", "purelib", "platlib")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def check(
         show: called with each result as soon as it is known.
 
     Raises:
-        ValueError: if an attribute of the implementation has a value that the suite cannot use.
+        InterfaceError: if an attribute of the implementation has a value that the suite cannot use.
     """
     suite, results = Suite(make), []
     for title, function in (parts.CHECKS | training.CHECKS).items():
@@ -52,12 +55,19 @@ def check(
         except Wrong as wrong:
             problem = str(wrong)
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(frame.filename).name}, line {frame.lineno}"
-            problem = f"{type(error).__name__}: {error} ({place})"
+            problem = f"{type(error).__name__}: {error} ({_place(error)})"
         results.append(Result(title, problem))
         show(results[-1])
     return results
+
+
+def _place(error: Exception) -> str:
+    """Return where code that is not installed raised an exception, or passed it on."""
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = (*(sysconfig.get_path(name) for name in _INSTALLED), str(Path(__file__).parent))
+    own = [frame for frame in frames if not frame.filename.startswith(installed)]
+    frame = (own or frames)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -74,7 +84,7 @@ def main() -> int:
     try:
         make = load(Path(sys.argv[1]))
         results = check(make, lambda result: print(result, flush=True))
-    except ValueError as error:
+    except InterfaceError as error:
         print(error, file=sys.stderr)
         return 2
     print(summary(results))

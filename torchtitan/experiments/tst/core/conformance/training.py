@@ -4,23 +4,35 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .references import equal, fold, mce
 from .suite import Suite, Wrong
+
+_SAME = (
+    "At bag size 1, use the engine's own embedding, loss and data, and describe both with the same "
+    "precision, compilation and seed."
+)
 
 
 def _bag_size_1_is_ordinary(suite: Suite) -> None:
     pairs = zip(suite.bag_size_1, suite.ordinary, strict=True)
     for number, (ours, engines) in enumerate(pairs, 1):
         if not torch.equal(ours.inputs, engines.inputs):
-            raise Wrong(f"Step {number} reads other tokens than the engine's own step.")
+            raise Wrong(f"Step {number} reads other tokens than the engine's own step. {_SAME}")
         if ours.loss != engines.loss:
-            raise Wrong(f"Step {number}: the loss is {ours.loss}, the engine's is {engines.loss}.")
-        if _changes(ours.after.weights, engines.after.weights):
             raise Wrong(
-                f"Step {number}: the weights are not the engine's. At bag size 1, use the engine's "
-                "own embedding, loss and data."
+                f"Step {number}: the loss is {ours.loss}, the engine's is {engines.loss}. {_SAME}"
             )
+        counts = len(ours.after.weights), len(engines.after.weights)
+        if counts[0] != counts[1]:
+            raise Wrong(
+                f"The optimizer has {counts[0]} weights, the engine's has {counts[1]}. Is a tied "
+                "LM head no longer tied, or are weights missing in an optimizer?"
+            )
+        if _changes(ours.after.weights, engines.after.weights):
+            raise Wrong(f"Step {number}: the weights are not the engine's. {_SAME}")
 
 
 def _changes(weights: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
@@ -39,6 +51,44 @@ def _training_is_made_of_these_parts(suite: Suite) -> None:
         )
 
 
+def _gradient_is_that_of_the_loss(suite: Suite) -> None:
+    """Compare directions, because clipping and loss scaling change the length only."""
+    first, own = suite.phases[0], suite.make()
+    bags, targets = fold(first.inputs, first.labels, suite.s)
+    cosines: list[float] = []
+
+    def compare(stepping: Optimizer, *_: object) -> None:
+        if cosines:
+            return
+        weights = [p for group in stepping.param_groups for p in group["params"]]
+        with torch.enable_grad():
+            loss = mce(own.logits(bags), targets)
+        if not loss.requires_grad:
+            raise Wrong("logits has no gradients. Do not compute it under torch.no_grad.")
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        pairs = [
+            (p.grad.flatten(), gradient.flatten())
+            for p, gradient in zip(weights, gradients, strict=True)
+            if p.grad is not None and gradient is not None
+        ]
+        if not pairs:  # the optimizer has copies of the weights, for example in float32
+            cosines.append(1.0)
+            return
+        found, expected = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
+        cosines.append(torch.cosine_similarity(found, expected, 0).item())
+
+    hook = register_optimizer_step_pre_hook(compare)
+    try:
+        own.train(suite.stream, suite.sizes, lambda *step: None)
+    finally:
+        hook.remove()
+    if not cosines[0] > 0.999:
+        raise Wrong(
+            f"The gradient of the first step has a cosine of {cosines[0]:.3f} with that of its "
+            "loss. Does each micro-batch add its part, and nothing else?"
+        )
+
+
 def _every_token_is_read_once(suite: Suite) -> None:
     end, gap = None, None  # gap: 1 if the last label of a sequence is not an input of the next
     for number, step in enumerate(suite.phases, 1):
@@ -54,18 +104,19 @@ def _every_token_is_read_once(suite: Suite) -> None:
                 if begin - end != gap or gap not in (0, 1):
                     raise Wrong(
                         f"A sequence of step {number} begins at token {begin}, but tokens up to "
-                        f"{end} were read. The position counts tokens, in both phases."
+                        f"{end} were read. The position counts tokens, in both phases. If your "
+                        "loop samples windows at random, describe it with windows in order."
                     )
             end = begin + len(row)
 
 
 def _steps_cost_the_same(suite: Suite) -> None:
-    for size, step in zip(suite.sizes, suite.phases, strict=True):
+    for number, (size, step) in enumerate(zip(suite.sizes, suite.phases, strict=True), 1):
         if step.inputs.numel() != math.prod(suite.size) * size:
             raise Wrong(
-                f"A step with bags of {size} reads {step.inputs.numel()} tokens; it must read "
-                f"{math.prod(suite.size) * size}, {size} times those of an ordinary step, so that "
-                "it has as many latents as that has tokens (Section 3.2)."
+                f"Step {number} has bags of {size} and reads {step.inputs.numel()} tokens; it must "
+                f"read {math.prod(suite.size) * size}, so that each step has the same number of "
+                "latents (Section 3.2). Count steps from 1, and all micro-batches of a step."
             )
 
 
@@ -109,6 +160,7 @@ def _validation_is_ordinary(suite: Suite) -> None:
 CHECKS: dict[str, Callable[[Suite], None]] = {
     "Bag size 1 is the engine's own run, bit for bit": _bag_size_1_is_ordinary,
     "Training has the loss of these parts": _training_is_made_of_these_parts,
+    "The gradient of a step is that of its loss": _gradient_is_that_of_the_loss,
     "Training reads every token once, in order": _every_token_is_read_once,
     "A superposition step has the latents of an ordinary step": _steps_cost_the_same,
     "Weights and optimizer state pass the boundary": _state_passes_the_boundary,
