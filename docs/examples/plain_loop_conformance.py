@@ -63,9 +63,10 @@ class TST:
             plain_loop.train(*args)
 
     def train_ordinary(self, tokens, steps, after_step):
-        """Train without TST: another embedding, and the same optimizer and learning rates."""
-        weight = self.model.tok_embeddings.weight.detach()
-        self.model.tok_embeddings = nn.Embedding(*weight.shape, _weight=weight)
+        """Train without TST: an ordinary embedding, the same optimizer and learning rates."""
+        embedding = nn.Embedding(*self.model.tok_embeddings.weight.shape, device="meta")
+        embedding.weight = self.model.tok_embeddings.weight  # the same, as if it were tied
+        self.model.tok_embeddings = embedding
         optimizer = torch.optim.AdamW(self.model.parameters(), 2e-3, betas=(0.9, 0.95))
         batches = tokens.unfold(0, self.seq_len + 1, self.seq_len + 1).split(self.sequences)
         for step in range(steps):

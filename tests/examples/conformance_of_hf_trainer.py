@@ -120,7 +120,6 @@ class TST:
     def embed(self, inputs):
         return self.model.get_input_embeddings()(inputs)
 
-    @torch.no_grad()
     def logits(self, inputs):
         return self.model(inputs).logits
 

@@ -23,8 +23,9 @@ class Implementation(Protocol):
     """What the suite needs from an implementation.
 
     A new object has the weights that training begins with, the same each time. The methods use the
-    present weights, also when :meth:`train` calls ``after_step``. Without dropout, the suite need
-    not know of modes; otherwise set them in the methods. Token ids are int64.
+    present weights, also while :meth:`train` calls ``after_step``, and without dropout. Their
+    arguments are on the CPU, token ids are int64, and results may be on any device. Training is
+    deterministic, and its loss has no other term than the cross-entropy.
 
     Attributes:
         vocab_size: V, entries of the vocabulary, 32 or more.
@@ -78,8 +79,8 @@ def load(path: Path) -> type[Implementation]:
     """Return the class ``TST`` of a Python file.
 
     Raises:
-        InterfaceError: if there is no such file, or no such class in it, or if the class lacks an
-            attribute or a method of :class:`Implementation`.
+        InterfaceError: if there is no such file, or no such class in it, or if the class lacks a
+            method of :class:`Implementation`.
     """
     spec = importlib.util.spec_from_file_location(f"implementation_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -96,8 +97,7 @@ def load(path: Path) -> type[Implementation]:
             f"{path} defines no class {NAME}; it must have what {_WHERE} describes"
         )
     methods = [name for name in vars(Implementation) if not name.startswith("_")]
-    names = [*Implementation.__annotations__, *methods]
-    if missing := [name for name in names if not hasattr(found, name)]:
+    if missing := [name for name in methods if not hasattr(found, name)]:
         raise InterfaceError(
             f"{NAME} of {path} lacks {', '.join(missing)}; {_WHERE} describes them"
         )

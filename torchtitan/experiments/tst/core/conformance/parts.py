@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from .references import IGNORE_INDEX, cross_entropy, equal, fold, mce
+from .references import IGNORE_INDEX, WEIGHTS, cross_entropy, equal, fold, mce
 from .suite import Suite, Wrong
 
 
@@ -64,8 +64,9 @@ def _bag_is_mean(suite: Suite) -> None:
         raise Wrong(f"embed returns {(*found.shape,)} for bags; it must be {(*mean.shape,)}.")
     if torch.allclose(found.float(), tokens.sum(2), rtol=1e-2):
         raise Wrong("The embedding of a bag is the sum of its tokens'. Divide it by s.")
-    # One rounding to the dtype of the embedding, and the order of a sum in float32
-    rounding = torch.finfo(found.dtype).eps * mean.abs() + 1e-6 * tokens.abs().max()
+    # Roundings to the dtype of the embedding, here and in the tokens', and a sum's order in float32
+    sizes = mean.abs() + tokens.abs().mean(2)
+    rounding = torch.finfo(found.dtype).eps * sizes + 1e-6 * tokens.abs().max()
     if ((found.float() - mean).abs() > rounding).any():
         off = (found.float() - mean).abs().max().item()
         raise Wrong(
@@ -75,20 +76,22 @@ def _bag_is_mean(suite: Suite) -> None:
 
 
 def _later_bags_are_unseen(suite: Suite) -> None:
-    half = suite.size[1] // 2
+    shape = (*suite.size, suite.own.vocab_size)
     for inputs in (suite.random(*suite.size, suite.s), suite.random(*suite.size)):
-        changed = inputs.clone()
-        changed[:, half:] = (changed[:, half:] + 1) % suite.own.vocab_size
-        logits, others = suite.own.logits(inputs), suite.own.logits(changed)
-        if logits.shape != (*suite.size, suite.own.vocab_size):
+        logits = suite.own.logits(inputs)
+        if logits.shape != shape:
             raise Wrong(
                 f"logits returns {(*logits.shape,)} for inputs {(*inputs.shape,)}; it must be "
-                f"{(*suite.size, suite.own.vocab_size)}, with the logits of all positions."
+                f"{shape}, with the logits of all positions."
             )
         if not torch.allclose(logits, suite.own.logits(inputs), rtol=1e-3, atol=1e-5):
             raise Wrong("Two equal calls give different logits. Switch dropout off in logits.")
-        if not torch.allclose(logits[:, :half], others[:, :half], rtol=1e-3, atol=1e-5):
-            raise Wrong("Logits depend on later inputs. Attention must be causal over latents.")
+        for cut in (suite.size[1] // 2, suite.size[1] // 2 - 1):  # one of them is odd
+            changed = inputs.clone()
+            changed[:, cut:] = (changed[:, cut:] + 1) % suite.own.vocab_size
+            others = suite.own.logits(changed)
+            if not torch.allclose(logits[:, :cut], others[:, :cut], rtol=1e-3, atol=1e-5):
+                raise Wrong("Logits depend on later inputs. Attention must be causal over latents.")
 
 
 def _equal_targets_are_one(suite: Suite) -> None:
@@ -118,43 +121,50 @@ def _loss_is_mean_over_bag(suite: Suite) -> None:
 def _ignored_targets_do_not_count(suite: Suite) -> None:
     logits, targets = suite.random_logits(), suite.random(*suite.size, suite.s)
     targets = fold(targets.flatten(1), targets.flatten(1), suite.s)[1]
-    expected = mce(logits, targets).item()
-    loss = suite.own.loss(logits.clone(), targets, "uniform").item()
-    if equal(loss, expected):
-        return
-    total = sum(cross_entropy(logits, y, "sum").item() for y in targets.unbind(-1))
-    if equal(loss, total / targets.numel()):
-        raise Wrong(
-            f"The loss is {loss:.5f} and must be {expected:.5f}: ignored targets are in the "
-            "divisor. Divide by the number of targets that are not ignored."
-        )
-    if equal(loss, total / int((targets != IGNORE_INDEX).sum())):
-        raise Wrong(
-            f"The loss is {loss:.5f} and must be {expected:.5f}: it is one mean over all targets. "
-            "Take the mean at each offset of the bag, then the mean over offsets (Appendix A)."
-        )
-    raise Wrong(
-        f"With ignored targets at the end of each sequence, the loss is {loss:.5f}; it must be "
-        f"{expected:.5f}. Targets of {IGNORE_INDEX} must not count."
-    )
+    for weighting in suite.own.weightings:
+        expected = mce(logits, targets, weighting).item()
+        loss = suite.own.loss(logits.clone(), targets, weighting).item()
+        if equal(loss, expected):
+            continue
+        weights = [WEIGHTS[weighting](i + 1) for i in range(suite.s)]
+        valid = (targets != IGNORE_INDEX).sum((0, 1)).tolist()
+        sums = [cross_entropy(logits, y, "sum").item() for y in targets.unbind(-1)]
+        total = sum(w * x for w, x in zip(weights, sums, strict=True))
+        found = f"With weighting {weighting}, the loss is {loss:.5f} and must be {expected:.5f}:"
+        if equal(loss, total / (sum(weights) * math.prod(suite.size))):
+            raise Wrong(
+                f"{found} ignored targets are in the divisor. Divide by the number of targets that "
+                "are not ignored."
+            )
+        if equal(loss, total / sum(w * n for w, n in zip(weights, valid, strict=True))):
+            raise Wrong(
+                f"{found} it is one mean over all targets. Take the mean at each offset of the "
+                "bag, then the mean over offsets (Appendix A)."
+            )
+        raise Wrong(f"{found} targets of {IGNORE_INDEX} must not count.")
 
 
 def _gradient_is_exact(suite: Suite) -> None:
     targets = suite.random(*suite.size, suite.s)
     targets = fold(targets.flatten(1), targets.flatten(1), suite.s)[1]
-    logits, reference = (suite.random_logits().requires_grad_() for _ in range(2))
-    suite.own.loss(logits * 1.0, targets, "uniform").backward()
-    mce(reference, targets).backward()
-    assert logits.grad is not None and reference.grad is not None
-    if not torch.allclose(logits.grad, reference.grad, rtol=1e-3, atol=1e-7):
-        off = (logits.grad - reference.grad).abs().max() / reference.grad.abs().max()
-        raise Wrong(f"The gradient at the logits is off by up to {off:.1e} of its largest entry.")
+    for weighting in suite.own.weightings:
+        logits, reference = (suite.random_logits().requires_grad_() for _ in range(2))
+        suite.own.loss(logits * 1.0, targets, weighting).backward()
+        mce(reference, targets, weighting).backward()
+        assert logits.grad is not None and reference.grad is not None
+        if not torch.allclose(logits.grad, reference.grad, rtol=1e-3, atol=1e-7):
+            off = (logits.grad - reference.grad).abs().max() / reference.grad.abs().max()
+            raise Wrong(
+                f"With weighting {weighting}, the gradient at the logits is off by up to {off:.1e} "
+                "of its largest entry."
+            )
 
 
 def _new_weights_know_nothing(suite: Suite) -> None:
     stream = suite.random(suite.size[0], suite.size[1] * suite.s + 1)
     bags, targets = fold(stream[:, :-1], stream[:, 1:], suite.s)
-    loss = suite.own.loss(suite.own.logits(bags), targets, "uniform").item()
+    logits = suite.own.logits(bags)
+    loss = suite.own.loss(logits, targets.to(logits.device), "uniform").item()
     expected = math.log(suite.own.vocab_size)
     if abs(loss - expected) > 1:
         raise Wrong(

@@ -7,14 +7,10 @@ from functools import cached_property, partial
 import torch
 
 from .implementation import AfterStep, Batch, Implementation, InterfaceError
-from .recording import Step, record
+from .recording import Reference, Step, Wrong, compare, record
 from .references import WEIGHTS, cross_entropy, fold, number
 
 _LEAST = {"vocab_size": 32, "sequences": 2, "seq_len": 8, "bag_size": 2}
-
-
-class Wrong(Exception):  # noqa: N818
-    """What is wrong, and what to do."""
 
 
 class Suite:
@@ -22,6 +18,9 @@ class Suite:
 
     def __init__(self, make: Callable[[], Implementation]):
         self.make, self.own = make, make()
+        names = [*_LEAST, "weightings"]
+        if missing := [name for name in names if not hasattr(self.own, name)]:
+            raise InterfaceError(f"{type(self.own).__name__} has no {', '.join(missing)}")
         for name, least in _LEAST.items():
             if getattr(self.own, name) < least:
                 raise InterfaceError(f"{name} = {getattr(self.own, name)} must be {least} or more")
@@ -49,7 +48,8 @@ class Suite:
         b, length = self.size[0], self.size[1] * self.s
         rows = torch.arange(b * (length + 1)).unflatten(0, (b, -1))
         inputs, labels = rows[:, :-1], rows[:, 1:]
-        return rows, fold(inputs, labels, self.s), self.own.fold(inputs, labels, self.s)
+        bags, targets = self.own.fold(inputs, labels, self.s)
+        return rows, fold(inputs, labels, self.s), (bags.cpu(), targets.cpu())
 
     @cached_property
     def phases(self) -> list[Step]:
@@ -62,6 +62,11 @@ class Suite:
             return number(own.validate(tokens, labels)), expected.item()
 
         return self._record("in both phases", partial(own.train, self.stream, self.sizes), losses)
+
+    @cached_property
+    def references(self) -> list[Reference]:
+        """What the steps of both phases must be."""
+        return compare(self.make(), self.stream, self.sizes, self.phases)
 
     @cached_property
     def bag_size_1(self) -> list[Step]:
@@ -94,6 +99,9 @@ class Suite:
             shape = (*steps[0].inputs.shape,)
             raise Wrong(f"after_step gets tokens {shape}. Give those before folding, (B, T).")
         if not all(step.after.weights for step in steps):
-            raise Wrong("No optimizer of torch.optim makes a step, so nothing can be compared.")
+            raise Wrong(
+                "No optimizer of torch.optim steps before after_step is called, so nothing can be "
+                "compared."
+            )
         self._failed.remove(name)
         return steps

@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from .references import equal, fold, mce
+from .recording import Reference, Step
+from .references import equal
 from .suite import Suite, Wrong
 
 _SAME = (
@@ -40,73 +39,59 @@ def _changes(weights: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) ->
     return not (same and all(map(torch.equal, weights, others)))
 
 
-def _training_is_made_of_these_parts(suite: Suite) -> None:
-    first = suite.phases[0]
-    bags, targets = fold(first.inputs, first.labels, suite.s)
-    expected = mce(suite.make().logits(bags), targets).item()
-    if not equal(first.loss, expected, 1e-4):
-        raise Wrong(
-            f"The first step of training has a loss of {first.loss:.5f}; its tokens have "
-            f"{expected:.5f}. Does training fold, embed and normalize as the methods do?"
-        )
+def _training_has_the_loss_of_its_tokens(suite: Suite) -> None:
+    for number, (step, reference) in enumerate(_with_references(suite), 1):
+        if not equal(step.loss, reference.loss, 1e-4):
+            phase = "superposition" if suite.sizes[number - 1] > 1 else "recovery"
+            raise Wrong(
+                f"Step {number} ({phase}) reports a loss of {step.loss:.5f}; that of its tokens is "
+                f"{reference.loss:.5f}. Does training fold, embed and normalize as the methods do?"
+            )
+
+
+def _with_references(suite: Suite) -> list[tuple[Step, Reference]]:
+    if len(suite.references) != len(suite.phases):
+        raise Wrong("A second training makes another number of steps than the first one.")
+    return list(zip(suite.phases, suite.references, strict=True))
 
 
 def _gradient_is_that_of_the_loss(suite: Suite) -> None:
-    """Compare directions, because clipping and loss scaling change the length only."""
-    first, own = suite.phases[0], suite.make()
-    bags, targets = fold(first.inputs, first.labels, suite.s)
-    cosines: list[float] = []
-
-    def compare(stepping: Optimizer, *_: object) -> None:
-        if cosines:
-            return
-        weights = [p for group in stepping.param_groups for p in group["params"]]
-        with torch.enable_grad():
-            loss = mce(own.logits(bags), targets)
-        if not loss.requires_grad:
-            raise Wrong("logits has no gradients. Do not compute it under torch.no_grad.")
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        pairs = [
-            (p.grad.flatten(), gradient.flatten())
-            for p, gradient in zip(weights, gradients, strict=True)
-            if p.grad is not None and gradient is not None
-        ]
-        if not pairs:  # the optimizer has copies of the weights, for example in float32
-            cosines.append(1.0)
-            return
-        found, expected = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
-        cosines.append(torch.cosine_similarity(found, expected, 0).item())
-
-    hook = register_optimizer_step_pre_hook(compare)
-    try:
-        own.train(suite.stream, suite.sizes, lambda *step: None)
-    finally:
-        hook.remove()
-    if not cosines[0] > 0.999:
-        raise Wrong(
-            f"The gradient of the first step has a cosine of {cosines[0]:.3f} with that of its "
-            "loss. Does each micro-batch add its part, and nothing else?"
-        )
+    first = suite.references[0].trained
+    for number, (_, reference) in enumerate(_with_references(suite), 1):
+        if not reference.cosine > 0.999:
+            raise Wrong(
+                f"The gradient of step {number} has a cosine of {reference.cosine:.3f} with that "
+                "of its loss. Does each micro-batch add its part, and nothing else?"
+            )
+        if reference.trained != first:
+            raise Wrong(
+                f"Step {number} gives gradients to {reference.trained} weights of the optimizer, "
+                f"step 1 to {first}. Does the model use the weights that the optimizer has?"
+            )
 
 
 def _every_token_is_read_once(suite: Suite) -> None:
-    end, gap = None, None  # gap: 1 if the last label of a sequence is not an input of the next
+    """Sequences follow each other in the data, and may share the token that is a label of one.
+
+    That is their gap, 0 or 1, and it may be another one between steps than within them.
+    """
+    end, gaps = 0, dict[bool, int]()
     for number, step in enumerate(suite.phases, 1):
-        for row, nexts in zip(step.inputs, step.labels, strict=True):
-            places = (suite.stream.unfold(0, len(row), 1) == row.cpu()).all(1).nonzero()
+        for index, (row, nexts) in enumerate(zip(step.inputs, step.labels, strict=True)):
+            places = (suite.stream.unfold(0, len(row), 1) == row).all(1).nonzero()
             if not len(places):
                 raise Wrong(f"Step {number} reads a sequence that the data does not have.")
             begin = int(places[0])
-            if not torch.equal(suite.stream[begin + 1 : begin + 1 + len(nexts)], nexts.cpu()):
+            if not torch.equal(suite.stream[begin + 1 : begin + 1 + len(nexts)], nexts):
                 raise Wrong(f"The labels of step {number} are not the next tokens of its inputs.")
-            if end is not None:
-                gap = begin - end if gap is None else gap
-                if begin - end != gap or gap not in (0, 1):
-                    raise Wrong(
-                        f"A sequence of step {number} begins at token {begin}, but tokens up to "
-                        f"{end} were read. The position counts tokens, in both phases. If your "
-                        "loop samples windows at random, describe it with windows in order."
-                    )
+            gap = begin - end
+            known = gap if end == 0 else gaps.setdefault(index == 0, gap)
+            if gap != known or gap not in (0, 1):
+                raise Wrong(
+                    f"A sequence of step {number} begins at token {begin}, but tokens up to {end} "
+                    "were read. The position counts tokens, in both phases. If your loop samples "
+                    "windows at random, describe it with windows in order."
+                )
             end = begin + len(row)
 
 
@@ -121,14 +106,14 @@ def _steps_cost_the_same(suite: Suite) -> None:
 
 
 def _state_passes_the_boundary(suite: Suite) -> None:
-    steps, boundary = suite.phases, suite.sizes.count(suite.s)
-    before, after = steps[boundary - 1].after, steps[boundary].before
-    if _changes(before.weights, after.weights):
+    boundary = suite.sizes.count(suite.s)
+    pairs = suite.phases[boundary - 1].after.pairs(suite.phases[boundary].before)
+    if not all(torch.equal(before, after) for (before, _), (after, _) in pairs):
         raise Wrong(
             "The weights change between superposition and recovery. Keep all of them, also those "
             "of the embedding and of the LM head (Table 2)."
         )
-    for old, new in zip(before.states, after.states, strict=True):
+    for (_, old), (_, new) in pairs:
         lost = [key for key in old if key not in new or not torch.equal(new[key], old[key])]
         if lost:
             raise Wrong(
@@ -153,13 +138,14 @@ def _validation_is_ordinary(suite: Suite) -> None:
         if not equal(validation, expected, 1e-4):
             raise Wrong(
                 f"After step {number} (bags of {size}), validation gives {validation:.5f}, but the "
-                f"next-token loss is {expected:.5f}. Validate on single tokens in both phases."
+                f"next-token loss is {expected:.5f}. Validate on single tokens in both phases, and "
+                "compute the loss in float32."
             )
 
 
 CHECKS: dict[str, Callable[[Suite], None]] = {
     "Bag size 1 is the engine's own run, bit for bit": _bag_size_1_is_ordinary,
-    "Training has the loss of these parts": _training_is_made_of_these_parts,
+    "The loss of a step is that of its tokens": _training_has_the_loss_of_its_tokens,
     "The gradient of a step is that of its loss": _gradient_is_that_of_the_loss,
     "Training reads every token once, in order": _every_token_is_read_once,
     "A superposition step has the latents of an ordinary step": _steps_cost_the_same,
