@@ -54,6 +54,10 @@ def test_a_wrong_implementation(tst, file):
             FILE.format("Right", "def __init__(self): raise OSError('no\\nweights')"),
             "{}.*: OSError: no weights.*",
         ),
+        (
+            FILE.format("Right", "def __init__(self): raise ValueError('no\\nweights')"),
+            "{}: ValueError: no weights",
+        ),
     ],
 )
 def test_an_error_of_the_user_is_one_line_and_names_the_file(tst, file, text, error):

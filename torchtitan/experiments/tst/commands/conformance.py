@@ -12,7 +12,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ..core.conformance import Result, check, load, summary
+from ..core.conformance import InterfaceError, Result, check, load, summary
 from ..errors import ArgumentError, in_one_line
 
 
@@ -25,7 +25,7 @@ def main(file: Annotated[Positional[Path], arg(metavar="FILE")]) -> None:
     try:
         results = check(load(file), _show)
     except Exception as error:  # the file's own, too
-        text = str(error) if isinstance(error, ValueError) else in_one_line(error)
+        text = str(error) if isinstance(error, InterfaceError) else in_one_line(error)
         raise ArgumentError(text if str(file) in text else f"{file}: {text}") from error
     print(summary(results))
     sys.exit(any(result.problem for result in results))
