@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tomli
 
 from jobs import ROOT
 
@@ -39,6 +40,11 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("torchtitan_tst-*.whl")
     return zipfile.ZipFile(wheel)
+
+
+def test_each_package_is_listed_once():
+    packages = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert packages == sorted({*packages})
 
 
 def test_the_wheel_holds_our_modules_and_nothing_of_upstreams(wheel):
