@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tomli
@@ -204,6 +205,95 @@ def test_an_update_keeps_a_changed_copy_as_it_is(tst, tmp_path, checkout, name):
     assert files_of(folder) == before
 
 
+@pytest.fixture
+def fail_at(monkeypatch):
+    """Return a function that lets the n-th call of a method of Path fail, once."""
+
+    def patch(method, number):
+        original, calls = getattr(Path, method), []
+
+        def call(*args, **options):
+            calls.append(args)
+            if len(calls) == number:
+                raise OSError(f"{method} failed")
+            return original(*args, **options)
+
+        monkeypatch.setattr(Path, method, call)
+
+    return patch
+
+
+OLD = {"kept": "a = 1\n", "same": "b = 1\n", "sub_in_gone": "c = 1\n"}
+NEW = {"kept": "a = 2\n", "same": "b = 1\n", "empty": "", "new": "d = 1\n"}
+NEWEST = {"kept": "a = 3\n", "same": "b = 1\n"}
+
+
+@pytest.mark.parametrize("updated", [False, True])
+def test_a_copy_that_does_not_fit_on_the_disk_changes_no_file(
+    tst, tmp_path, checkout, fail_at, updated
+):
+    folder = tmp_path / "copy"
+    if updated:
+        checkout("1.0", **OLD)
+        assert tst("core", "copy", folder).code == 0
+    before = files_of(folder)
+    checkout("1.1", **NEW)
+    fail_at("write_text", 5)
+    with pytest.raises(OSError, match="write_text failed"):
+        shipped.copy_core(folder)
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", "1.2"])
+@pytest.mark.parametrize(
+    ("method", "number", "updated"),
+    [("replace", n, updated) for n in range(1, 7) for updated in (False, True)]
+    + [("unlink", 1, True)],
+)
+def test_an_interrupted_copy_is_completed_by_any_version(
+    tmp_path, checkout, fail_at, monkeypatch, method, number, updated, version
+):
+    folder, modules = tmp_path / "copy", {"1.0": OLD, "1.1": NEW, "1.2": NEWEST}
+    for name in modules:
+        checkout(name, **modules[name])
+
+    def copy(name):
+        package = tmp_path / f"checkout-{name}/torchtitan/experiments/tst"
+        monkeypatch.setattr(shipped, "_PACKAGE", package)
+        shipped.copy_core(folder)
+
+    if updated:
+        copy("1.0")
+    fail_at(method, number)
+    with pytest.raises(OSError, match=f"{method} failed"):
+        copy("1.1")
+    copy(version)
+    files = files_of(folder)
+    assert files.pop("ORIGIN.txt").startswith(b"# Copied by ")
+    expected = {f"{name.replace('_in_', '/')}.py": text for name, text in modules[version].items()}
+    expected["LICENSE"] = f"Licence of {version}\n"
+    assert files == {name: text.encode() for name, text in expected.items()}
+
+
+def test_equal_files_are_not_written(tst, tmp_path, checkout):
+    checkout("1.0", **OLD)
+    assert tst("core", "copy", tmp_path / "copy").code == 0
+    before = {path: path.stat().st_ino for path in all_files(tmp_path / "copy")}
+    assert tst("core", "copy", tmp_path / "copy").code == 0
+    assert {path: path.stat().st_ino for path in before} == before
+
+
+@pytest.mark.parametrize("name", ["bags.py", "ORIGIN.txt"])
+def test_a_symbolic_link_is_not_followed(tst, tmp_path, name):
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / name).symlink_to(tmp_path / "outside")
+    result = tst("core", "copy", tmp_path / "copy")
+    assert result.code == 2
+    error = f"{tmp_path / 'copy' / name} is a symbolic link; remove it, or give another folder"
+    assert result.stderr == f"error: {error}\n"
+    assert not (tmp_path / "outside").exists()
+
+
 def test_line_ends_of_another_system_are_no_change(tst, tmp_path, checkout):
     folder = tmp_path / "copy"
     checkout("1.0", kept="a = 1\nb = 1\n")
@@ -235,8 +325,21 @@ def test_a_copy_of_the_package_without_a_licence_says_so(tst, monkeypatch, tmp_p
     assert not (tmp_path / "copy").exists()
 
 
-def test_the_name_must_be_a_python_name(tst, tmp_path):
-    result = tst("core", "copy", tmp_path / "tst-core")
+@pytest.mark.parametrize("name", ["tst-core", "import"])
+def test_the_name_must_be_a_python_name(tst, tmp_path, name):
+    result = tst("core", "copy", tmp_path / name)
     assert result.code == 2
-    assert f"FOLDER {tmp_path / 'tst-core'}: tst-core must be a Python name" in result.stderr
+    assert f"FOLDER {tmp_path / name}: {name} must be a Python name" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["file", "file/tst_core", "link"])
+@pytest.mark.parametrize("command", ["core", "configs"])
+def test_the_folder_must_be_one(tst, tmp_path, command, folder):
+    (tmp_path / "file").write_text("mine\n")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    result = tst(command, "copy", tmp_path / folder)
+    assert result.code == 2
+    place = tmp_path / folder.partition("/")[0]
+    error = f"FOLDER {tmp_path / folder}: {place} is not a folder; give another FOLDER"
+    assert result.stderr == f"error: {error}\n"

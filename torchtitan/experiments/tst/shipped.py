@@ -1,7 +1,9 @@
 """The files that users copy: the job configs, and ``core`` for use without TorchTitan."""
 
 import hashlib
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +17,7 @@ _PACKAGE = Path(__file__).parent
 _FOLDERS = ("demo", "debug", "paper")
 _DISTRIBUTION = "torchtitan-tst"
 _ENTRY = re.compile(r"^([0-9a-f]{64})  ((?:\w+/)*\w+\.py|LICENSE)$", re.MULTILINE)
+_INCOMPLETE = "# This copy is incomplete. Run `tst core copy` again.\n"
 _HOW_TO_UPDATE = f"""
 # `sha256sum --check {ORIGIN}` shows which files have changed since then.
 # To update the copy, install another version and run the command again. It replaces the files
@@ -36,24 +39,26 @@ def shipped_configs() -> Iterator[tuple[Path, str]]:
 
 
 def copy_configs(folder: Path) -> list[Path]:
-    """Copy the configs to FOLDER/train_configs, all of them or nothing.
+    """Copy the configs to FOLDER/train_configs. Nothing is written if one of them is refused.
 
     Raises:
-        FileExistsError: if a file exists already and differs.
+        FileExistsError: if a file exists already and differs, or if the folder is none.
         FileNotFoundError: if this copy of the package has no configs.
     """
     source = _folder()
     content = {folder / NAME / path: (source / path).read_text() for path, _ in shipped_configs()}
-    _write(content)
+    _refuse_changes(folder, content, {})
+    _write(folder, _differing(content))
     return list(content)
 
 
 def copy_core(folder: Path) -> tuple[str, list[Path]]:
-    """Copy ``core`` with its licence and its origin into a folder, all files or nothing.
+    """Copy ``core`` with its licence and its origin into a folder.
 
     The files are those of the package, byte for byte. The file ``ORIGIN.txt`` says where they are
-    from. Files of an earlier copy are replaced, or removed if they no longer exist, if none of
-    them has changed.
+    from. Files of an earlier copy are replaced, or removed if they no longer exist. Nothing is
+    written if one of them has changed. After an interruption, this or another version of the
+    package completes the copy.
 
     Args:
         folder: the new package, such as ``my_project/tst_core``.
@@ -62,7 +67,8 @@ def copy_core(folder: Path) -> tuple[str, list[Path]]:
         The version of the package, and the modules of the copy.
 
     Raises:
-        FileExistsError: if a file exists already, differs, and is not that of an earlier copy.
+        FileExistsError: if a file exists already, differs, and is not that of an earlier copy, or
+            if the folder is none.
         FileNotFoundError: if this copy of the package has no licence.
     """
     version, urls, licence = _release()
@@ -74,29 +80,43 @@ def copy_core(folder: Path) -> tuple[str, list[Path]]:
     content = modules | {folder / LICENSE: licence}
     lines = [f"# Copied by `tst core copy` from core of {_DISTRIBUTION} {version}."]
     lines += [f"# {url}" for url in urls]
-    origin = "\n".join(lines) + _HOW_TO_UPDATE
-    for path, text in content.items():
-        origin += f"{_checksum(text)}  {path.relative_to(folder).as_posix()}\n"
+    sums = {path: {_checksum(text)} for path, text in content.items()}
+    origin = "\n".join(lines) + _HOW_TO_UPDATE + _entries(folder, sums)
     earlier = _earlier_copy(folder)
-    removed = dict.fromkeys(earlier.keys() - content.keys())
-    _write(content | removed | {folder / ORIGIN: origin}, earlier)
+    at = folder / ORIGIN
+    files = content | dict.fromkeys(earlier.keys() - content.keys() - {at})
+    _refuse_changes(folder, files | {at: origin}, earlier)
+    changes = _differing(files)
+    if changes or _differing({at: origin}):
+        # While files are replaced, the origin knows both versions of them.
+        earlier.pop(at, None)
+        partial = _INCOMPLETE + origin + _entries(folder, earlier)
+        _write(folder, [(at, partial), *changes, (at, origin)])
     return version, list(modules)
 
 
-def _write(content: Mapping[Path, str | None], earlier: Mapping[Path, str] | None = None) -> None:
-    """Write text files, all of them or nothing; remove those whose text is None.
+def _refuse_changes(
+    folder: Path, content: Mapping[Path, str | None], earlier: Mapping[Path, set[str]]
+) -> None:
+    """Refuse to write text files, and to remove those whose text is None, if a user's would go.
 
     Args:
+        folder: folder of the files.
         content: text of each file.
-        earlier: checksums of the files that an earlier copy wrote.
+        earlier: checksums of each file that an earlier copy wrote.
 
     Raises:
-        FileExistsError: if a file exists already, differs, and is not that of the earlier copy.
+        FileExistsError: if a file exists already, differs, and is not that of the earlier copy, or
+            if the folder is none.
     """
-    earlier = earlier or {}
-    for path, text in content.items():
+    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
+        raise FileExistsError(f"FOLDER {folder}: {place} is not a folder; give another FOLDER")
+    for path, text in _differing(content):
+        if path.is_symlink():
+            raise FileExistsError(f"{path} is a symbolic link; remove it, or give another folder")
         found = path.read_text("utf-8", "replace") if path.exists() else text
-        if found is None or found == text or _checksum(found) == earlier.get(path):
+        if found is None or found == text or _checksum(found) in earlier.get(path, ()):
             continue
         if path in earlier:
             raise FileExistsError(
@@ -106,24 +126,58 @@ def _write(content: Mapping[Path, str | None], earlier: Mapping[Path, str] | Non
         raise FileExistsError(
             f"{path} exists already and differs from the package's; give another folder"
         )
-    for path, text in content.items():
+
+
+def _differing(content: Mapping[Path, str | None]) -> list[tuple[Path, str | None]]:
+    """Return the files that must be written, or removed if their text is None."""
+
+    def differs(path: Path, text: str | None) -> bool:
         if text is None:
-            path.unlink(missing_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, "utf-8", newline="\n")
+            return os.path.lexists(path)
+        return not path.is_file() or path.read_bytes() != text.encode()
+
+    return [(path, text) for path, text in content.items() if differs(path, text)]
+
+
+def _write(folder: Path, changes: list[tuple[Path, str | None]]) -> None:
+    """Write text files of a folder in this order; remove those whose text is None.
+
+    All texts are written to temporary files before the first file is replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".copy-", dir=folder) as new:
+        for number, (path, text) in enumerate(changes):
+            if text is not None:
+                Path(new, str(number)).write_text(text, "utf-8", newline="\n")
+                path.parent.mkdir(parents=True, exist_ok=True)
+        for number, (path, text) in enumerate(changes):
+            if text is None:
+                path.unlink()
+            else:
+                Path(new, str(number)).replace(path)
 
 
 def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _earlier_copy(folder: Path) -> dict[Path, str]:
+def _entries(folder: Path, sums: Mapping[Path, set[str]]) -> str:
+    """Return a line for each checksum, as sha256sum writes it."""
+    return "".join(
+        f"{checksum}  {path.relative_to(folder).as_posix()}\n"
+        for path, checksums in sums.items()
+        for checksum in sorted(checksums)
+    )
+
+
+def _earlier_copy(folder: Path) -> dict[Path, set[str]]:
     """Return the checksums of the files of an earlier copy of ``core``; none without a copy."""
     path = folder / ORIGIN
-    origin = path.read_text("utf-8", "replace") if path.exists() else ""
-    sums = {folder / name: checksum for checksum, name in _ENTRY.findall(origin)}
-    return sums | {path: _checksum(origin)} if sums else {}
+    origin = path.read_text("utf-8", "replace") if path.is_file() else ""
+    sums: dict[Path, set[str]] = {}
+    for checksum, name in _ENTRY.findall(origin):
+        sums.setdefault(folder / name, set()).add(checksum)
+    return sums | {path: {_checksum(origin)}} if sums else {}
 
 
 def _release() -> tuple[str, list[str], str]:

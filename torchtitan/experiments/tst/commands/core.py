@@ -7,6 +7,7 @@ my_project.tst_core. The licence and the version are in it. Run the command agai
 copy. It overwrites nothing that you have changed.
 """
 
+import keyword
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +27,8 @@ def main(
         action: What to do.
         folder: The new package. Its name must be a Python name.
     """
-    if not (name := folder.resolve().name).isidentifier():
+    name = folder.resolve().name
+    if not name.isidentifier() or keyword.iskeyword(name):
         raise ArgumentError(
             f"FOLDER {folder}: {name} must be a Python name, such as tst_core, because you import "
             "the folder as a package"
