@@ -6,8 +6,14 @@ import pytest
 import torch
 import torchtitan.protocols.train_spec as train_spec_module
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torchtitan.experiments.simple_fsdp.llama3.parallelize import (
+    parallelize_llama as parallelize_with_simple_fsdp,
+)
 from torchtitan.models.llama3 import Transformer, get_train_spec, llama3_args
 from torchtitan.protocols import BaseModelArgs
+from torchtitan.tools.utils import device_type
 
 from jobs import ON
 from torchtitan.experiments.tst.errors import ConfigError
@@ -143,3 +149,54 @@ def test_a_model_that_is_not_made_parallel(own, kind):
     message = rf"^parallelism.{kind}_degree = -?\d: must be 1: parallelize_fn of model.name = 'own'"
     with pytest.raises(ConfigError, match=message):
         dry_run(job, 2)
+
+
+def fully_shard_one_layer(model, parallel_dims, job_config):
+    return fully_shard(model.layers["0"], mesh=parallel_dims.get_mesh("fsdp")) and model
+
+
+def fully_shard_without_replicas(model, parallel_dims, job_config):
+    return fully_shard(model, mesh=parallel_dims.get_mesh("fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("parallelize", "kind"),
+    [
+        (fully_shard_one_layer, "shard"),
+        (fully_shard_without_replicas, "replicate"),
+    ],
+)
+def test_a_model_that_is_parallel_in_part(own, parallelize, kind):
+    """Ranks would train different weights of what is left out."""
+    job = own("--parallelism.data_parallel_replicate_degree=2")
+    train_spec_module._extra_train_specs["own"].parallelize_fn = parallelize
+    message = rf"^parallelism.data_parallel_{kind}_degree = .* apply it to the parameter tok_emb"
+    with pytest.raises(ConfigError, match=message):
+        dry_run(job, 4)
+
+
+def fully_shard_on_a_mesh_of_ones_own(model, parallel_dims, job_config):
+    mesh = init_device_mesh(device_type, (2, 2), mesh_dim_names=("nodes", "gpus"))
+    return fully_shard(model, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    "parallelize",
+    [parallelize_with_simple_fsdp, fully_shard_on_a_mesh_of_ones_own],
+)
+def test_a_model_that_another_function_makes_parallel(own, parallelize):
+    """Simple FSDP has DTensors, and no modules of FSDP2."""
+    job = own("--parallelism.data_parallel_replicate_degree=2")
+    train_spec_module._extra_train_specs["own"].parallelize_fn = parallelize
+    assert dry_run(job, 4).untraced == ""
+
+
+def test_frozen_parameters_need_no_mesh(own):
+    def parallelize(model, parallel_dims, job_config):
+        model.norm.requires_grad_(False)
+        mesh = parallel_dims.get_mesh("fsdp")
+        return fully_shard(model, mesh=mesh, ignored_params=set(model.norm.parameters()))
+
+    job = own()
+    train_spec_module._extra_train_specs["own"].parallelize_fn = parallelize
+    dry_run(job, 2)  # not refused

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torchtitan.protocols.train_spec as train_spec_module
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torchtitan.components.optimizer import build_optimizers_with_moe_load_balancing
 from torchtitan.config import JobConfig
@@ -21,6 +20,8 @@ from ..upstream.refusals import refusals_as_config_errors
 
 _BY_HAND = "parallelism.module_fqns_per_model_part"
 _RECOMPUTED = "activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns"
+# of the meshes that TorchTitan makes for parameters
+_MESH_DIMENSIONS = ("pp", "dp_replicate", "fsdp", "cp", "tp", "efsdp", "ep", "etp")
 
 
 def model_args_of(job_config: JobConfig) -> Any:
@@ -116,7 +117,10 @@ def check_parallel(
 ) -> None:
     """Check that a model's ``parallelize_fn`` did what the job's layout asks for.
 
-    Without it, ranks would train different weights, or do the same work.
+    Without it, ranks would train different weights, or do the same work. For data and context
+    parallelism, every trainable parameter must be a DTensor on a mesh of it, or the model under
+    DDP. For tensor parallelism, one such parameter is enough. What this does not notice: a mesh
+    whose dimensions have other names than TorchTitan's, which may be of other ranks.
 
     Args:
         job_config: config of the job.
@@ -127,23 +131,34 @@ def check_parallel(
     Raises:
         ConfigError: if the model is not parallel.
     """
-    layout, modules = job_config.parallelism, [*model.modules()]
-    sharded = any(isinstance(module, FSDPModule) for module in modules)
-    meshes = (p.device_mesh for p in model.parameters() if isinstance(p, DTensor))
-    tensor = any("tp" in (mesh.mesh_dim_names or ()) for mesh in meshes)
-    for kind, done, wanted in (
-        ("data_parallel_shard", sharded, parallel_dims.dp_shard_enabled),
-        ("context_parallel", sharded, parallel_dims.cp_enabled),
-        ("data_parallel_replicate", sharded or replicated, parallel_dims.dp_replicate_enabled),
-        ("tensor_parallel", tensor, parallel_dims.tp_enabled),
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for kind, wanted, dimensions in (
+        ("data_parallel_shard", parallel_dims.dp_shard_enabled, ("fsdp", "efsdp", "ep")),
+        ("context_parallel", parallel_dims.cp_enabled, ("fsdp", "efsdp", "ep")),
+        (
+            "data_parallel_replicate",
+            parallel_dims.dp_replicate_enabled and not replicated,
+            ("dp_replicate",),
+        ),
+        ("tensor_parallel", parallel_dims.tp_enabled, ("tp", "etp")),
     ):
-        if wanted and not done:
+        without = [name for name, p in trainable.items() if not _is_on_mesh(p, dimensions)]
+        enough = kind == "tensor_parallel" and len(without) < len(trainable)
+        if wanted and without and not enough:
             raise ConfigError(
                 f"parallelism.{kind}_degree",
-                getattr(layout, f"{kind}_degree"),
+                getattr(job_config.parallelism, f"{kind}_degree"),
                 f"must be 1: parallelize_fn of model.name = {job_config.model.name!r} does not "
-                "apply it",
+                f"apply it to the parameter {without[0]}",
             )
+
+
+def _is_on_mesh(parameter: torch.Tensor, dimensions: tuple[str, ...]) -> bool:
+    """Return whether a parameter is on a mesh with one of these dimensions, or one unknown."""
+    if not isinstance(parameter, DTensor):
+        return False
+    names = parameter.device_mesh.mesh_dim_names or ("unnamed",)
+    return any(name in dimensions or name not in _MESH_DIMENSIONS for name in names)
 
 
 def check_module_names(job_config: JobConfig) -> None:
