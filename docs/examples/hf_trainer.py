@@ -1,6 +1,6 @@
 """Pre-train a Hugging Face model by Token Superposition Training (TST) with transformers.Trainer.
 
-It reads token ids from .npy files, and takes every argument of TrainingArguments::
+It reads token ids from .npy files, and takes the usual arguments of TrainingArguments::
 
     python docs/examples/hf_trainer.py --model_config FOLDER --train_tokens train.npy \
         --eval_tokens eval.npy --seq_len 1024 --bag_size 6 --step_ratio 0.3 --max_steps 20000 \
@@ -172,11 +172,21 @@ class Job:
     step_ratio: float = field(default=0.3, metadata={"help": "r: share of superposition steps"})
 
 
+UNSUITABLE = {  # arguments of TrainingArguments, and why TST refuses them
+    "label_smoothing_factor": "it would smooth recovery only, and lose the last target of a window",
+    "auto_find_batch_size": "the number of windows of a step must not change",
+    "save_only_model": "a run could not resume from the boundary",
+}
+
+
 def main() -> None:
     """Train a model from the command line."""
     job, args = HfArgumentParser((Job, TrainingArguments)).parse_args_into_dataclasses()
     if args.max_steps < 1:
         raise ValueError("give --max_steps: the boundary is a share of it")
+    for name, reason in UNSUITABLE.items():
+        if getattr(args, name):
+            raise ValueError(f"--{name} does not work with TST: {reason}. Remove it")
     schedule = Schedule.of([job.bag_size], [round(job.step_ratio * args.max_steps)])
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     tokens, held_out = np.load(job.train_tokens, "r"), np.load(job.eval_tokens, "r")

@@ -148,3 +148,12 @@ def test_too_few_tokens_are_refused(command):
 def test_number_of_steps_must_be_given(command):
     with pytest.raises(ValueError, match="give --max_steps"):
         command("--max_steps", "-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("label_smoothing_factor", 0.1), ("auto_find_batch_size", True), ("save_only_model", True)],
+)
+def test_arguments_that_do_not_work_are_refused(command, name, value):
+    with pytest.raises(ValueError, match=f"^--{name} does not work with TST: "):
+        command(f"--{name}", str(value))
