@@ -8,6 +8,7 @@ import torchtitan.protocols.train_spec as train_spec_module
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.utils.parametrizations import weight_norm
 from torchtitan.experiments.simple_fsdp.llama3.parallelize import (
     parallelize_llama as parallelize_with_simple_fsdp,
 )
@@ -44,6 +45,18 @@ class ScaledEmbedding(Transformer):
     def __init__(self, args):
         super().__init__(args)
         self.tok_embeddings = Scaled(args.vocab_size, args.dim)
+
+
+class Hooked(Transformer):
+    def __init__(self, args):
+        super().__init__(args)
+        self.tok_embeddings.register_forward_hook(lambda module, ids, output: 8 * output)
+
+
+class NormedHead(Transformer):
+    def __init__(self, args):
+        super().__init__(args)
+        weight_norm(self.output)
 
 
 class WithoutPositions(Transformer):
@@ -90,6 +103,8 @@ def own(monkeypatch, make_config):
     ("model", "args", "message"),
     [
         (ScaledEmbedding, (), r"^model.name = 'own': its tok_embeddings, Scaled, has a forward of"),
+        (Hooked, (), r"its tok_embeddings, Embedding, has a forward hook, which bags would not"),
+        (NormedHead, ("--lm_head.chunks=2",), r"^lm_head.chunks = 2: must be 1: .* no plain"),
         (OtherNames, (), r"^model.name = 'own': has no nn.Embedding named tok_embeddings"),
         (Biased, ("--lm_head.chunks=2",), r"^lm_head.chunks = 2: must be 1: model.name = 'own'"),
         (WithoutHead, ("--lm_head.chunks=2",), r"^lm_head.chunks = 2: must be 1: .* named output"),

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from torchtitan.experiments.tst.core import BagEmbedding
 
@@ -57,11 +58,39 @@ def test_weight_and_state_dict_are_the_embeddings_own(ordinary):
     assert list(embedding.state_dict()) == list(ordinary.state_dict())
 
 
-def test_an_embedding_with_a_forward_of_its_own_is_refused():
-    class Scaled(nn.Embedding):
-        def forward(self, ids):
-            return 8 * super().forward(ids)
+class Scaled(nn.Embedding):
+    def forward(self, ids):
+        return 8 * super().forward(ids)
 
-    with pytest.raises(ValueError, match=r"^Scaled has a forward of its own"):
-        BagEmbedding.from_embedding(Scaled(50, 8))
+
+def with_forward_of_the_instance(module):
+    module.forward = lambda x: 8 * type(module).forward(module, x)
+    return module
+
+
+def with_hook(module):
+    module.register_forward_hook(lambda module, args, output: 8 * output)
+    return module
+
+
+def with_hook_before(module):
+    module.register_forward_pre_hook(lambda module, args: args)
+    return module
+
+
+CHANGES = [
+    (with_forward_of_the_instance, "a forward of its own"),
+    (with_hook, "a forward hook"),
+    (with_hook_before, "a forward hook"),
+    (weight_norm, "a parametrization"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), [*CHANGES, (lambda _: Scaled(50, 8), "a forward of")])
+def test_what_would_be_lost_is_refused(ordinary, change, what):
+    with pytest.raises(ValueError, match=rf"^\w+ has {what}.*, which bags would not use"):
+        BagEmbedding.from_embedding(change(ordinary))
+
+
+def test_a_bag_embedding_can_be_wrapped_again():
     BagEmbedding.from_embedding(BagEmbedding(50, 8))

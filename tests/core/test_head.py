@@ -4,6 +4,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from test_embedding import CHANGES
 from test_losses import listing, relative_error
 from torch import nn
 
@@ -101,3 +102,10 @@ def test_weight_is_shared_and_names_are_upstreams():
     assert list(head.state_dict()) == ["weight"]
     with pytest.raises(ValueError, match="bias"):
         LossHead.from_linear(nn.Linear(4, 6), chunks=2)
+
+
+@pytest.mark.parametrize(("change", "what"), CHANGES)
+def test_a_head_that_does_more_has_no_chunks(change, what):
+    with pytest.raises(ValueError, match=rf"^\w+ has {what}: no chunks of it"):
+        LossHead.from_linear(change(nn.Linear(4, 6, bias=False)), chunks=2)
+    LossHead.from_linear(LossHead(4, 6, bias=False), chunks=2)

@@ -14,7 +14,8 @@ from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 
 from ..config.sections import lm_head_section, load_balance_section
-from ..core import BagEmbedding
+from ..core import BagEmbedding, LossHead
+from ..core.embedding import lost_if_replaced
 from ..errors import ConfigError
 from ..upstream.refusals import refusals_as_config_errors
 
@@ -87,14 +88,14 @@ def check_modules(job_config: JobConfig, model: nn.Module) -> None:
         raise ConfigError(
             "model.name", name, "has no nn.Embedding named tok_embeddings, which bags need"
         )
-    if type(embedding).forward not in (nn.Embedding.forward, BagEmbedding.forward):
+    if lost := lost_if_replaced(embedding, nn.Embedding, BagEmbedding):
         raise ConfigError(
             "model.name",
             name,
-            f"its tok_embeddings, {type(embedding).__name__}, has a forward of its own, which bags "
-            "would not use; move what it adds into the forward of the model",
+            f"its tok_embeddings, {type(embedding).__name__}, has {lost}, which bags would not "
+            "use; move what it adds into the forward of the model",
         )
-    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+    plain = isinstance(head, nn.Linear) and not lost_if_replaced(head, nn.Linear, LossHead)
     if chunks > 1 and (not plain or head.bias is not None):  # type: ignore[union-attr]
         raise ConfigError(
             "lm_head.chunks",

@@ -4,8 +4,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor, Partial
+from torch.nn.utils import parametrize
 
 from .vocabulary import VocabularyShard
+
+
+def lost_if_replaced(module: nn.Module, *plain: type[nn.Module]) -> str:
+    """Return what is lost if another module takes over only the weight of ``module``.
+
+    Args:
+        module: an embedding or an LM head.
+        plain: classes with a forward that the other module takes over.
+
+    Returns:
+        "a parametrization", "a forward of its own" or "a forward hook"; "" if nothing is lost.
+    """
+    if parametrize.is_parametrized(module):
+        return "a parametrization"
+    own = "forward" in vars(module) or type(module).forward not in [cls.forward for cls in plain]
+    if own:
+        return "a forward of its own"
+    return "a forward hook" if module._forward_hooks or module._forward_pre_hooks else ""
 
 
 class BagEmbedding(nn.Embedding):
@@ -21,12 +40,13 @@ class BagEmbedding(nn.Embedding):
         """Wrap an embedding; the weight is shared, not copied (it may be tied to an LM head).
 
         Raises:
-            ValueError: if the embedding's class has a forward of its own, which would be lost.
+            ValueError: if the embedding has a forward of its own, a hook or a parametrization,
+                which would be lost.
         """
-        if type(embedding).forward not in (nn.Embedding.forward, cls.forward):
+        if lost := lost_if_replaced(embedding, nn.Embedding, BagEmbedding):
             raise ValueError(
-                f"{type(embedding).__name__} has a forward of its own, which bags would not use; "
-                "move what it adds behind the embedding, into the forward of the model"
+                f"{type(embedding).__name__} has {lost}, which bags would not use; move what it "
+                "adds behind the embedding, into the forward of the model"
             )
         bag_embedding = cls(
             embedding.num_embeddings,

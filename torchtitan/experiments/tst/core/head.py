@@ -13,6 +13,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+from .embedding import lost_if_replaced
+
 SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -39,12 +41,12 @@ class LossHead(nn.Linear):
             chunks: number of chunks that the positions of a batch are split into.
 
         Raises:
-            ValueError: if the head has a bias, or its class has a forward of its own.
+            ValueError: if the head has a bias, a forward of its own, a hook or a parametrization.
         """
         if linear.bias is not None:
             raise ValueError("an LM head with a bias cannot be chunked; use one without a bias")
-        if type(linear).forward not in (nn.Linear.forward, cls.forward):
-            raise ValueError(f"{type(linear).__name__} has a forward of its own: no chunks of it")
+        if lost := lost_if_replaced(linear, nn.Linear, LossHead):
+            raise ValueError(f"{type(linear).__name__} has {lost}: no chunks of it")
         head = cls(
             linear.in_features,
             linear.out_features,
