@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torchtitan.experiments.tst.core import BagLoss
 
 
-def backward_of_step(model, micro_batches, bag_loss: BagLoss):
+def backward(model, micro_batches, bag_loss: BagLoss):
     """Add the gradients of a step, and return its loss, the same on all ranks.
 
     It works with any model that averages gradients over all ranks, such as DDP.

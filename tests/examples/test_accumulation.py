@@ -51,7 +51,7 @@ LOSSES = [BagLoss(), BagLoss(weighting="power_law"), BagLoss("bce")]
 @pytest.mark.parametrize("bag_size", [4, 1])
 def test_micro_batches_are_one_batch(bag_size, bag_loss):
     model = new_model()
-    loss = example.backward_of_step(model, micro_batches(bag_size), bag_loss)
+    loss = example.backward(model, micro_batches(bag_size), bag_loss)
     assert not loss.requires_grad
     assert_one_batch(loss, gradients_of(model), bag_size, bag_loss)
 
@@ -66,14 +66,14 @@ def test_recovery_is_the_ordinary_mean():
     expected = nn.functional.cross_entropy(
         new_model()(tokens[..., 0]).flatten(0, 1), targets.flatten()
     )
-    loss = example.backward_of_step(new_model(), micro_batches(1), BagLoss())
+    loss = example.backward(new_model(), micro_batches(1), BagLoss())
     torch.testing.assert_close(loss, expected.detach(), rtol=0, atol=1e-6)
 
 
 def run_on_rank() -> None:
     rank, model = torch.distributed.get_rank(), DistributedDataParallel(new_model())
     mine = micro_batches(4)[2 * rank : 2 * rank + 2]
-    loss = example.backward_of_step(model, mine, BagLoss())
+    loss = example.backward(model, mine, BagLoss())
     assert_one_batch(loss, gradients_of(model), 4, BagLoss())
 
 
