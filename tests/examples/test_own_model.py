@@ -283,7 +283,7 @@ def test_a_checkpoint_is_an_ordinary_model(finished):
 def test_what_the_model_refuses(make_config, kind):
     with pytest.raises(
         ConfigError,
-        match=rf"^your model refuses this job: parallelism.{kind}_parallel_degree must be 1 .*"
+        match=rf"^your code refuses this job: parallelism.{kind}_parallel_degree must be 1 .*"
         r"own_model\.py, line \d+\)$",
     ):
         check_start(make_config(*OWN, f"--parallelism.{kind}_parallel_degree=2"), 2)

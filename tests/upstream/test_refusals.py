@@ -1,5 +1,7 @@
 """What upstream refuses while it builds a job, in one line; what is a fault stays a traceback."""
 
+import json
+
 import pytest
 import torch
 from torchtitan.config import ActivationCheckpoint, JobConfig, Model
@@ -65,7 +67,7 @@ def test_other_errors_stay_what_they_are(call, kind):
 
 def test_ours_stay_ours_in_the_folder_of_upstream(monkeypatch):
     """As pip installs them."""
-    monkeypatch.setattr(refusals, "_UPSTREAM", str(ROOT / "torchtitan"))
+    monkeypatch.setattr(refusals, "_UPSTREAM", f"{ROOT}/torchtitan/")
     test_other_errors_stay_what_they_are(
         lambda: Schedule.of([4], [2], scale="batch").batch_shape(1, 4, 33), ValueError
     )
@@ -82,10 +84,34 @@ def refuse():
     raise NotImplementedError("it has no context parallelism")
 
 
-def test_a_model_of_ones_own_may_refuse(monkeypatch):
-    text = r"^your model refuses this job: it has no .* \(.*test_refusals\.py, line \d+\)$"
+def test_code_of_ones_own_may_refuse():
+    text = r"^your code refuses this job: it has no .* \(.*test_refusals\.py, line \d+\)$"
     with pytest.raises(ConfigError, match=text), refusals_as_config_errors():
         refuse()
-    monkeypatch.setattr(refusals, "_INSTALLED", (str(ROOT),))  # the code of another package
+
+
+def at(path):
+    """The function, as if it were in another file."""
+    return refuse.__code__.replace(co_filename=str(path))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/home/me/.local/lib/python3.11/site-packages/wandb/sdk.py",
+        "/usr/lib/python3/dist-packages/yaml/loader.py",
+        json.__file__,
+        torch.nn.__file__,
+        ROOT / "torchtitan/experiments/tst/core/bags.py",
+        "<string>",
+    ],
+)
+def test_other_code_does_not_refuse(path):
     with pytest.raises(NotImplementedError), refusals_as_config_errors():
-        refuse()
+        exec(at(path))
+
+
+def test_a_folder_with_a_similar_name_is_ones_own():
+    similar = str(ROOT / "torchtitan/experiments/tst_of_mine/model.py")
+    with pytest.raises(ConfigError, match="your code refuses"), refusals_as_config_errors():
+        exec(at(similar))

@@ -1,9 +1,10 @@
 """Report errors while TorchTitan builds a job as config errors in one line.
 
-These are errors of TorchTitan's own code, and refusals of a model that a user registered.
+These are errors of TorchTitan's own code, and refusals of a user's code, such as a model.
 """
 
 import linecache
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ import torchtitan.train
 
 from ..errors import ConfigTextError, in_one_line
 
-_UPSTREAM = str(Path(torchtitan.train.__file__).parent)
-_TORCH = str(Path(torch.__file__).parent)
-_OURS = str(Path(__file__).parent.parent)
+# folders, each with a separator at its end
+_UPSTREAM = f"{Path(torchtitan.train.__file__).parent}{os.sep}"
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_OURS = f"{Path(__file__).parent.parent}{os.sep}"
+_STANDARD = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
+_INSTALLED = {"site-packages", "dist-packages"}  # names of folders of installed packages
 # exceptions that torch raises for wrong arguments, and not for failures at run time
 _OF_TORCH = (AssertionError, ImportError, NotImplementedError, ValueError)
-_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
 @contextmanager
@@ -28,15 +31,16 @@ def refusals_as_config_errors() -> Iterator[None]:
     """Turn an exception that upstream's code raises in this context into a ConfigTextError.
 
     An exception of torch counts as upstream's if its type says that an argument was wrong. A
-    ValueError or NotImplementedError that a user's own model raises is a refusal, too. All other
-    exceptions, and those of this package, are not changed.
+    ValueError or NotImplementedError that a user's code raises is a refusal, too: code of a model,
+    a loader or a tokenizer that is in no installed package. All other exceptions, and those of this
+    package, are not changed.
     """
     try:
         yield
     except Exception as error:
         if frame := _frame_of_user(error):
             raise ConfigTextError(
-                f"your model refuses this job: {_text(error, frame)} ({frame.filename}, line "
+                f"your code refuses this job: {_text(error, frame)} ({frame.filename}, line "
                 f"{frame.lineno})"
             ) from error
         if frame := _frame_of_upstream(error):
@@ -60,11 +64,12 @@ def _frame_of_upstream(error: Exception) -> traceback.FrameSummary | None:
 
 
 def _frame_of_user(error: Exception) -> traceback.FrameSummary | None:
-    """Return the frame where code that is not installed refused the job; None for others."""
+    """Return the frame where a user's code refused the job; None for others."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     refusal = isinstance(error, ValueError | NotImplementedError)
-    installed = (*_INSTALLED, _UPSTREAM, _TORCH, _OURS, "<")  # "<string>" is no file
-    return frame if refusal and not frame.filename.startswith(installed) else None
+    others = (*_STANDARD, _UPSTREAM, _TORCH, _OURS, "<")  # "<string>" is no file
+    of_others = frame.filename.startswith(others) or _INSTALLED & {*Path(frame.filename).parts}
+    return frame if refusal and not of_others else None
 
 
 def _text(error: Exception, frame: traceback.FrameSummary) -> str:
