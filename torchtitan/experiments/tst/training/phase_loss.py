@@ -16,7 +16,7 @@ from ..config.layout import compiles
 from ..config.sections import lm_head_section, superposition_section
 from ..core import BagLoss, LossHead
 from ..errors import ConfigError
-from ..upstream.fake import FakeTensor
+from ..upstream.names import FakeTensor
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import _TOTAL_KEY, MemTracker
 from torch.nn.modules.module import register_module_forward_pre_hook
 from typing_extensions import override
 
-__all__ = ["Change", "FakeTensor", "FakeTensorMode", "PeakMemory"]
+__all__ = ["Change", "FakeTensorMode", "PeakMemory"]
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torchtitan.protocols.train_spec as train_spec_module
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME as SHARDED_DIR_NAME
 from torch.distributed.checkpoint._hf_utils import _metadata_fn as WEIGHTS_INDEX
 from torch.distributed.checkpoint.filesystem import _FileSystemWriter as FileSystemWriter
@@ -30,6 +31,7 @@ __all__ = [
     "MEM_FORMAT_ENCODING",
     "SHARDED_DIR_NAME",
     "WEIGHTS_INDEX",
+    "FakeTensor",
     "FileSystemWriter",
     "PipelineScheduleRuntime",
     "compile_backends",
