@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils import data
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,7 +37,7 @@ from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, Schedule, fol
 
 
 @dataclass
-class Windows(Dataset):
+class Windows(data.Dataset):
     """The windows of a run, in order: s*L + 1 tokens each, the last one as a target only.
 
     The place of window n in the data follows from n alone. So the Trainer resumes exactly in either
@@ -56,6 +56,11 @@ class Windows(Dataset):
     schedule: Schedule
     steps: int
     per_step: int
+
+    def __post_init__(self):
+        """Check that the data is long enough."""
+        if len(self) and (needed := self.place(len(self) - 1)[1]) > len(self.tokens):
+            raise ValueError(f"the run reads {needed:,} tokens; the data has {len(self.tokens):,}")
 
     def __len__(self) -> int:
         return self.steps * self.per_step
@@ -103,14 +108,40 @@ def accept_bags(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+UNSUITABLE = {  # arguments of TrainingArguments that TSTTrainer refuses, and why
+    "label_smoothing_factor": "it would smooth recovery only, and lose the last target of a window",
+    "auto_find_batch_size": "the number of windows of a step must not change",
+    "save_only_model": "a run could not resume from the boundary",
+    "ignore_data_skip": "a resumed run would read the first windows again, in superposition",
+}
+
+
+def windows_per_step(args: TrainingArguments) -> int:
+    """Return the number of windows of a step, over all micro-batches and ranks."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
 class TSTTrainer(Trainer):
     """A Trainer for both phases. In recovery and for evaluation, it is the ordinary Trainer."""
 
     bag_loss = BagLoss()
 
+    def train(self, *args, **kwargs):
+        """Train, unless an argument would silently train something else."""
+        for name, reason in UNSUITABLE.items():
+            if getattr(self.args, name):
+                raise ValueError(f"{name} does not work with TST: {reason}. Remove it")
+        windows, per_step = self.train_dataset, windows_per_step(self.args)
+        if (windows.steps, windows.per_step) != (self.args.max_steps, per_step):
+            raise ValueError(
+                f"Windows has steps = {windows.steps} and per_step = {windows.per_step}; by the "
+                f"arguments it must have max_steps = {self.args.max_steps} and {per_step}"
+            )
+        return super().train(*args, **kwargs)
+
     def _get_train_sampler(self, train_dataset=None):
         """Read the windows in order. The default is random, and would mix the phases."""
-        return SequentialSampler(self.train_dataset)
+        return data.SequentialSampler(self.train_dataset)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Return the micro-batches of a step, and the number of their targets on all ranks."""
@@ -172,34 +203,20 @@ class Job:
     step_ratio: float = field(default=0.3, metadata={"help": "r: share of superposition steps"})
 
 
-UNSUITABLE = {  # arguments of TrainingArguments, and why TST refuses them
-    "label_smoothing_factor": "it would smooth recovery only, and lose the last target of a window",
-    "auto_find_batch_size": "the number of windows of a step must not change",
-    "save_only_model": "a run could not resume from the boundary",
-}
-
-
 def main() -> None:
     """Train a model from the command line."""
     job, args = HfArgumentParser((Job, TrainingArguments)).parse_args_into_dataclasses()
     if args.max_steps < 1:
         raise ValueError("give --max_steps: the boundary is a share of it")
-    for name, reason in UNSUITABLE.items():
-        if getattr(args, name):
-            raise ValueError(f"--{name} does not work with TST: {reason}. Remove it")
     schedule = Schedule.of([job.bag_size], [round(job.step_ratio * args.max_steps)])
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     tokens, held_out = np.load(job.train_tokens, "r"), np.load(job.eval_tokens, "r")
-    windows = Windows(tokens, job.seq_len, schedule, args.max_steps, per_step)
-    if (needed := windows.place(len(windows) - 1)[1]) > len(tokens):
-        raise ValueError(f"the run reads {needed:,} tokens; {job.train_tokens} has {len(tokens):,}")
     set_seed(args.seed)  # the Trainer does so only after the model has its weights
     config = AutoConfig.from_pretrained(job.model_config)
     trainer = TSTTrainer(
         accept_bags(AutoModelForCausalLM.from_config(config, dtype=torch.float32)),
         args,
         Collator(job.seq_len),
-        windows,
+        Windows(tokens, job.seq_len, schedule, args.max_steps, windows_per_step(args)),
         Windows(held_out, job.seq_len, Schedule(), len(held_out) // (job.seq_len + 1), 1),
         callbacks=[SaveBoundary(schedule)],
     )

@@ -6,12 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conformance_of_hf_trainer import LLAMA, QWEN3, SMALL, S, V, example, new_model
+from conformance_of_hf_trainer import LLAMA, QWEN3, SMALL, S, V, arguments, example, new_model
 from conformance_of_hf_trainer import L as LATENTS
 from hf_trainer_runs import BOUNDARY, STEPS, losses, run, tokens
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+
+from torchtitan.experiments.tst.core import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_command_line_trains_and_resumes(command, tmp_path):
 
 
 def test_too_few_tokens_are_refused(command):
-    with pytest.raises(ValueError, match=r"the run reads 4,920 tokens; .*train\.npy has 2,000"):
+    with pytest.raises(ValueError, match="the run reads 4,920 tokens; the data has 2,000"):
         command("--max_steps", "60")
 
 
@@ -152,8 +154,31 @@ def test_number_of_steps_must_be_given(command):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("label_smoothing_factor", 0.1), ("auto_find_batch_size", True), ("save_only_model", True)],
+    [
+        ("label_smoothing_factor", 0.1),
+        ("auto_find_batch_size", True),
+        ("save_only_model", True),
+        ("ignore_data_skip", True),
+    ],
 )
 def test_arguments_that_do_not_work_are_refused(command, name, value):
-    with pytest.raises(ValueError, match=f"^--{name} does not work with TST: "):
+    with pytest.raises(ValueError, match=f"^{name} does not work with TST: "):
         command(f"--{name}", str(value))
+
+
+@pytest.mark.parametrize(
+    ("windows", "found"),
+    [({"steps": 3}, "steps = 3 and per_step = 4"), ({"per_step": 2}, "steps = 4 and per_step = 2")],
+)
+def test_windows_of_another_run_are_refused(tmp_path, windows, found):
+    """The Trainer would begin with superposition again in the second epoch."""
+    args = arguments(tmp_path, max_steps=4, gradient_accumulation_steps=2)
+    given = {"tokens": tokens(), "seq_len": 16, "schedule": Schedule(), "steps": 4, "per_step": 4}
+    trainer = example.TSTTrainer(
+        example.accept_bags(new_model(LLAMA)),
+        args,
+        example.Collator(16),
+        example.Windows(**given | windows),
+    )
+    with pytest.raises(ValueError, match=f"{found}; by .* max_steps = 4 and 4"):
+        trainer.train()
