@@ -26,11 +26,14 @@ class State:
 
     Args:
         optimizers: the optimizers, whose parameters are copied in their order.
+
+    Attributes:
+        known: the copies, by the id of the parameter.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer] = ()):
         self._weights: list[torch.Tensor] = []  # kept, so that ids are not used again
-        self._known: dict[int, Known] = {}
+        self.known: dict[int, Known] = {}
         for optimizer in optimizers:
             self.add(optimizer)
 
@@ -38,16 +41,16 @@ class State:
         """Copy the weights and the state of one more optimizer."""
         for weight in (p for group in optimizer.param_groups for p in group["params"]):
             state = optimizer.state.get(weight, {})
-            if state or id(weight) not in self._known:  # an optimizer may wrap another
+            if state or id(weight) not in self.known:  # an optimizer may wrap another
                 numbers = {k: v for k, v in state.items() if isinstance(v, torch.Tensor | float)}
                 copies = {key: torch.as_tensor(value).clone() for key, value in numbers.items()}
-                self._known[id(weight)] = weight.detach().clone(), copies
+                self.known[id(weight)] = weight.detach().clone(), copies
                 self._weights.append(weight)
 
     @property
     def weights(self) -> list[torch.Tensor]:
         """All weights."""
-        return [weight for weight, _ in self._known.values()]
+        return [weight for weight, _ in self.known.values()]
 
     def pairs(self, later: "State") -> list[tuple[Known, Known]]:
         """Pair what is known of each weight now and later.
@@ -55,7 +58,7 @@ class State:
         Weights that only one of the two has are skipped: an optimizer may step less often. If none
         is in both, the model was built anew, and the pairs follow the order.
         """
-        ours, theirs = self._known, later._known
+        ours, theirs = self.known, later.known
         if common := ours.keys() & theirs.keys():
             return [(ours[key], theirs[key]) for key in ours if key in common]
         return list(zip(ours.values(), theirs.values(), strict=False))
