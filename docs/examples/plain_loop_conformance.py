@@ -1,6 +1,6 @@
 """The loop of plain_loop.py, described for the conformance suite.
 
-tst conformance docs/examples/plain_loop_conformance.py
+Run ``tst conformance docs/examples/plain_loop_conformance.py``.
 """
 
 import contextlib
