@@ -182,7 +182,7 @@ def fully_shard_without_replicas(model, parallel_dims, job_config):
     ],
 )
 def test_a_model_that_is_parallel_in_part(own, parallelize, kind):
-    """Ranks would train different weights of what is left out."""
+    """Ranks would train different weights of a layer that is not sharded."""
     job = own("--parallelism.data_parallel_replicate_degree=2")
     train_spec_module._extra_train_specs["own"].parallelize_fn = parallelize
     message = rf"^parallelism.data_parallel_{kind}_degree = .* apply it to the parameter tok_emb"

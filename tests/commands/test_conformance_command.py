@@ -10,7 +10,7 @@ FILE = f"""
 import sys
 
 sys.path.insert(0, "{ROOT / "tests/core"}")
-from test_conformance import {{0}}
+from wrong_implementations import {{0}}
 
 
 class TST({{0}}):

@@ -68,7 +68,7 @@ def test_every_title_is_of_a_block_that_is_filled(path):
 
 @pytest.fixture
 def root(monkeypatch, tmp_path):
-    """Return a folder with an example, in the place of the repository."""
+    """Return a folder with an example, instead of the repository."""
     path = tmp_path / "docs/examples/one.py"
     path.parent.mkdir(parents=True)
     path.write_text(EXAMPLE)
