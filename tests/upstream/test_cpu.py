@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
-from torchtitan.experiments.tst.upstream.cpu import _CpuRNGTracker
+from torchtitan.experiments.tst.upstream.on_cpu import _CpuRNGTracker
 
 
 def test_an_accelerator_leaves_everything_alone():
