@@ -38,9 +38,9 @@ from replication.records import (
 )
 from replication.sweeps import BASE, CORPORA, SWEEPS, Sweep
 from torchtitan.experiments.tst import models
+from torchtitan.experiments.tst.config.job_config import JobConfig, superposition_section
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.config.schedule import build_schedule
-from torchtitan.experiments.tst.config.sections import JobConfig, superposition_section
 from torchtitan.experiments.tst.data.demo_corpus import make_if_read
 from torchtitan.experiments.tst.errors import ArgumentError
 from torchtitan.experiments.tst.planning.plan import parameters_of

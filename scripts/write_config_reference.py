@@ -21,7 +21,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from torchtitan.config import JobConfig as UpstreamJobConfig
 
 from command_line import documented_parser
-from torchtitan.experiments.tst.config.sections import JobConfig, Unit
+from torchtitan.experiments.tst.config.job_config import JobConfig
+from torchtitan.experiments.tst.config.sections import Unit
 from torchtitan.experiments.tst.config.values import kinds_of, range_of, type_of
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"

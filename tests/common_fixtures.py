@@ -26,8 +26,8 @@ from jobs import IN_STAGES, ON, ROOT, SAVE, Run, small_job
 from launches import Launch
 from torchtitan.experiments.tst import models
 from torchtitan.experiments.tst.__main__ import main as tst_main
+from torchtitan.experiments.tst.config.job_config import JobConfig
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.config.sections import JobConfig
 from torchtitan.experiments.tst.data.demo_corpus import make_corpus
 from torchtitan.experiments.tst.data.shards.tokenization import Options
 from torchtitan.experiments.tst.data.text import datasets

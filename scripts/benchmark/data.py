@@ -24,8 +24,8 @@ import torch
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.tools.utils import device_module
 
+from torchtitan.experiments.tst.config.job_config import JobConfig
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.config.sections import JobConfig
 from torchtitan.experiments.tst.core import Phase
 from torchtitan.experiments.tst.data import tokenizer_identity
 from torchtitan.experiments.tst.data.build import build_dataloader

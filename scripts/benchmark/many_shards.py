@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
+from torchtitan.experiments.tst.config.job_config import JobConfig
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.config.sections import JobConfig
 from torchtitan.experiments.tst.data.shards.loader import ShardsDataloader, open_mixture
 
 CONFIG = Path(__file__).parents[2] / "train_configs/paper/10B-A1B-50k-tst.toml"

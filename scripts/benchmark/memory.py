@@ -24,8 +24,8 @@ from torchtitan.tools.logging import logger
 
 from command_line import documented_parser
 from torchtitan.experiments.tst.checks.model import model_args_of
+from torchtitan.experiments.tst.config.job_config import JobConfig
 from torchtitan.experiments.tst.config.schedule import build_schedule
-from torchtitan.experiments.tst.config.sections import JobConfig
 from torchtitan.experiments.tst.planning.dry_run import dry_run
 
 STEPS = 3  # steps of each stage; from the second one on, the optimizer's states exist

@@ -36,8 +36,9 @@ from typing_extensions import override
 from command_line import documented_parser
 from torchtitan.experiments.tst.checks.job import check_config
 from torchtitan.experiments.tst.checks.model import model_args_of
+from torchtitan.experiments.tst.config.job_config import JobConfig
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.config.sections import JobConfig, TokenShards
+from torchtitan.experiments.tst.config.sections import TokenShards
 from torchtitan.experiments.tst.data.build import build_dataloader
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 from torchtitan.experiments.tst.upstream.names import train_spec_as

@@ -4,8 +4,8 @@ import pytest
 from torchtitan.config import JobConfig as UpstreamJobConfig
 
 from jobs import ROOT
+from torchtitan.experiments.tst.config.job_config import JobConfig
 from torchtitan.experiments.tst.config.old_keys import OLD_KEYS
-from torchtitan.experiments.tst.config.sections import JobConfig
 from torchtitan.experiments.tst.config.values import check_toml, kinds_of
 from torchtitan.experiments.tst.errors import ConfigError
 

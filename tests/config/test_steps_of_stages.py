@@ -4,8 +4,9 @@ import pytest
 import tomli_w
 
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.config.schedule import build_schedule, steps_of_stages
+from torchtitan.experiments.tst.config.schedule import build_schedule
 from torchtitan.experiments.tst.config.sections import Superposition
+from torchtitan.experiments.tst.config.stages import steps_of_stages
 from torchtitan.experiments.tst.core import Schedule
 
 

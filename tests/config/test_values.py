@@ -9,8 +9,8 @@ import pytest
 import tomli_w
 from torchtitan.config import JobConfig as UpstreamJobConfig
 
+from torchtitan.experiments.tst.config.job_config import JobConfig
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.config.sections import JobConfig
 from torchtitan.experiments.tst.config.upstream_ranges import UPSTREAM_RANGES
 from torchtitan.experiments.tst.config.values import (
     check_toml,

@@ -14,8 +14,8 @@ import documents
 from documents import NAMES, PACKAGE, PAGES
 from jobs import ROOT
 from torchtitan.experiments.tst.commands import COMMANDS, running
+from torchtitan.experiments.tst.config.job_config import JobConfig
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
-from torchtitan.experiments.tst.config.sections import JobConfig
 
 JOB_SH = (ROOT / "scripts" / "job.sh").read_text()
 of_each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES.get)

@@ -6,7 +6,7 @@ from torchtitan.components.checkpoint import DATALOADER
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 
-from ..config.sections import SECTION, superposition_section, text_dataset_section
+from ..config.job_config import SECTION, superposition_section, text_dataset_section
 from ..core import Schedule
 from ..data.shards.mixture import Mixture
 from ..data.text.datasets import is_ours, loader_of

@@ -8,7 +8,7 @@ from torchtitan.components.checkpoint import TRAIN_STATE
 from torchtitan.config import Checkpoint
 from torchtitan.config import JobConfig as UpstreamJobConfig
 
-from ..config.sections import resilience_section
+from ..config.job_config import resilience_section
 from ..errors import ConfigError
 from ..resilience.checkpoint import inventory
 from ..resilience.checkpoint.inventory import Kind

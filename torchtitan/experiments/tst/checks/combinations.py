@@ -21,8 +21,8 @@ from torchtitan.components.optimizer import (
 from torchtitan.config import JobConfig
 from torchtitan.distributed.pipeline_parallel import generate_llm_fqn_per_model_part, pipeline_llm
 
+from ..config.job_config import load_balance_section
 from ..config.layout import compiles
-from ..config.sections import load_balance_section
 from ..errors import ConfigError
 from ..upstream.names import CONVERTERS, PipelineScheduleRuntime, compile_backends
 from .model import check_module_names, has_experts

@@ -8,8 +8,9 @@ from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 from torchtitan.hf_datasets.text_datasets import DATASETS, build_text_dataloader
 
+from ..config.job_config import text_dataset_section, token_shards_section
 from ..config.layout import global_batch_size
-from ..config.sections import TextDataset, text_dataset_section, token_shards_section
+from ..config.sections import TextDataset
 from ..config.sections import TokenShards as TokenShardsSection
 from ..core import Schedule
 from ..data.errors import DataError

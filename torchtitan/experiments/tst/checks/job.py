@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torchtitan.config import JobConfig
 
+from ..config.job_config import resilience_section, superposition_section
 from ..config.layout import dp_degree
-from ..config.sections import resilience_section
 from ..config.values import check_values
 from ..core import Schedule
 from ..errors import ConfigError
@@ -77,7 +77,9 @@ def check_config(job_config: JobConfig, ranks: int) -> Schedule:
     check_values(job_config)
     register_extensions(job_config)
     check_combinations(job_config, model_args_of(job_config))
-    schedule = check_superposition(job_config)
+    schedule = check_superposition(
+        superposition_section(job_config), job_config.training, job_config.checkpoint.enable
+    )
     check_layout(job_config, schedule, ranks)
     check_last_save(job_config)
     skipped = resilience_section(job_config).max_skipped_steps

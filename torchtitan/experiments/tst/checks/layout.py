@@ -3,8 +3,8 @@
 import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.config import JobConfig
 
+from ..config.job_config import lm_head_section
 from ..config.layout import dp_degree, ranks_of_layout
-from ..config.sections import lm_head_section
 from ..core import Schedule
 from ..errors import ConfigError
 from .model import model_args_of

@@ -13,7 +13,7 @@ from torchtitan.components.optimizer import build_optimizers_with_moe_load_balan
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 
-from ..config.sections import lm_head_section, load_balance_section
+from ..config.job_config import lm_head_section, load_balance_section
 from ..core import BagEmbedding, LossHead
 from ..core.embedding import lost_if_replaced
 from ..errors import ConfigError

@@ -1,15 +1,21 @@
 """Check that the keys of ``[superposition]`` fit together, and fit the rest of the job."""
 
-from torchtitan.config import JobConfig
+from typing import Any
 
-from ..config.schedule import bag_sizes_of, build_schedule, steps_of_stages
-from ..config.sections import Superposition, superposition_section
+from ..config.sections import Superposition
+from ..config.stages import bag_sizes_of, schedule_of, steps_of_stages
 from ..core import Schedule
 from ..errors import ConfigError
 
 
-def check_superposition(job_config: JobConfig) -> Schedule:
+def check_superposition(section: Superposition, training: Any, saves: bool) -> Schedule:
     """Check the section, and that its bags fit the job's batches.
+
+    Args:
+        section: the section.
+        training: the section ``[training]`` of the job: ``steps``, ``seq_len`` and
+            ``local_batch_size``.
+        saves: whether the job writes checkpoints.
 
     Returns:
         The job's schedule.
@@ -17,14 +23,12 @@ def check_superposition(job_config: JobConfig) -> Schedule:
     Raises:
         ConfigError: if keys do not fit together.
     """
-    section = superposition_section(job_config)
     if section.bag_size != 1:
-        _check_steps(section, job_config.training.steps)
+        _check_steps(section, training.steps)
         _check_choices(section)
-    schedule = build_schedule(job_config)
+    schedule = schedule_of(section, training.steps)
     if schedule.enabled:
-        _check_shapes(job_config, schedule)
-    saves = job_config.checkpoint.enable
+        _check_shapes(section, training, schedule)
     if section.stop_at_boundary and not (schedule.enabled and saves):
         raise ConfigError(
             "superposition.stop_at_boundary",
@@ -89,9 +93,8 @@ def _check_choices(section: Superposition) -> None:
         )
 
 
-def _check_shapes(job_config: JobConfig, schedule: Schedule) -> None:
+def _check_shapes(section: Superposition, training: Any, schedule: Schedule) -> None:
     """Check that sequences can be divided into the bags of each stage."""
-    training = job_config.training
     for stage in schedule.stages:
         try:
             schedule.batch_shape(stage.first, training.local_batch_size, training.seq_len)
@@ -105,7 +108,7 @@ def _check_shapes(job_config: JobConfig, schedule: Schedule) -> None:
         if schedule.mode == "output" and stage.bag_size > training.seq_len:
             raise ConfigError(
                 "superposition.bag_size",
-                superposition_section(job_config).bag_size,
+                section.bag_size,
                 f"the bag size {stage.bag_size} must be at most training.seq_len = "
                 f'{training.seq_len} with superposition.mode = "output"',
             )

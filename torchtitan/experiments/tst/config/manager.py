@@ -14,7 +14,7 @@ from tyro.constructors import ConstructorRegistry
 
 from ..errors import ConfigError, in_one_line
 from .command_line import refused_in_one_line, register_stages
-from .sections import JobConfig
+from .job_config import JobConfig
 from .values import check_toml
 
 EXTENSION = "torchtitan.experiments.tst.extension"

@@ -11,7 +11,7 @@ import math
 
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 
-from ..config.sections import lm_head_section
+from ..config.job_config import lm_head_section
 from .dry_run import Memory
 from .layer_memory import Forward, LayerMemory
 from .model_shape import Layout, ModelShape, Part

@@ -19,6 +19,7 @@ from ..checks.extensions import register_extensions
 from ..checks.layout import check_layout
 from ..checks.model import model_args_of
 from ..checks.superposition import check_superposition
+from ..config.job_config import superposition_section
 from ..config.layout import dp_degree, global_batch_size
 from ..config.values import check_values
 from ..core import Schedule
@@ -152,7 +153,10 @@ def layouts_of(job_config: JobConfig, machine: Machine) -> Layouts:
     """
     check_values(job_config)
     register_extensions(job_config)
-    schedule, shape = check_superposition(job_config), shape_of(job_config)
+    schedule = check_superposition(
+        superposition_section(job_config), job_config.training, job_config.checkpoint.enable
+    )
+    shape = shape_of(job_config)
     return _Search(job_config, machine, schedule, shape).run()
 
 

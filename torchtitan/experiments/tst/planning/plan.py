@@ -6,9 +6,9 @@ from torchtitan.config import JobConfig
 
 from .. import paper
 from ..checks.model import model_on_meta
+from ..config.job_config import token_shards_section
 from ..config.layout import dp_degree, global_batch_size, ranks_of_layout
 from ..config.schedule import build_schedule
-from ..config.sections import token_shards_section
 from ..config.values import check_values
 from ..core import Stage
 from ..data.shards.loader import is_token_shards, open_mixture, tokens_to_read

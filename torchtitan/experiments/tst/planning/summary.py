@@ -3,7 +3,7 @@
 import math
 
 from .. import paper
-from ..config.sections import JobConfig, superposition_section
+from ..config.job_config import JobConfig, superposition_section
 from ..errors import ConfigError, in_one_line
 from .dry_run import dry_run
 from .plan import Gpu, Plan, StagePlan, count, describe_data, mfu_of_paper

@@ -14,9 +14,9 @@ import tomli_w
 
 from ..checks.job import check_config
 from ..config.differences import differences, flatten
+from ..config.job_config import JobConfig
 from ..config.manager import SuperpositionConfigManager, read_toml
 from ..config.schedule import build_schedule
-from ..config.sections import JobConfig
 from ..config.values import kinds_of, type_of
 from ..errors import ArgumentError
 from .plan import default_ranks

@@ -27,7 +27,7 @@ from torchtitan.tools.logging import logger
 from torchtitan.train import Trainer
 from typing_extensions import override
 
-from ..config.sections import resilience_section
+from ..config.job_config import resilience_section
 from ..upstream.construction import built_by
 from ..upstream.refusals import refusals_as_config_errors
 from ..upstream.replaced import replaced

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import paper
+from ..config.job_config import superposition_section
 from ..config.manager import SuperpositionConfigManager
-from ..config.sections import superposition_section
 from ..planning.plan import parameters_of
 from ..planning.sweep import BAG_SIZE, BASELINE, STEP_RATIO, read_sweep, value_in_words
 

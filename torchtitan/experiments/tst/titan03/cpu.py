@@ -37,7 +37,7 @@ def enable_cpu_if_alone() -> bool:
     on_cpu = functools.partial(create_block_mask, device="cpu")
     replace(attention, "_compiled_create_block_mask", on_cpu)
     if not hasattr(dist, "set_timeout"):  # torch 2.13, of which there are builds without CUDA
-        dist.set_timeout = _set_pg_timeout
+        dist.set_timeout = _set_pg_timeout  # type: ignore[attr-defined]
     return True
 
 

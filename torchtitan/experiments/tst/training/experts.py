@@ -18,7 +18,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.models.moe.moe import MoE
 from torchtitan.tools.logging import logger
 
-from ..config.sections import load_balance_section
+from ..config.job_config import load_balance_section
 from ..core import ExpertLoad, load_balancing_loss
 from ..upstream.names import in_backward
 from ..upstream.parallelize import Parallelize, averages_gradients

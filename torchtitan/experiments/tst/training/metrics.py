@@ -37,9 +37,9 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.tools.logging import logger
 from typing_extensions import override
 
+from ..config.job_config import resilience_section
 from ..config.layout import global_batch_size
 from ..config.schedule import build_schedule
-from ..config.sections import resilience_section
 from ..core import Phase, Schedule
 from ..resilience.run_folder import open_lines
 from ..resilience.wandb_run import wandb_run

@@ -12,8 +12,8 @@ from torchtitan.components.loss import LossFunction
 from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
+from ..config.job_config import lm_head_section, superposition_section
 from ..config.layout import compiles
-from ..config.sections import lm_head_section, superposition_section
 from ..core import BagLoss, LossHead
 from ..errors import ConfigError
 from ..upstream.names import FakeTensor

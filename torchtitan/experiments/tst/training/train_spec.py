@@ -12,7 +12,7 @@ from torchtitan.hf_datasets.text_datasets import build_text_dataloader
 from torchtitan.protocols.train_spec import TrainSpec
 
 from ..checks.model import check_modules, check_parallel
-from ..config.sections import lm_head_section
+from ..config.job_config import lm_head_section
 from ..core import BagEmbedding, LossHead
 from ..data.build import build_dataloader
 from ..data.tokenizer import tokenizer_builder

@@ -23,9 +23,9 @@ from ..checks.agreement import contradictions, run_facts
 from ..checks.job import check_job
 from ..checks.machine import check_launch
 from ..checks.model import has_experts
+from ..config.job_config import lm_head_section, superposition_section
 from ..config.layout import global_batch_size
 from ..config.schedule import build_schedule, stages_without_steps
-from ..config.sections import lm_head_section, superposition_section
 from ..core import IGNORE_INDEX, BatchShape, Phase, Schedule, Stage, document_ids, fold
 from ..data.build import announce_text
 from ..data.loader import Batch, PhaseDataloader

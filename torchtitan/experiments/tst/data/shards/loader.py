@@ -28,9 +28,9 @@ from torchtitan.config.job_config import Training, Validation
 from torchtitan.tools.logging import logger
 from typing_extensions import override
 
+from ...config.job_config import token_shards_section
 from ...config.layout import global_batch_size
 from ...config.schedule import build_schedule
-from ...config.sections import token_shards_section
 from ..loader import Batch, PhaseDataloader, StatedBatch
 from .mixture import Mixture, Position, Window
 from .once import once_in_launch

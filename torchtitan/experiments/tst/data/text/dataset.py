@@ -15,7 +15,7 @@ from torchtitan.config import JobConfig
 from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataset
 from typing_extensions import override
 
-from ...config.sections import text_dataset_section
+from ...config.job_config import text_dataset_section
 from ..errors import DataError
 from ..loader import Batch, Section, named_errors
 from .datasets import text_key_of
