@@ -114,8 +114,8 @@ def files_of_a_step(job_config: JobConfig, shard_tokens: int) -> tuple[float, in
     """Return the shards read in a superposition step: the job's mean, and a machine's maximum."""
     loader = ShardsDataloader(RANKS, 0, None, job_config)
     position, whole, most = loader.mixture.start(), [], 0
-    shape = loader.schedule.batch_shape(1, job_config.training.local_batch_size, 4096)
-    length, count = shape.data_tokens + 1, shape.sequences * loader.accumulation * RANKS
+    shape = loader.reader.schedule.batch_shape(1, job_config.training.local_batch_size, 4096)
+    length, count = shape.data_tokens + 1, shape.sequences * loader.reader.accumulation * RANKS
     for _ in range(20):
         windows, position = loader.mixture.take(position, count, length)
         files = [

@@ -72,7 +72,7 @@ def read(loaders, completed_steps=0):
     iterators = [iter(loader) for loader in loaders]
     training = loaders[0].job_config.training
     for step in itertools.count(completed_steps + 1):
-        shape = loaders[0].schedule.batch_shape(step, training.local_batch_size, training.seq_len)
+        shape = loaders[0].reader.schedule.batch_shape(step, training.local_batch_size, training.seq_len)
         windows = []
         for loader, iterator in zip(loaders, iterators, strict=True):
             for _ in range(loader.accumulation):
@@ -133,7 +133,7 @@ def test_the_stream_does_not_depend_on_ranks_stages_or_resumes(
     mixture, position = one_rank.mixture, one_rank.mixture.start()
     expected = []
     for step in range(1, STEPS + 1):
-        of_step = one_rank.schedule.batch_shape(step, GLOBAL_BATCH, L)
+        of_step = one_rank.reader.schedule.batch_shape(step, GLOBAL_BATCH, L)
         length = of_step.data_tokens + 1
         windows, position = mixture.take(position, of_step.sequences, length)
         expected.append(mixture.read(windows, length).tolist())

@@ -1,22 +1,18 @@
 """The base class of the loaders of training data."""
 
-import signal
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.config import JobConfig
 from typing_extensions import override
 
-from ..resilience.stop import STOP_SIGNALS
 from .errors import DataError
+from .workers import Batch, StatedBatch, loader_options
 
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
-StatedBatch = tuple[dict[str, torch.Tensor], torch.Tensor, str | None]
 Section = Literal["training", "validation"]
 
 
@@ -34,10 +30,7 @@ class PhaseDataloader(BaseDataLoader):
 
     def __init__(self, job_config: JobConfig):
         self.job_config = job_config
-        self.options: dict[str, Any] = asdict(job_config.training.dataloader)
-        if not self.options["num_workers"]:
-            del self.options["persistent_workers"], self.options["prefetch_factor"]
-        self.options |= {"batch_size": None, "worker_init_fn": _leave_signals_to_parent}
+        self.options = loader_options(asdict(job_config.training.dataloader))
 
     @abstractmethod
     def begin(self, completed_steps: int) -> None:
@@ -74,12 +67,3 @@ def named_errors(job_config: JobConfig, section: Section) -> Iterator[None]:
             f"{section}.dataset = {config.dataset!r} ({section}.dataset_path = "
             f"{config.dataset_path!r}) cannot be read: {cause}"
         ) from error
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ignore the first stop signal, which a cluster sends to all processes of a job.
-
-    A second one, such as SIGTERM from the parent, ends the worker.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))

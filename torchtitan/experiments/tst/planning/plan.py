@@ -13,6 +13,7 @@ from ..config.values import check_values
 from ..core import Stage
 from ..data.shards.loader import is_token_shards, open_mixture, tokens_to_read
 from ..data.shards.token_shards import ShardError
+from .numbers import batch_in_words
 
 
 @dataclass(frozen=True)
@@ -147,22 +148,11 @@ class Plan:
     @property
     def batch(self) -> str:
         """The sequences of an ordinary step, in words."""
-        return (
-            f"{self.sequences:,} sequences = {self.data_parallel_ranks} data-parallel ranks x "
-            f"{self.local_batch_size} x {self.accumulation} micro-batches"
-        )
+        return batch_in_words(self.sequences, self.data_parallel_ranks, self.local_batch_size)
 
     def gpu_hours(self, gpu: Gpu, mfu: float) -> float:
         """Return the GPU hours at an MFU in (0, 1]."""
         return self.flops / (gpu.peak_flops * mfu * 3600)
-
-
-def count(number: float) -> str:
-    """Return a number in short form, such as 104.86B."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if number >= unit:
-            return f"{number / unit:.2f}{name}"
-    return f"{number:,.0f}"
 
 
 def default_ranks(job_config: JobConfig) -> int:

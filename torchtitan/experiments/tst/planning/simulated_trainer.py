@@ -13,7 +13,7 @@ from torchtitan.distributed import ParallelDims
 from typing_extensions import override
 
 from ..core import Stage
-from ..data.loader import Batch
+from ..data.workers import Batch
 from ..training.trainer import SuperpositionTrainer
 from ..upstream.fake import FakeTensorMode, PeakMemory
 from ..upstream.fake_pipeline import begin_step

@@ -28,9 +28,10 @@ from ..config.layout import global_batch_size
 from ..config.schedule import build_schedule, stages_without_steps
 from ..core import IGNORE_INDEX, BatchShape, Phase, Schedule, Stage, document_ids, fold
 from ..data.build import announce_text
-from ..data.loader import Batch, PhaseDataloader
+from ..data.loader import PhaseDataloader
 from ..data.shards.loader import ShardsDataloader, announce_data
 from ..data.tokenizer import announce_tokenizer
+from ..data.workers import Batch
 from ..errors import ConfigError
 from ..resilience.trainer import ResilientTrainer
 from ..upstream.parallelize import add_up_partial_gradients, around_shape_inference, forget_shapes

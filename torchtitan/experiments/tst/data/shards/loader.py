@@ -1,26 +1,16 @@
 """Load training data from token shards, on any number of ranks and workers, in every stage.
 
-    shards -> one endless sequence per source -> one order of windows over the sources -> the
-    windows of a step, in M equal parts for M data-parallel ranks -> micro-batches -> read ahead
-
-A window is seq_len + 1 tokens: all except the last are inputs, all except the first are labels, as
-in upstream's text pipeline. Position and order belong to the whole job: each rank knows all windows
-of a step and reads its part. So any number of ranks and workers reads the same tokens in the same
-step. The state is the position: how many tokens of each source the job has read.
+:mod:`.windows` says which tokens a step reads. The state is the position: how many tokens of each
+source the job has read.
 """
 
-import collections
 import functools
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
@@ -31,10 +21,12 @@ from typing_extensions import override
 from ...config.job_config import token_shards_section
 from ...config.layout import global_batch_size
 from ...config.schedule import build_schedule
-from ..loader import Batch, PhaseDataloader, StatedBatch
-from .mixture import Mixture, Position, Window
+from ..loader import PhaseDataloader
+from ..workers import Batch, StatedBatch
+from .mixture import Mixture, Position
 from .once import once_in_launch
 from .token_shards import TokenShards
+from .windows import Batches, WindowReader, batch_of
 
 DATASET = "token_shards"
 _STATE = "token_position"
@@ -135,11 +127,14 @@ class ShardsDataloader(PhaseDataloader):
         job_config: JobConfig,
     ):
         super().__init__(job_config)
-        self.ranks, self.rank = dp_world_size, dp_rank
         self.mixture = open_mixture(job_config, tokenizer)
-        self.schedule = build_schedule(job_config)
-        self.accumulation = global_batch_size(job_config, dp_world_size) // (
-            job_config.training.local_batch_size * dp_world_size
+        sequences, training = global_batch_size(job_config, dp_world_size), job_config.training
+        self.reader = WindowReader(
+            self.mixture,
+            build_schedule(job_config),
+            Batches(sequences, training.local_batch_size, training.seq_len),
+            (dp_rank, dp_world_size),
+            self.options,
         )
         self.completed_steps = 0
         self._state = self.mixture.start().to_json()
@@ -180,56 +175,7 @@ class ShardsDataloader(PhaseDataloader):
 
     @override
     def _batches(self) -> Iterable[StatedBatch]:
-        batches = DataLoader(_Reader(self.mixture), sampler=self._orders(), **self.options)  # type: ignore[arg-type]
-        # A step uses all its micro-batches at once, so those of the next step are read meanwhile.
-        return _read_ahead(iter(batches), max(2, self.accumulation))
-
-    def _orders(self) -> Iterator["_Order"]:
-        """Yield what this rank reads from the current position on, for each micro-batch."""
-        training, position, step = self.job_config.training, self.position, self.completed_steps
-        while True:
-            step += 1
-            shape = self.schedule.batch_shape(step, training.local_batch_size, training.seq_len)
-            length = shape.data_tokens + 1
-            mine = shape.sequences * self.accumulation
-            windows, position = self.mixture.take(position, mine * self.ranks, length)
-            if len(windows) < mine * self.ranks:
-                return
-            mine_of_all = windows[self.rank * mine : (self.rank + 1) * mine]
-            for end in range(shape.sequences, mine + 1, shape.sequences):
-                state = position.to_json() if end == mine else None
-                yield _Order(mine_of_all[end - shape.sequences : end], length, state)
-
-
-def _read_ahead(batches: Iterator[StatedBatch], count: int) -> Iterator[StatedBatch]:
-    """Yield the same batches, while a thread reads the next ``count`` of them."""
-    with ThreadPoolExecutor(1, "read-ahead") as thread:
-        ahead = collections.deque(thread.submit(next, batches, None) for _ in range(count))
-        try:
-            while batch := ahead.popleft().result():
-                ahead.append(thread.submit(next, batches, None))
-                yield batch
-        finally:
-            thread.shutdown(cancel_futures=True)
-
-
-class _Order(NamedTuple):
-    """The order to read a micro-batch: its windows, and the loader's state after it."""
-
-    windows: list[Window]
-    length: int
-    state: str | None  # None within a step
-
-
-class _Reader(Dataset):
-    """A dataset whose index is an :class:`_Order`, so that any process can read any batch."""
-
-    def __init__(self, mixture: Mixture):
-        self.mixture = mixture
-
-    @override
-    def __getitem__(self, order: _Order) -> StatedBatch:
-        return *_batch(self.mixture.read(order.windows, order.length)), order.state
+        return self.reader.batches(self.position, self.completed_steps)
 
 
 class ShardsValidationDataloader(BaseDataLoader):
@@ -267,7 +213,7 @@ class ShardsValidationDataloader(BaseDataLoader):
             if start + self.ranks * count > self.shards.tokens and not self.infinite:
                 return
             tokens = self.shards.read(start + self.rank * count, count)
-            yield _batch(tokens.reshape(-1, length))
+            yield batch_of(tokens.reshape(-1, length))
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -276,9 +222,3 @@ class ShardsValidationDataloader(BaseDataLoader):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
-
-
-def _batch(windows: np.ndarray) -> Batch:
-    """Split windows (B, L+1) into inputs (B, L) and their next-token labels (B, L)."""
-    tokens = torch.from_numpy(windows)
-    return {"input": tokens[:, :-1].contiguous()}, tokens[:, 1:].contiguous()

@@ -17,7 +17,8 @@ from typing_extensions import override
 
 from ...config.job_config import text_dataset_section
 from ..errors import DataError
-from ..loader import Batch, Section, named_errors
+from ..loader import Section, named_errors
+from ..workers import Batch
 from .datasets import text_key_of
 from .files import DataFiles
 

@@ -37,7 +37,8 @@ from ...config.layout import global_batch_size
 from ...config.schedule import build_schedule
 from ...resilience.checkpoint.reader import PlainUnpickler
 from ...upstream.names import data_of
-from ..loader import Batch, PhaseDataloader, StatedBatch
+from ..loader import PhaseDataloader
+from ..workers import Batch, StatedBatch
 from .dataset import TextDataset
 from .files import DataFiles
 
