@@ -31,9 +31,9 @@ from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.data.demo_corpus import make_corpus
 from torchtitan.experiments.tst.data.shards.tokenization import Options
 from torchtitan.experiments.tst.data.text import datasets
+from torchtitan.experiments.tst.metrics_file import read_metrics
 from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.testing.ranks import free_port
-from torchtitan.experiments.tst.training.metrics import read_metrics
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 from torchtitan.experiments.tst.upstream.cpu import enable_cpu_if_alone
 

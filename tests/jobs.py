@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from torchtitan.experiments.tst.metrics_file import TRAINING_LOSS
 from torchtitan.experiments.tst.testing.states import read_state
-from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from pathlib import Path
 from subprocess import DEVNULL
 
 from launches import wait_until
-from torchtitan.experiments.tst.training.metrics import read_metrics
+from torchtitan.experiments.tst.metrics_file import read_metrics
 
 TRAIN = "scripts/slurm/train.sbatch"
 DEMO = "train_configs/demo/tst.toml"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from jobs import BOUNDARY, ON, SAVE, STEPS, TST, column, load_full, validation
+from torchtitan.experiments.tst.metrics_file import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.testing.layouts import (
     GLOBAL_BATCH,
@@ -16,7 +17,6 @@ from torchtitan.experiments.tst.testing.layouts import (
     Layout,
 )
 from torchtitan.experiments.tst.testing.runs import Runs
-from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 from torchtitan.experiments.tst.upstream import parallelize
 
 # of scripts/check_parallelism.py, which runs them all

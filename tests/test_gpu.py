@@ -22,9 +22,9 @@ from launches import signal_every_process
 from torchtitan.experiments.tst.core import LOSSES, BagEmbedding, BagLoss, LossHead, losses
 from torchtitan.experiments.tst.core.head import chunked_loss
 from torchtitan.experiments.tst.data.shards.loader import ShardsDataloader
+from torchtitan.experiments.tst.metrics_file import TRAINING_LOSS
 from torchtitan.experiments.tst.resilience.checkpoint import inventory, manifests
 from torchtitan.experiments.tst.resilience.stop import STOPPED_EXIT_CODE
-from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 pytestmark = pytest.mark.gpu

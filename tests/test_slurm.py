@@ -12,7 +12,7 @@ from jobs import load_full
 from launches import wait_until
 from slurm_cluster import DEMO, SHORTER, TRAIN, ends_well, output, steps_done, wait_for_step
 from torchtitan.experiments.tst.data.shards.token_shards import TokenShards
-from torchtitan.experiments.tst.training.metrics import read_metrics
+from torchtitan.experiments.tst.metrics_file import read_metrics
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,7 +12,7 @@ from torchtitan.experiments.tst import paper
 from torchtitan.experiments.tst.config.sections import Superposition
 from torchtitan.experiments.tst.config.stages import steps_of_stages
 from torchtitan.experiments.tst.core import Schedule
-from torchtitan.experiments.tst.planning.plan import count
+from torchtitan.experiments.tst.planning.numbers import count
 from torchtitan.experiments.tst.planning.surface_plots import draw_lines, draw_surfaces
 
 from . import tables

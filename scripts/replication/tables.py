@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from torchtitan.experiments.tst import paper
-from torchtitan.experiments.tst.planning.plan import count
+from torchtitan.experiments.tst.planning.numbers import count
 
 from .analysis import Results, baseline_of
 from .records import Recipe, Record

@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torchtitan.train import Trainer
 
 from torchtitan.experiments.tst.core import Schedule
+from torchtitan.experiments.tst.metrics_file import METRICS_FILE, TRAINING_LOSS, VALIDATION_LOSS
 from torchtitan.experiments.tst.results.curves import MetricsError, read_curves
-from torchtitan.experiments.tst.training.metrics import METRICS_FILE, TRAINING_LOSS, VALIDATION_LOSS
 
 S, BOUNDARY, STEPS, LATENTS = 4, 6, 24, 4 * 32
 LOG, VALIDATE = 4, 6

@@ -15,8 +15,8 @@ import launches
 from jobs import IN_STAGES, ON, ROOT, TST, UPSTREAM, column, superposition
 from launches import modules_run, recording_modules
 from torchtitan.experiments.tst import start
+from torchtitan.experiments.tst.metrics_file import read_metrics
 from torchtitan.experiments.tst.resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
-from torchtitan.experiments.tst.training.metrics import read_metrics
 
 LAUNCH = "torchtitan.experiments.tst.launch"
 

@@ -18,9 +18,9 @@ from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.data.build import build_dataloader, build_validation_dataloader
 from torchtitan.experiments.tst.data.loader import DataError
 from torchtitan.experiments.tst.data.shards.loader import ShardsDataloader, tokens_to_read
+from torchtitan.experiments.tst.metrics_file import VALIDATION_LOSS
 from torchtitan.experiments.tst.resilience.checkpoint.inventory import complete_steps
 from torchtitan.experiments.tst.resilience.checkpoint.manifests import CheckpointError
-from torchtitan.experiments.tst.training.metrics import VALIDATION_LOSS
 
 L, GLOBAL_BATCH, STEPS = 6, 8, 7
 
@@ -70,9 +70,9 @@ def read(loaders, completed_steps=0):
     for loader in loaders:
         loader.begin(completed_steps)
     iterators = [iter(loader) for loader in loaders]
-    training = loaders[0].job_config.training
+    training, schedule = loaders[0].job_config.training, loaders[0].reader.schedule
     for step in itertools.count(completed_steps + 1):
-        shape = loaders[0].reader.schedule.batch_shape(step, training.local_batch_size, training.seq_len)
+        shape = schedule.batch_shape(step, training.local_batch_size, training.seq_len)
         windows = []
         for loader, iterator in zip(loaders, iterators, strict=True):
             for _ in range(loader.accumulation):

@@ -18,7 +18,7 @@ import documents
 import launches
 from jobs import ON, ROOT, SAVE, column
 from torchtitan.experiments.tst import start
-from torchtitan.experiments.tst.training.metrics import read_metrics
+from torchtitan.experiments.tst.metrics_file import read_metrics
 
 README = documents.page("README.md")
 RUNNING = documents.page("docs/running.md")

@@ -35,11 +35,11 @@ from jobs import (
 from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, fold
 from torchtitan.experiments.tst.core.conformance import check
 from torchtitan.experiments.tst.errors import ConfigError
+from torchtitan.experiments.tst.metrics_file import TRAINING_LOSS, VALIDATION_LOSS
 from torchtitan.experiments.tst.start import check as check_start
 from torchtitan.experiments.tst.testing import ranks
 from torchtitan.experiments.tst.testing.layouts import MODELS, Layout
 from torchtitan.experiments.tst.testing.runs import Runs
-from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS, VALIDATION_LOSS
 
 example = load_example("own_model")
 OWN = (

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from jobs import load_full, losses, saving, superposition
+from torchtitan.experiments.tst.metrics_file import read_metrics
 from torchtitan.experiments.tst.resilience import reporting
 from torchtitan.experiments.tst.resilience.checkpoint import inventory
 from torchtitan.experiments.tst.resilience.stop import STOPPED_EXIT_CODE
-from torchtitan.experiments.tst.training.metrics import read_metrics
 
 JOB = (
     *superposition(4, steps=4),

@@ -7,6 +7,7 @@ import pytest
 
 from jobs import ON
 from torchtitan.experiments.tst.core import Schedule
+from torchtitan.experiments.tst.metrics_file import METRICS_FILE
 from torchtitan.experiments.tst.results.comparison import compare
 from torchtitan.experiments.tst.results.curves import (
     Curves,
@@ -17,7 +18,6 @@ from torchtitan.experiments.tst.results.curves import (
 )
 from torchtitan.experiments.tst.results.report import write_comparison
 from torchtitan.experiments.tst.results.tables import rows_of_experts
-from torchtitan.experiments.tst.training.metrics import METRICS_FILE
 from torchtitan.experiments.tst.training.tensorboard import LAYOUT
 
 QWEN3 = ("--model.name=qwen3", "--model.flavor=debugmodel_moe_tiny")

@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from torchtitan.experiments.tst.metrics_file import METRICS_FILE
 from torchtitan.experiments.tst.results.comparison import compare
 from torchtitan.experiments.tst.results.curves import read_curves, read_runs
 from torchtitan.experiments.tst.results.report import write_comparison
 from torchtitan.experiments.tst.results.score_comparison import compare_scores
 from torchtitan.experiments.tst.results.scores import EVALUATIONS_FILE, Evaluation, Score
 from torchtitan.experiments.tst.results.tables import rows_of_scores
-from torchtitan.experiments.tst.training.metrics import METRICS_FILE
 
 FLOPS_OF_A_STEP = 1000
 BOUNDARY = 20

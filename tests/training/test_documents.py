@@ -10,7 +10,7 @@ from torchtitan.models.llama3 import llama3_args
 
 from torchtitan.experiments.tst.checks.job import check_job
 from torchtitan.experiments.tst.errors import ConfigError
-from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS
+from torchtitan.experiments.tst.metrics_file import TRAINING_LOSS
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 LATENTS, BAG = 8, 4

@@ -14,13 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jobs import BOUNDARY, ON, SAVE, STEPS, B, L, S, column, tensorboard_scalars, validation
 from torchtitan.experiments.tst.core import Phase, Schedule
-from torchtitan.experiments.tst.resilience import wandb_run as wandb_module
-from torchtitan.experiments.tst.training.metrics import (
+from torchtitan.experiments.tst.metrics_file import (
     TRAINING_LOSS,
     VALIDATION_LOSS,
     JsonLinesLogger,
     read_metrics,
 )
+from torchtitan.experiments.tst.resilience import wandb_run as wandb_module
 from torchtitan.experiments.tst.training.tensorboard import LAYOUT
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 

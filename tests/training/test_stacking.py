@@ -13,7 +13,7 @@ from torchtitan.models.qwen3 import Qwen3Model, qwen3_args
 
 from jobs import SAVE_LAST, TST, B, L, S, column, load_full, superposition
 from torchtitan.experiments.tst.core import BagEmbedding, LossHead
-from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS, read_metrics
+from torchtitan.experiments.tst.metrics_file import TRAINING_LOSS, read_metrics
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 BOUNDARY, STEPS = 2, 4

@@ -15,7 +15,7 @@ from torchtitan.protocols.model_converter import (
 from jobs import BOUNDARY, ON, STEPS, B, L, RecordingTrainer, S, column, superposition, validation
 from torchtitan.experiments.tst.config.manager import SuperpositionConfigManager
 from torchtitan.experiments.tst.core import BagEmbedding, BagLoss, fold, head
-from torchtitan.experiments.tst.training.metrics import TRAINING_LOSS, VALIDATION_LOSS
+from torchtitan.experiments.tst.metrics_file import TRAINING_LOSS, VALIDATION_LOSS
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 

@@ -1,7 +1,7 @@
 """The record of a job in its run folder and its checkpoints."""
 
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import tomli
 import tomli_w
@@ -58,17 +58,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConfigTextError(
             f"{path} is damaged: {error}. To write it anew, launch the run again"
         ) from error
-
-
-def open_lines(path: Path) -> TextIO:
-    """Open a file of JSON lines to append to it, and end its last line if a kill cut it short."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", buffering=1)
-    if size := file.tell():
-        file.seek(size - 1)
-        if file.read(1) != "\n":
-            file.write("\n")
-    return file
 
 
 def _without_none(config: dict[str, Any]) -> dict[str, Any]:

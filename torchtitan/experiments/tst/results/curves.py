@@ -19,9 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ..core import Schedule, Stage
 from ..errors import UserError
-from ..resilience.run_folder import read_config
-from ..training.experts import DEAD, ENTROPY, LARGEST, SMALLEST
-from ..training.metrics import (
+from ..metrics_file import (
     DATA_TOKENS,
     LATENTS,
     METRICS_FILE,
@@ -30,6 +28,8 @@ from ..training.metrics import (
     VALIDATION_LOSS,
     read_metrics,
 )
+from ..resilience.run_folder import read_config
+from ..training.experts import DEAD, ENTROPY, LARGEST, SMALLEST
 from .scores import Evaluation, read_evaluations
 
 _NEEDED = {TRAINING_LOSS, DATA_TOKENS, SECONDS_PER_STEP, "tflops", "throughput(tps)"}

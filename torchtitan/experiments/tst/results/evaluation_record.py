@@ -13,9 +13,8 @@ from torchtitan.tools.logging import logger
 from typing_extensions import override
 
 from ..errors import ArgumentError, in_one_line
-from ..resilience.run_folder import open_lines
+from ..metrics_file import DATA_TOKENS, LATENTS, open_lines
 from ..resilience.wandb_run import wandb_evaluation
-from ..training.metrics import DATA_TOKENS, LATENTS
 from ..training.tensorboard import DataTokensLogger
 from .scores import EVALUATIONS_FILE, Evaluation, read_lines
 

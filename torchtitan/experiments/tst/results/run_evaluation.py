@@ -9,11 +9,11 @@ from pathlib import Path
 from torchtitan.config import JobConfig
 
 from ..errors import ArgumentError
+from ..metrics_file import METRICS_FILE
 from ..resilience.checkpoint import inventory, manifests, moves
 from ..resilience.checkpoint.inventory import Checkpoint, Kind
 from ..resilience.checkpoint.manifests import CheckpointError
 from ..resilience.run_folder import CONFIG_FILE
-from ..training.metrics import METRICS_FILE
 from .evaluation_record import EvaluationRecord
 from .export import exported, read_job
 from .harness import Harness, scores_of

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..metrics_file import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 from ..planning.sweep import read_sweep, value_in_words
-from ..training.metrics import TRAINING_LOSS, VALIDATION_LOSS, read_metrics
 from . import sweep_plots
 from .tables import aligned
 

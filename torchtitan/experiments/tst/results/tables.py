@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..planning.plan import count
+from ..planning.numbers import count
 from .comparison import (
     TRAINING,
     VALIDATION,

@@ -20,12 +20,7 @@ Throughputs and times are means since the last log. The last step of a stage and
 after it are always logged, so that no mean mixes two bag sizes.
 """
 
-import json
-import logging
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,47 +29,23 @@ import torch
 from torchtitan.components.metrics import BaseLogger, LoggerContainer, MetricsProcessor
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
-from torchtitan.tools.logging import logger
 from typing_extensions import override
 
 from ..config.job_config import resilience_section
 from ..config.layout import global_batch_size
 from ..config.schedule import build_schedule
-from ..core import Phase, Schedule
-from ..resilience.run_folder import open_lines
+from ..core import Phase
+from ..metrics_file import (
+    DATA_TOKENS,
+    LATENTS,
+    METRICS_FILE,
+    SECONDS_PER_STEP,
+    JsonLinesLogger,
+    appended_to_step_line,
+)
 from ..resilience.wandb_run import wandb_run
 from ..upstream.names import metrics_rank
 from .tensorboard import extend_tensorboard
-
-METRICS_FILE = "metrics.jsonl"
-# Upstream's keys of the two losses.
-TRAINING_LOSS, VALIDATION_LOSS = "loss_metrics/global_avg_loss", "validation_metrics/loss"
-SECONDS_PER_STEP = "time_metrics/end_to_end(s)"
-DATA_TOKENS, LATENTS = "n_tokens_seen", "n_latents_seen"
-
-
-class JsonLinesLogger(BaseLogger):
-    """Writes a JSON object on each line: ``step``, ``phase`` and the metrics of one call.
-
-    A resumed run appends to the file. :func:`read_metrics` skips the lines of steps that were
-    repeated.
-    """
-
-    def __init__(self, path: Path, schedule: Schedule):
-        self.schedule = schedule
-        self.file = open_lines(path)
-
-    @override
-    def log(self, metrics: dict[str, Any], step: int) -> None:
-        line = {"step": step, "phase": str(self.schedule.phase(step)), **metrics}
-        try:
-            self.file.write(json.dumps(line) + "\n")
-        except OSError as error:  # such as a full disk; the error does not name the file
-            raise OSError(error.errno, error.strerror, self.file.name) from error
-
-    @override
-    def close(self) -> None:
-        self.file.close()
 
 
 class MetricsRun(Protocol):
@@ -167,7 +138,7 @@ class SuperpositionMetricsProcessor(MetricsProcessor):
                 f"  {color.yellow}phase: {phase} (s={bag_size})  "
                 f"{color.blue}data tps: {round(data_tps):,}{color.reset}" + suffix
             )
-        with _appended_to_step_line(suffix):
+        with appended_to_step_line(suffix):
             super().log(
                 step, global_avg_loss, global_max_loss, grad_norm, (extra_metrics or {}) | ours
             )
@@ -210,40 +181,3 @@ def build_metrics_processor(
 ) -> SuperpositionMetricsProcessor:
     """Build the metrics processor: a ``TrainSpec.build_metrics_processor_fn`` for a run."""
     return SuperpositionMetricsProcessor(run, job_config, parallel_dims, tag)
-
-
-def read_metrics(run_folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read the lines of a run's ``metrics.jsonl``; steps that were repeated are read once.
-
-    If a later launch repeated steps, its lines replace those of the earlier launch.
-    """
-    lines: list[dict[str, Any]] = []
-    last = (0, False)  # step, and whether the line is a validation's, which comes after training
-    with Path(run_folder, METRICS_FILE).open() as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue  # an incomplete line of a killed run
-            place = (line["step"], VALIDATION_LOSS in line)
-            if place <= last:
-                lines = [kept for kept in lines if kept["step"] < line["step"]]
-            lines.append(line)
-            last = place
-    return lines
-
-
-@contextmanager
-def _appended_to_step_line(suffix: str) -> Iterator[None]:
-    """Append to the line that upstream logs for a step; upstream has no hook for this."""
-
-    def append(record: logging.LogRecord) -> bool:
-        if isinstance(record.msg, str) and "step: " in record.msg:
-            record.msg += suffix
-        return True
-
-    logger.addFilter(append)
-    try:
-        yield
-    finally:
-        logger.removeFilter(append)
