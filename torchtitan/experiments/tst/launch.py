@@ -18,16 +18,64 @@ import signal
 import sys
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
+import torch
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from .errors import ConfigTextError
 from .resilience import reporting
 from .resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
 from .upstream.replaced import replace
 
 ENVIRONMENT = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # less fragmentation of memory
+
+
+def default_processes() -> int:
+    """Return the number of processes for this machine: one per GPU, or 2 on CPU."""
+    return torch.accelerator.device_count() or 2
+
+
+def check_processes(processes: int) -> None:
+    """Check that each process has its own GPU, if this machine has GPUs.
+
+    Raises:
+        ConfigTextError: if there are more processes than GPUs.
+    """
+    gpus = torch.accelerator.device_count()
+    if 0 < gpus < processes:
+        raise ConfigTextError(
+            f"--nproc {processes}: must be at most {gpus}, the number of GPUs of this machine"
+        )
+
+
+def handle_stop_signals() -> None:
+    """Make a stop signal end this process: nothing has started that it would have to stop."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: sys.exit(STOPPED_EXIT_CODE))
+
+
+def replace_by_launcher(
+    arguments: list[str], processes: int, log_rank: str, module: str
+) -> NoReturn:
+    """Replace this process by the launcher of a job's processes.
+
+    Args:
+        arguments: arguments of the job, as on the command line.
+        processes: number of processes.
+        log_rank: ranks whose output is shown, such as "0,1".
+        module: module that each process runs.
+    """
+    sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the launcher listens
+    launch = [
+        *(sys.executable, "-m", f"{__package__}.launch", f"--nproc_per_node={processes}"),
+        *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
+        *(f"--local-ranks-filter={log_rank}", "--role=rank", "--tee=3", "-m", module, *arguments),
+    ]
+    os.execv(sys.executable, launch)
 
 
 class _Launch:
@@ -82,7 +130,7 @@ def main() -> None:
 
     replace(api.PContext, "start", start_and_listen)
     launch.listen()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # .start has blocked them
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # replace_by_launcher blocked them
     os.environ[reporting.UNDER_LAUNCH] = "1"
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

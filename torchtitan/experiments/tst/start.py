@@ -5,27 +5,23 @@ No process is started for a job that cannot run, so its error is printed once.
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 from typing import NoReturn
 
-import torch
 from torchtitan.config import JobConfig
 
 from .checks.job import check_config, check_job
 from .config.manager import SuperpositionConfigManager
 from .config.schedule import build_schedule
-from .core import Phase, Schedule
+from .core import Schedule
 from .data.demo_corpus import make_if_read
-from .errors import ConfigTextError
-from .launch import ENVIRONMENT
-from .planning.plan import Plan, count, make_plan
-from .resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
+from .launch import ENVIRONMENT, check_processes, handle_stop_signals, replace_by_launcher
+from .planning.numbers import numbers
+from .planning.plan import parameters_of
 
 TRAIN_MODULE = f"{__package__}.train"
-_LAUNCH_MODULE = f"{__package__}.launch"
 
 # A single rank has no whole model to load or save, and nothing to record.
 _ONE_RANK = (
@@ -44,22 +40,16 @@ _ONE_RANK = (
 _EACH_PHASE = ("--training.steps=2", "--superposition.steps=None", "--superposition.step_ratio=0.5")
 
 
-def default_processes() -> int:
-    """Return the number of processes for this machine: one per GPU, or 2 on CPU."""
-    return torch.accelerator.device_count() or 2
+def read(arguments: list[str]) -> JobConfig:
+    """Return the config of a job.
 
-
-def check_processes(processes: int) -> None:
-    """Check that each process has its own GPU, if this machine has GPUs.
+    Args:
+        arguments: arguments of the job, as on the command line.
 
     Raises:
-        ConfigTextError: if there are more processes than GPUs.
+        ConfigError: if they or the job's TOML cannot be read.
     """
-    gpus = torch.accelerator.device_count()
-    if 0 < gpus < processes:
-        raise ConfigTextError(
-            f"--nproc {processes}: must be at most {gpus}, the number of GPUs of this machine"
-        )
+    return SuperpositionConfigManager().parse_args(arguments)
 
 
 def check(
@@ -84,25 +74,8 @@ def check(
     if files:
         make_if_read(job_config)
     checkpoint = check_job(job_config, ranks, machine=machine, files=files)
-    lines = _numbers(job_config, make_plan(job_config, ranks))
+    lines = numbers(job_config, build_schedule(job_config), parameters_of(job_config), ranks)
     return [*lines, f"loads {checkpoint}"] if checkpoint else lines
-
-
-def _numbers(job_config: JobConfig, plan: Plan) -> list[str]:
-    model = job_config.model
-    lines = [
-        f"{model.name} {model.flavor}, {plan.parameters:,} parameters, on {plan.ranks} ranks",
-        f"batch: {plan.batch}",
-    ]
-    for planned in plan.stages:
-        stage = planned.stage
-        bags = f", bags of {stage.bag_size} tokens" if stage.phase is Phase.SUPERPOSITION else ""
-        lines.append(
-            f"{stage.phase}: steps {stage.first:,} to {stage.last:,}{bags}; "
-            f"{planned.data_tokens_per_step:,} data tokens a step, {count(planned.data_tokens)} in "
-            "all"
-        )
-    return [*lines, f"run folder: {job_config.job.dump_folder}"]
 
 
 def start(arguments: list[str], processes: int, log_rank: str, module: str) -> NoReturn:
@@ -122,10 +95,9 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
         ConfigError: as :func:`check`.
         CheckpointError: as :func:`check`.
     """
-    for number in STOP_SIGNALS:  # nothing has started that they would have to stop
-        signal.signal(number, lambda *_: sys.exit(STOPPED_EXIT_CODE))
+    handle_stop_signals()
     if module == TRAIN_MODULE:
-        job_config = SuperpositionConfigManager().parse_args(arguments)
+        job_config = read(arguments)
         if job_config.comm.mode != "default":
             make_if_read(job_config)
             check_config(job_config, processes)
@@ -138,14 +110,7 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
         check(job_config, processes)
     elif re.search(r"--comm\.mode[= ]fake_backend\b", " ".join(arguments)):
         sys.exit(_run_rank_0(arguments, processes, module))
-    sys.stdout.flush()
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the launcher listens
-    launch = [
-        *(sys.executable, "-m", _LAUNCH_MODULE, f"--nproc_per_node={processes}"),
-        *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
-        *(f"--local-ranks-filter={log_rank}", "--role=rank", "--tee=3", "-m", module, *arguments),
-    ]
-    os.execv(sys.executable, launch)
+    replace_by_launcher(arguments, processes, log_rank, module)
 
 
 def _one_step_each(schedule: Schedule) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ..config.manager import SuperpositionConfigManager
+from ..engine import Engine, check_engine, start_module
 from ..errors import ArgumentError
-from ..start import check, check_processes, default_processes
+from ..launch import check_processes, default_processes
 from .arguments import Job, check_positive, job_arguments
 
 
@@ -26,6 +26,7 @@ def main(
     nproc: Annotated[int | None, arg(metavar="N")] = None,
     nnodes: Annotated[int | None, arg(metavar="N")] = None,
     files: bool = True,
+    engine: Engine | None = None,
 ) -> None:
     """Check a job.
 
@@ -36,6 +37,7 @@ def main(
         nproc: Processes on this machine. By default one for each GPU, or 2 on CPU.
         nnodes: Number of machines like this one. By default 1.
         files: Check tokenizer, data, folders and checkpoints.
+        engine: TorchTitan that must be installed, 0.2 or 0.3.
     """
     check_positive(ranks=ranks, nproc=nproc, nnodes=nnodes)
     if ranks and (nproc or nnodes):
@@ -43,8 +45,10 @@ def main(
             "--ranks is for another cluster, --nproc and --nnodes are for machines like this one; "
             "give one of the two"
         )
+    check_engine(engine)
     check_processes(nproc or 1)
-    config = SuperpositionConfigManager().parse_args(job_arguments(job, overrides))
+    of_engine = start_module()
+    config = of_engine.read(job_arguments(job, overrides))
     processes = ranks or (nnodes or 1) * (nproc or default_processes())
-    lines = check(config, processes, machine=ranks is None, files=files)
+    lines = of_engine.check(config, processes, machine=ranks is None, files=files)
     print("\n  ".join([f"{job}: all checks passed", *lines]))

@@ -12,7 +12,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ..start import TRAIN_MODULE, default_processes, start
+from ..engine import Engine, check_engine, start_module
+from ..launch import default_processes
 from .arguments import Job, check_positive, job_arguments
 
 
@@ -22,7 +23,8 @@ def main(
     /,
     nproc: Annotated[int | None, arg(metavar="N")] = None,
     log_rank: str = "0",
-    module: str = TRAIN_MODULE,
+    module: str | None = None,
+    engine: Engine | None = None,
 ) -> None:
     """Train a job.
 
@@ -33,8 +35,12 @@ def main(
             --comm.mode=fake_backend.
             By default one for each GPU, or 2 on CPU.
         log_rank: Ranks whose output is shown, such as 0,1.
-        module: Module that each process runs.
-            With another module, the job is not checked.
+        module: Module that each process runs, instead of that of this package.
+            The job is then not checked.
+        engine: TorchTitan that must be installed, 0.2 or 0.3.
     """
     check_positive(nproc=nproc)
-    start(job_arguments(job, overrides), nproc or default_processes(), log_rank, module)
+    check_engine(engine)
+    of_engine = start_module()
+    processes, module = nproc or default_processes(), module or of_engine.TRAIN_MODULE
+    of_engine.start(job_arguments(job, overrides), processes, log_rank, module)

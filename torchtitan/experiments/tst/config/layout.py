@@ -1,12 +1,10 @@
-"""The ranks and the batches of a job, from its config."""
+"""The ranks and the batches of a job, from its config: TorchTitan 0.2.2's, or one with its keys."""
 
 import math
-from typing import Literal
-
-from torchtitan.config import JobConfig
+from typing import Any, Literal
 
 
-def ranks_of_layout(job_config: JobConfig) -> tuple[int, bool]:
+def ranks_of_layout(job_config: Any) -> tuple[int, bool]:
     """Return the number of ranks of a layout, and whether multiples of it are allowed, too.
 
     The number is the product of the degrees in ``[parallelism]``. Multiples are allowed with
@@ -23,12 +21,12 @@ def ranks_of_layout(job_config: JobConfig) -> tuple[int, bool]:
     return ranks * (math.lcm(of_experts, shards) // shards), True
 
 
-def dp_degree(job_config: JobConfig, ranks: int) -> int:
+def dp_degree(job_config: Any, ranks: int) -> int:
     """Return the data-parallel degree of a job on ``ranks`` ranks."""
     return max(1, ranks // _ranks_of_model(job_config))
 
 
-def _ranks_of_model(job_config: JobConfig) -> int:
+def _ranks_of_model(job_config: Any) -> int:
     """Return the number of ranks that read the same data."""
     layout = job_config.parallelism
     return (
@@ -38,7 +36,7 @@ def _ranks_of_model(job_config: JobConfig) -> int:
     )
 
 
-def global_batch_size(job_config: JobConfig, dp_degree: int) -> int:
+def global_batch_size(job_config: Any, dp_degree: int) -> int:
     """Return the number of sequences in an ordinary step on ``dp_degree`` data-parallel ranks."""
     training = job_config.training
     if training.global_batch_size < 0:
@@ -46,6 +44,6 @@ def global_batch_size(job_config: JobConfig, dp_degree: int) -> int:
     return training.global_batch_size
 
 
-def compiles(job_config: JobConfig, component: Literal["model", "loss"]) -> bool:
+def compiles(job_config: Any, component: Literal["model", "loss"]) -> bool:
     """Return whether the job compiles a component with torch.compile."""
     return job_config.compile.enable and component in job_config.compile.components

@@ -1,12 +1,10 @@
 """The config manager: it reads a job's TOML and its command line into a job config."""
 
-import argparse
 import functools
 import sys
 from pathlib import Path
 from typing import Any
 
-import tomli
 from torchtitan.config import ConfigManager
 from torchtitan.config import JobConfig as UpstreamJobConfig
 from typing_extensions import override
@@ -15,6 +13,7 @@ from tyro.constructors import ConstructorRegistry
 from ..errors import ConfigError, in_one_line
 from .command_line import refused_in_one_line, register_stages
 from .job_config import JobConfig
+from .job_file import option, read_toml
 from .values import check_toml
 
 EXTENSION = "torchtitan.experiments.tst.extension"
@@ -57,7 +56,7 @@ class SuperpositionConfigManager(ConfigManager):
 
     @override
     def _maybe_load_toml(self, args: list[str]) -> dict[str, Any] | None:
-        path = _option("config_file", args)
+        path = option("config_file", args)
         return None if path is None else read_toml(path)
 
     @override
@@ -68,7 +67,7 @@ class SuperpositionConfigManager(ConfigManager):
             self._extended_cls = super()._maybe_add_custom_config(args, toml_values)
         except Exception as error:  # the module may do anything
             key, of_toml = "custom_config_module", (toml_values or {}).get("job", {})
-            name = _option(key, args) or of_toml[key]
+            name = option(key, args) or of_toml[key]
             raise ConfigError(
                 f"job.{key}", name, f"cannot be imported: {in_one_line(error)}"
             ) from error
@@ -89,30 +88,3 @@ class SuperpositionConfigManager(ConfigManager):
                 "download one with `tst assets`",
             )
         super()._validate_config()
-
-
-def read_toml(path: str) -> dict[str, Any]:
-    """Return the content of a job's TOML.
-
-    Raises:
-        ConfigError: if the file cannot be read, or is not TOML; the error names the line.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        return tomli.loads(text)
-    except OSError as error:
-        raise ConfigError("job.config_file", path, f"{error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError("job.config_file", path, f"is not UTF-8: {error}") from None
-    except tomli.TOMLDecodeError as error:
-        end = f"at the end, line {len(text.splitlines())}"
-        why = str(error).replace("at end of document", end)
-        raise ConfigError("job.config_file", path, f"is not TOML: {why}") from None
-
-
-def _option(key: str, args: list[str]) -> str | None:
-    """Return the value of a key of ``[job]`` on a command line that is not parsed yet."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    names = (f"--job.{key}", f"--job.{key.replace('_', '-')}")
-    parser.add_argument(*names, dest="given", nargs="?", action="append", default=[])
-    return next(iter(parser.parse_known_args(args)[0].given), None)  # the first, as upstream

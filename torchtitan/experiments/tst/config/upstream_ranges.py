@@ -2,19 +2,11 @@
 
 import math
 
-from torchtitan.components import checkpoint
-
 from .allowed import Allowed, at_least, each_of, one_of, or_minus_1, share
 
 _NOT_NEGATIVE = Allowed(lambda value: 0 <= value < math.inf, "a finite number of at least 0")
 _SEEDS = Allowed(lambda seed: -(2**63) <= seed < 2**64, "an integer of at most 64 bits")
-_STATES = (
-    checkpoint.MODEL,
-    checkpoint.OPTIMIZER,
-    checkpoint.LR_SCHEDULER,
-    checkpoint.DATALOADER,
-    checkpoint.TRAIN_STATE,
-)
+_STATES = ("model", "optimizer", "lr_scheduler", "dataloader", "train_state")  # of a checkpoint
 
 UPSTREAM_RANGES: dict[str, Allowed] = {
     "profiling.profile_freq": at_least(1),

@@ -94,7 +94,6 @@ class Plan:
         sequences: sequences in an ordinary step: data-parallel ranks x local batch x accumulation.
         data_parallel_ranks: number of data-parallel ranks.
         local_batch_size: sequences in a micro-batch.
-        accumulation: micro-batches in a step.
         stages: the stages of superposition in order, and recovery as the last.
         tokens_needed: data tokens taken from the sources: one more than read for each sequence.
     """
@@ -104,7 +103,6 @@ class Plan:
     sequences: int
     data_parallel_ranks: int
     local_batch_size: int
-    accumulation: int
     stages: tuple[StagePlan, ...]
     tokens_needed: int
 
@@ -194,7 +192,6 @@ def make_plan(job_config: JobConfig, ranks: int) -> Plan:
         sequences=sequences,
         data_parallel_ranks=degree,
         local_batch_size=training.local_batch_size,
-        accumulation=sequences // (training.local_batch_size * degree),
         stages=tuple(stages),
         tokens_needed=tokens_to_read(job_config, degree, training.steps),
     )

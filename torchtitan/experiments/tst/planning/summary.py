@@ -6,7 +6,8 @@ from .. import paper
 from ..config.job_config import JobConfig, superposition_section
 from ..errors import ConfigError, in_one_line
 from .dry_run import dry_run
-from .plan import Gpu, Plan, StagePlan, count, describe_data, mfu_of_paper
+from .numbers import count
+from .plan import Gpu, Plan, StagePlan, describe_data, mfu_of_paper
 
 ASSUMED_MFU = 0.4
 
