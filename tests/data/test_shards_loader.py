@@ -75,7 +75,7 @@ def read(loaders, completed_steps=0):
         shape = schedule.batch_shape(step, training.local_batch_size, training.seq_len)
         windows = []
         for loader, iterator in zip(loaders, iterators, strict=True):
-            for _ in range(loader.accumulation):
+            for _ in range(loader.reader.accumulation):
                 try:
                     inputs, labels = next(iterator)
                 except StopIteration:
@@ -200,17 +200,17 @@ def test_the_next_step_is_read_while_the_model_computes(make_loaders, monkeypatc
 
     def counted_read(windows, length):
         reads.append(windows)
-        if len(reads) == 2 * loader.accumulation:
+        if len(reads) == 2 * loader.reader.accumulation:
             enough.set()
         return mixture_read(windows, length)
 
     monkeypatch.setattr(loader.mixture, "read", counted_read)
     batches = iter(loader)
-    for _ in range(loader.accumulation):
+    for _ in range(loader.reader.accumulation):
         next(batches)
     assert enough.wait(timeout=60)
     time.sleep(0.1)
-    assert len(reads) == 2 * loader.accumulation
+    assert len(reads) == 2 * loader.reader.accumulation
     batches.close()
 
 

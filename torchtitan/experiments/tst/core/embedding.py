@@ -75,35 +75,48 @@ class BagEmbedding(nn.Embedding):
             # One lookup of all s tokens: a sum of s lookups fails on a sharded weight.
             embedded = super().forward(input)  # (B, L, s, d)
             return embedded.mean(dim=-2, dtype=torch.float32).to(embedded.dtype)
-        bags = input.flatten(0, -2)
-        if input.is_cpu and self.weight.dtype == torch.float32:
-            mean = _MeanOnCPU.apply(bags, self.weight)
-        else:
-            mean = F.embedding_bag(bags, self.weight, mode="mean")
-        # Not a view: FSDP2 warns about views, because a write into one would undo FSDP's hooks.
-        return torch.ops.aten._unsafe_view(mean, [*input.shape[:-1], mean.shape[-1]])
+        return means(input, self.weight)
 
 
-def _mean_of_shards(bags: torch.Tensor, weight: torch.Tensor, shard: VocabularyShard) -> DTensor:
-    """Return the means of bags as a partial sum: this rank adds its vocabulary entries only.
+def means(bags: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the means of the bags' embeddings, (B, L, d), summed in float32.
+
+    Args:
+        bags: token ids (B, L, s).
+        weight: weight of the embedding, (V, d).
+    """
+    rows = bags.flatten(0, -2)
+    if bags.is_cpu and weight.dtype == torch.float32:
+        mean = _MeanOnCPU.apply(rows, weight)
+    else:
+        mean = F.embedding_bag(rows, weight, mode="mean")
+    # Not a view: FSDP2 warns about views, because a write into one would undo FSDP's hooks.
+    return torch.ops.aten._unsafe_view(mean, [*bags.shape[:-1], mean.shape[-1]])
+
+
+def partial_means(
+    bags: torch.Tensor, entries: torch.Tensor, shard: VocabularyShard
+) -> torch.Tensor:
+    """Return this rank's part of the means, (B, L, d): their sum over the ranks is :func:`means`.
 
     Tensor parallelism then reduces (B, L, d), as for single tokens, and not (B, L, s, d).
 
     Args:
         bags: token ids (B, L, s), the same on all ranks.
-        weight: (V, d), sharded over the vocabulary.
+        entries: this rank's part of the weight, (v, d).
         shard: this rank's part of the vocabulary.
-
-    Returns:
-        A ``Partial`` DTensor (B, L, d).
     """
+    index, here = shard.find(bags.flatten(0, -2))  # (N, s)
+    total = F.embedding_bag(index, entries, mode="sum", per_sample_weights=here.to(entries.dtype))
+    return (total / bags.shape[-1]).unflatten(0, bags.shape[:-1])
+
+
+def _mean_of_shards(bags: torch.Tensor, weight: torch.Tensor, shard: VocabularyShard) -> DTensor:
+    """Return the means as a ``Partial`` DTensor (B, L, d), of a weight (V, d) that is sharded."""
     if isinstance(bags, DTensor):
         bags = bags.to_local()
-    index, here = shard.find(bags.flatten(0, -2))  # (N, s)
     assert isinstance(weight, DTensor)
-    entries = weight.to_local()  # (v, d)
-    total = F.embedding_bag(index, entries, mode="sum", per_sample_weights=here.to(entries.dtype))
-    mean = (total / bags.shape[-1]).unflatten(0, bags.shape[:-1])
+    mean = partial_means(bags, weight.to_local(), shard)
     return DTensor.from_local(mean, shard.mesh, [Partial()], run_check=False)
 
 

@@ -38,8 +38,12 @@ class VocabularyShard:
         mesh, placements = tensor.device_mesh, tensor.placements
         if tuple(placements) != (Shard(dim % tensor.ndim),):
             return None
-        size, ranks = tensor.shape[dim], mesh.size()
-        chunk = -(-size // ranks)  # as torch.chunk cuts it
+        return cls.of_rank(tensor.shape[dim], mesh)
+
+    @classmethod
+    def of_rank(cls, size: int, mesh: DeviceMesh) -> "VocabularyShard":
+        """Return this rank's shard of a vocabulary of ``size`` entries, as ``torch.chunk`` cuts."""
+        chunk = -(-size // mesh.size())
         offset = min(chunk * mesh.get_local_rank(), size)
         return cls(offset, min(chunk, size - offset), mesh)
 
