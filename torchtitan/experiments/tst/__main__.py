@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from . import commands
+from .engine import is_03
 from .resilience.reporting import EXIT_CODE
-from .upstream.cpu import enable_cpu_if_alone
 
 _COMMANDS = list(itertools.chain(*commands.COMMANDS.values()))
 _HINTS = (
@@ -37,6 +37,10 @@ def main() -> None:
         sys.path.insert(0, here)
     if name in _ON_CPU:
         _hide_accelerators()
+    if is_03():
+        from .titan03.cpu import enable_cpu_if_alone
+    else:
+        from .upstream.cpu import enable_cpu_if_alone
     enable_cpu_if_alone()
     from .commands import running
 

@@ -11,7 +11,6 @@ from torchtitan.hf_datasets.text_datasets import DATASETS, build_text_dataloader
 from ..config.job_config import text_dataset_section, token_shards_section
 from ..config.layout import global_batch_size
 from ..config.sections import TextDataset
-from ..config.sections import TokenShards as TokenShardsSection
 from ..core import Schedule
 from ..data.errors import DataError
 from ..data.shards.loader import DATASET, is_token_shards, open_mixture, open_shards
@@ -20,6 +19,7 @@ from ..data.shards.token_shards import ShardError
 from ..data.text.datasets import OURS, is_ours, loader_of
 from ..data.text.files import check_documents, data_files
 from ..errors import ConfigError
+from .loading import check_keys_of_shards, check_workers
 
 _UPSTREAMS = ("c4", "c4_test", "c4_validation")  # TorchTitan's own datasets
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
@@ -42,10 +42,9 @@ def check_data(
     Raises:
         ConfigError: if data is missing, damaged, or does not fit the job.
     """
-    _check_workers(job_config, schedule)
+    _check_loader(job_config, schedule)
     _check_text_key(job_config)
-    if not is_token_shards(job_config.training):
-        _check_no_token_shards(job_config)
+    check_keys_of_shards(job_config)
     if job_config.validation.enable:
         if is_token_shards(job_config.validation):
             _check_validation_shards(job_config, tokenizer, dp_degree)
@@ -55,18 +54,6 @@ def check_data(
         return _check_token_shards(job_config, schedule, tokenizer, dp_degree)
     _check_dataset(job_config, "training")
     return None
-
-
-def _check_no_token_shards(job_config: JobConfig) -> None:
-    """Check that ``[token_shards]`` has defaults only if training reads text."""
-    section = token_shards_section(job_config)
-    for key, default in vars(TokenShardsSection()).items():
-        if (value := getattr(section, key)) != default:
-            raise ConfigError(
-                f"token_shards.{key}",
-                value,
-                f'needs training.dataset = "{DATASET}" (it is {job_config.training.dataset!r})',
-            )
 
 
 def _check_dataset(job_config: JobConfig, section: str) -> None:
@@ -119,7 +106,7 @@ def _check_text_key(job_config: JobConfig) -> None:
             )
 
 
-def _check_workers(job_config: JobConfig, schedule: Schedule) -> None:
+def _check_loader(job_config: JobConfig, schedule: Schedule) -> None:
     """Check that the loaders and their worker processes can resume exactly."""
     spec = train_spec_module.get_train_spec(job_config.model.name)
     if schedule.enabled and spec.build_dataloader_fn is not build_text_dataloader:
@@ -129,21 +116,7 @@ def _check_workers(job_config: JobConfig, schedule: Schedule) -> None:
             "superposition needs a model with TorchTitan's build_text_dataloader in its train "
             f"spec; this one has {spec.build_dataloader_fn}",
         )
-    workers = job_config.training.dataloader.num_workers
-    if workers > 1 and schedule.enabled and not is_token_shards(job_config.training):
-        raise ConfigError(
-            "training.dataloader.num_workers",
-            workers,
-            "must be 0 or 1 with superposition, because several workers that tokenize have no "
-            "exact position; for more, use token shards (`tst tokenize`)",
-        )
-    if job_config.validation.enable and (workers := job_config.validation.dataloader.num_workers):
-        raise ConfigError(
-            "validation.dataloader.num_workers",
-            workers,
-            "must be 0: each validation reads the same data again, and workers do not restart it "
-            "exactly",
-        )
+    check_workers(job_config, schedule)
 
 
 def _check_validation_shards(
@@ -172,21 +145,6 @@ def _check_token_shards(
 ) -> Mixture:
     """Check that the token shards of training open and have enough tokens for a step."""
     section, path = token_shards_section(job_config), job_config.training.dataset_path
-    if bool(section.paths) == (path is not None):
-        raise ConfigError(
-            "training.dataset_path",
-            path,
-            f'training.dataset = "{DATASET}" needs either a folder here, or several in '
-            f"token_shards.paths, but not both (token_shards.paths = {section.paths})",
-        )
-    if len({Path(folder).resolve() for folder in section.paths}) < len(section.paths):
-        raise ConfigError("token_shards.paths", section.paths, "must be different folders")
-    if section.weights and len(section.weights) != len(section.paths):
-        raise ConfigError(
-            "token_shards.weights",
-            section.weights,
-            f"must have one for each of the {len(section.paths)} folders in token_shards.paths",
-        )
     try:
         mixture = open_mixture(job_config, tokenizer)
     except ShardError as error:

@@ -11,3 +11,5 @@ COMMANDS = {
     "after a run": ("compare", "export", "evaluate", "sample"),
     "your own code": ("core", "conformance"),
 }
+
+ON_03 = ("configs", "check", "train", "core", "conformance")  # with TorchTitan 0.3, too

@@ -10,9 +10,10 @@ from types import ModuleType
 
 import tyro
 
-from .. import models
-from ..data.text import datasets
+from ..engine import installed_release, is_03
+from ..errors import ArgumentError
 from ..resilience.reporting import errors_in_one_line, print_and_exit
+from . import ON_03
 from .arguments import split_overrides
 
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
@@ -47,9 +48,18 @@ def run(name: str, arguments: Sequence[str]) -> None:
 
 
 def _run(name: str, arguments: Sequence[str]) -> None:
+    if is_03() and name not in ON_03:
+        raise ArgumentError(
+            f"tst {name} needs TorchTitan 0.2.2, but {installed_release()} is installed; with it, "
+            f"tst has {', '.join(ON_03)}"
+        )
     module = _module(name)
-    models.register()
-    datasets.register()
+    if not is_03():
+        from .. import models
+        from ..data.text import datasets
+
+        models.register()
+        datasets.register()
     takes_job = _takes_overrides(module)
     own, overrides = split_overrides(arguments) if takes_job else (arguments, [])
     if name != "diff":  # there it separates two jobs
@@ -78,7 +88,7 @@ def _extras_named(name: str) -> Iterator[None]:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Return whether to show a log message; the checks report a missing tokenizer better."""
-    return not record.getMessage().startswith("HF assets path ")
+    return not record.getMessage().startswith(("HF assets path ", "initial_load_model_only=True"))
 
 
 def complete(names: Sequence[str], arguments: Sequence[str]) -> None:
@@ -88,6 +98,7 @@ def complete(names: Sequence[str], arguments: Sequence[str]) -> None:
         names: names of the commands.
         arguments: arguments for tyro, such as ``--tyro-print-completion bash``.
     """
+    names = [name for name in names if name in ON_03 or not is_03()]
     functions = {name: _function(_module(name), []) for name in names}
     tyro.extras.subcommand_cli_from_dict(
         functions, prog="tst", args=list(arguments), config=_CONFIG

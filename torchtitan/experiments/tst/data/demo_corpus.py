@@ -11,10 +11,10 @@ import shutil
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torchtitan.config import JobConfig
 
 from .errors import DataError
 from .shards.token_shards import CORPUS_FILE
@@ -110,7 +110,7 @@ def make_corpus(folder: Path, sources: Iterable[str], vocab_size: int = VOCAB_SI
     unfinished.rename(folder)
 
 
-def make_if_read(job_config: JobConfig) -> None:
+def make_if_read(job_config: Any) -> None:
     """Make the corpus in ``outputs/demo/corpus`` if a job reads it and it does not exist.
 
     Args:
