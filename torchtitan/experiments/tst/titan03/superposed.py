@@ -64,7 +64,11 @@ def _with_bags(spec: ModelSpec) -> ModelSpec:
 def _loss(loss: BaseLoss.Config) -> BaseLoss.Config:
     """Return the loss of both phases; a chunked loss stays the outer one, as the trainer asks."""
     if type(loss) is ChunkedLossWrapper.Config:
-        return dataclasses.replace(loss, loss_fn=_loss(loss.loss_fn))
+        return dataclasses.replace(loss, loss_fn=_phase_loss(loss.loss_fn))
+    return _phase_loss(loss)
+
+
+def _phase_loss(loss: BaseLoss.Config) -> PhaseLoss.Config:
     if type(loss) is not CrossEntropyLoss.Config:
         raise ArgumentError(
             f"loss {type(loss).__qualname__}: must be CrossEntropyLoss, alone or in a "

@@ -99,7 +99,8 @@ def record(train: Callable[[AfterStep], None], look: Callable[[], Any]) -> list[
 
     def pre(optimizer: Optimizer, *_: object) -> None:
         before.add(optimizer)
-        rates.extend(float(group["lr"]) for group in optimizer.param_groups)
+        # A container of optimizers, such as that of TorchTitan 0.3, has no rate of its own.
+        rates.extend(float(group["lr"]) for group in optimizer.param_groups if "lr" in group)
 
     def after_step(inputs: torch.Tensor, labels: torch.Tensor, loss: float | torch.Tensor) -> None:
         nonlocal before, stepped, rates
