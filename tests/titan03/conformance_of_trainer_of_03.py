@@ -129,6 +129,7 @@ class TST:
     def __init__(self) -> None:
         with self._trainer([0] * 1000, [S, 1]) as trainer:
             self.trainer: Any = trainer
+        self.logits(torch.zeros(B, L, dtype=torch.int64))  # FSDP wants the whole model to be first
 
     def fold(
         self, inputs: torch.Tensor, labels: torch.Tensor, bag_size: int
