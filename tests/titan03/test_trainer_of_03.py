@@ -62,9 +62,7 @@ def test_a_resumed_run_is_the_same(stop, tmp_path, corpus):
     config.checkpoint = saving()
     whole = train(tst(config))
     folder = tmp_path / "resumed"
-    shutil.copytree(
-        tmp_path / f"whole/checkpoint/step-{stop}", folder / f"checkpoint/step-{stop}"
-    )
+    shutil.copytree(tmp_path / f"whole/checkpoint/step-{stop}", folder / f"checkpoint/step-{stop}")
     resumed = train(tst(dataclasses.replace(config, dump_folder=str(folder))))
     assert resumed.losses == {step: whole.losses[step] for step in range(stop + 1, 7)}
 

@@ -72,13 +72,14 @@ class SuperpositionTrainer(Trainer):
 
     @override
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
-        """Return an iterator over micro-batches of data tokens with the shape of their step."""
-        if not isinstance(data_iterable, ShardsDataLoader):
-            windows = super().batch_generator(data_iterable)
-            return self._joined(windows) if self.schedule.enabled else windows
-        accumulation = self.gradient_accumulation_steps * self.num_pipeline_parallel_microbatches
-        data_iterable.begin(self.schedule, accumulation, self.step)
-        return super().batch_generator(data_iterable)
+        """Yield micro-batches of data tokens with the shape of their step."""
+        joins = self.schedule.enabled
+        if isinstance(data_iterable, ShardsDataLoader):
+            joins = False  # it reads each step's windows as they must be
+            count = self.gradient_accumulation_steps * self.num_pipeline_parallel_microbatches
+            data_iterable.begin(self.schedule, count, completed_steps=self.step - 1)
+        batches = super().batch_generator(data_iterable)
+        yield from self._joined(batches) if joins else batches
 
     def _joined(self, windows: Iterator[Batch]) -> Iterator[Batch]:
         """Yield micro-batches; in superposition, several of upstream's batches make one.
