@@ -7,6 +7,7 @@
 ``titan03/keys.json`` has the type and the default of each key of TorchTitan 0.2.2's own sections.
 ``titan03/flavors.json`` has the model args of each flavor of llama3 and qwen3, ours included, and
 the number of parameters of its model. Both are read where TorchTitan 0.3 is installed.
+``tests/titan03/numbers.json`` has what ``tst check`` prints of each config in train_configs/.
 """
 
 import dataclasses
@@ -21,10 +22,14 @@ import torchtitan.protocols.train_spec as train_spec_module
 from torchtitan.config import JobConfig
 
 from command_line import documented_parser
-from torchtitan.experiments.tst import models
+from torchtitan.experiments.tst import extension as _registers_flavors  # noqa: F401
+from torchtitan.experiments.tst import start
+from torchtitan.experiments.tst.config.layout import ranks_of_layout
 from torchtitan.experiments.tst.config.values import kinds_of
 
-FOLDER = Path(__file__).resolve().parents[1] / "torchtitan/experiments/tst/titan03"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "torchtitan/experiments/tst/titan03"
+NUMBERS = ROOT / "tests/titan03/numbers.json"
 MODELS = ("llama3", "qwen3")
 
 
@@ -50,7 +55,6 @@ def _text_of(kind: Any) -> str:
 
 def flavors() -> dict[str, Any]:
     """Return the model args and the number of parameters of each flavor of each model."""
-    models.register()
     table: dict[str, Any] = {}
     for name in MODELS:
         spec = train_spec_module.get_train_spec(name)
@@ -72,13 +76,24 @@ def _plain(args: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not key.startswith("_")}
 
 
-def texts() -> dict[str, str]:
-    """Return the text of each file, with a line for each key or flavor."""
+def numbers() -> dict[str, list[str]]:
+    """Return what ``tst check`` prints of each config, on as many ranks as its layout needs."""
+    table = {}
+    for path in sorted((ROOT / "train_configs").rglob("*.toml")):
+        job = start.read([f"--job.config_file={path}"])
+        ranks, _ = ranks_of_layout(job)
+        lines = start.check(job, ranks, machine=False, files=False)
+        table[str(path.relative_to(ROOT))] = lines
+    return table
+
+
+def texts() -> dict[Path, str]:
+    """Return the text of each file, with a line for each key, flavor or config."""
+    of_models = (f' "{name}": {_lines(table, " ")}' for name, table in flavors().items())
     return {
-        "keys.json": _lines(keys(), ""),
-        "flavors.json": "{\n"
-        + ",\n".join(f' "{name}": {_lines(table, " ")}' for name, table in flavors().items())
-        + "\n}\n",
+        FOLDER / "keys.json": _lines(keys(), ""),
+        FOLDER / "flavors.json": "{\n" + ",\n".join(of_models) + "\n}\n",
+        NUMBERS: _lines(numbers(), ""),
     }
 
 
@@ -91,8 +106,7 @@ def main() -> None:
     parser = documented_parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if not current")
     check = parser.parse_args().check
-    for name, text in texts().items():
-        path = FOLDER / name
+    for path, text in texts().items():
         if not check:
             path.write_text(text)
         elif path.read_text() != text:

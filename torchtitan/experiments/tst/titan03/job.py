@@ -68,6 +68,8 @@ def _config(job: Any) -> Trainer.Config:
             section, _, name = COPIED[key].rpartition(".")
             values[section][name] = value
     layout = job.parallelism
+    # As 0.2.2. With 0.3's default, spmd_types, torch 2.13 refuses more than one rank.
+    values["parallelism"]["spmd_backend"] = "partial_dtensor"
     values["parallelism"]["module_fqns_per_model_part"] = _stages(layout)
     values["training"]["disable_cuda_graphs"] = not _can_use_cuda_graphs(job)
     values["checkpoint"]["initial_load_path"] = _absolute(job.checkpoint.initial_load_path)

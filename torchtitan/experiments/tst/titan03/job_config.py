@@ -1,7 +1,7 @@
 """The job config of TorchTitan 0.2.2 where TorchTitan 0.3 is installed, which has none.
 
 ``keys.json`` has the keys of TorchTitan's own sections, with their types and defaults.
-``scripts/write_titan03_tables.py`` writes it. The other sections are those of this package.
+The other sections are those of this package.
 """
 
 import dataclasses

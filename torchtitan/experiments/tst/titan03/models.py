@@ -2,7 +2,6 @@
 
 Shapes, RoPE, norms and the distribution of the first weights are those of 0.2.2. The modules and
 their names in a checkpoint are those of 0.3. ``flavors.json`` has the model args of each flavor.
-``scripts/write_titan03_tables.py`` writes it.
 """
 
 import functools

@@ -24,7 +24,7 @@ def check(job: Any, ranks: int, *, machine: bool = True, files: bool = True) -> 
     """Check that a job can start; make the demo's corpus if the job reads it.
 
     Args:
-        job: result of :func:`read`.
+        job: result of ``read``.
         ranks: number of processes of the job.
         machine: check this machine, too. TorchTitan itself does so when the job starts.
         files: check tokenizer and data, too; set it if they are here.
@@ -85,7 +85,7 @@ def start(arguments: list[str], processes: int, log_rank: str, module: str) -> N
         arguments: arguments of the job, as on the command line.
         processes: number of processes.
         log_rank: ranks whose output is shown, such as "0,1".
-        module: module that each process runs; only a job of :mod:`.train` is checked.
+        module: module that each process runs; only a job of ``.train`` is checked.
 
     Raises:
         ConfigError: as :func:`check`.
