@@ -26,8 +26,14 @@ def ordinary(folder: Path, corpus: Path, model: str = "llama3", **training: Any)
     """A config of TorchTitan's own: two layers of a debug model, on text, without chunks."""
     config = {"llama3": llama3.llama3_debugmodel, "qwen3_moe": qwen3.qwen3_moe_debug}[model]()
     spec = config.model_spec
+    layers = spec.model.layers[:2]
+    for layer in layers:
+        if moe := getattr(layer, "moe", None):  # 8 of its 64 experts
+            moe.num_experts = moe.router.num_experts = moe.router.gate.out_features = 8
+            moe.routed_experts.inner_experts.num_experts = 8
+            moe.routed_experts.token_dispatcher.num_experts = 8
     config.model_spec = dataclasses.replace(
-        spec, model=dataclasses.replace(spec.model, layers=spec.model.layers[:2])
+        spec, model=dataclasses.replace(spec.model, layers=layers)
     )
     config.loss = CrossEntropyLoss.Config(global_vocab_size=spec.model.vocab_size)
     config.dataloader = text(corpus)

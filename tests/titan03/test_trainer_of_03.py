@@ -1,6 +1,7 @@
-"""The trainer for TorchTitan 0.3: upstream's own steps, the boundary, data, checkpoints, metrics."""
+"""The trainer for TorchTitan 0.3: upstream's own steps, the boundary, data, checkpoints."""
 
 import dataclasses
+import re
 import shutil
 from unittest import mock
 
@@ -12,7 +13,7 @@ from torchtitan.components.loss import ChunkedLossWrapper, MSELoss
 from torchtitan.trainer import Trainer
 
 from torchtitan.experiments.tst.core import IGNORE_INDEX, BagLoss, fold
-from torchtitan.experiments.tst.errors import ArgumentError, ConfigError
+from torchtitan.experiments.tst.errors import ArgumentError, ConfigError, ConfigTextError
 from torchtitan.experiments.tst.metrics_file import read_metrics
 from torchtitan.experiments.tst.titan03 import trainer as module
 from torchtitan.experiments.tst.titan03.trainer import SuperpositionTrainer
@@ -65,6 +66,25 @@ def test_a_resumed_run_is_the_same(stop, tmp_path, corpus):
     shutil.copytree(tmp_path / f"whole/checkpoint/step-{stop}", folder / f"checkpoint/step-{stop}")
     resumed = train(tst(dataclasses.replace(config, dump_folder=str(folder))))
     assert resumed.losses == {step: whole.losses[step] for step in range(stop + 1, 7)}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"bag_size": 8}, "bags of 4 in steps 1 to 2 (mode full, scale sequence), and "),
+        ({"steps": 1}, "has bags of 4 in steps 1 to 1"),
+        ({"bag_size": 1}, "has no bags"),
+    ],
+)
+def test_a_resume_with_other_bags_is_refused(keys, words, tmp_path, corpus):
+    config = ordinary(tmp_path, corpus)
+    config.checkpoint = saving()
+    train(tst(config))
+    for step in (3, 4, 5, 6):
+        shutil.rmtree(tmp_path / f"checkpoint/step-{step}")
+    with pytest.raises(ConfigTextError, match=re.escape(words)):
+        train(tst(config, **keys))
+    assert list(train(tst(config, steps=5)).losses) == [3, 4, 5, 6]  # later steps may change
 
 
 def test_the_loss_is_one_mean_over_all_targets(tmp_path, corpus):
@@ -204,7 +224,7 @@ def test_what_bags_would_change_is_refused(tmp_path, corpus):
         class Config(Trainer.Config):
             pass
 
-    with pytest.raises(ArgumentError, match="must be a Trainer.Config"):
+    with pytest.raises(ArgumentError, match="must be a Trainer"):
         tst(Other.Config(model_spec=config.model_spec))
 
 

@@ -1,10 +1,14 @@
 """Check a config of TorchTitan 0.3 before a device is used."""
 
+import os
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from ..checks.superposition import check_superposition
 from ..core import Schedule
-from ..errors import ConfigError
+from ..errors import ConfigError, ConfigTextError
 
 
 def check_config(config: Any) -> Schedule:
@@ -20,6 +24,21 @@ def check_config(config: Any) -> Schedule:
         ConfigError: if it cannot; names the key, its value and what is allowed.
     """
     section, parallelism = config.superposition, config.parallelism
+    if not hasattr(dist, "set_timeout"):  # on CPU, titan03.cpu has added it
+        raise ConfigTextError(
+            f"TorchTitan 0.3 needs torch 2.14 or later on a GPU, and this is torch "
+            f"{torch.__version__}: pip install 'torch>=2.14'"
+        )
+    sharded = (
+        parallelism.spmd_backend == "spmd_types" and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    )
+    if sharded and torch.__version__ < "2.14":
+        raise ConfigError(
+            "parallelism.spmd_backend",
+            parallelism.spmd_backend,
+            f"must be partial_dtensor on several ranks with torch {torch.__version__}; "
+            "torch 2.14 has both",
+        )
     schedule = check_superposition(section, config.training, config.checkpoint.enable)
     if not schedule.enabled:
         return schedule

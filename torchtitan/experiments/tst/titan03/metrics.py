@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchtitan.components.metrics import LoggerContainer, MetricsProcessor, _get_metrics_rank
+from torchtitan.components.metrics import (
+    BaseLogger,
+    LoggerContainer,
+    MetricsProcessor,
+    _get_metrics_rank,
+)
 from torchtitan.distributed import ParallelDims
 from typing_extensions import override
 
@@ -34,6 +39,8 @@ class PhaseMetricsProcessor(MetricsProcessor):
         schedule: phase and bag size of each step; the trainer sets it.
         batch: sequences of an ordinary step on all ranks, and tokens of each; the trainer sets it.
     """
+
+    logger: BaseLogger
 
     @dataclass(kw_only=True, slots=True)
     class Config(MetricsProcessor.Config):

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from ..config.sections import Superposition
 from ..core import BagLoss, Phase, fold
 from ..data.workers import Batch
 from .checks import check_config
+from .record import check_record, write_record
 from .shards import ShardsDataLoader
 
 
@@ -44,6 +46,7 @@ class SuperpositionTrainer(Trainer):
         superposition: Superposition = field(default_factory=Superposition)
 
     config: Config
+    ntokens_seen: int
 
     def __init__(self, config: Config):
         self.schedule = check_config(config)
@@ -73,6 +76,8 @@ class SuperpositionTrainer(Trainer):
     @override
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
         """Yield micro-batches of data tokens with the shape of their step."""
+        if torch.distributed.get_rank() == 0:
+            write_record(Path(self.config.dump_folder), self.schedule)
         joins = self.schedule.enabled
         if isinstance(data_iterable, ShardsDataLoader):
             joins = False  # it reads each step's windows as they must be
@@ -191,6 +196,11 @@ class SuperpositionTrainer(Trainer):
         each_stage = self.config.superposition.checkpoint_each_stage
         at_boundary = step == self.schedule.boundary > 0
         return at_boundary or (each_stage and self.schedule.changes_after(step))
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        check_record(Path(self.config.dump_folder), self.schedule, self.step)
 
     @override
     def should_continue_training(self) -> bool:
