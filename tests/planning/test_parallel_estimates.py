@@ -151,8 +151,9 @@ def test_gpipe_holds_all_micro_batches_and_1f1b_as_many_as_there_are_ranks():
         args += [f"--training.local_batch_size={micro_batches}"]
         return recovery(simulate_rank(load(DENSE, *args, pp=2, shard=1), 2, 0)).peak
 
-    # input, and gradient of the output, of a micro-batch of 64 latents: int64, 64 in float32
-    buffers = 64 * (8 + 8) + 64 * 64 * 4
+    # input of a micro-batch of 64 latents in int64, and gradient of its output, 64 in float32;
+    # torch from 2.15 allocates the gradient only for backward
+    buffers = 64 * (8 + 8) + (64 * 64 * 4 if torch.__version__ < "2.15" else 0)
     assert peak("1F1B", 8) - peak("1F1B", 4) == pytest.approx(4 * buffers, rel=0.05)
     few, more, most = (peak("GPipe", n) for n in (4, 6, 8))
     assert most - more == more - few > 4 * buffers

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from private_names import PACKAGE, README, ROW, TABLE, of_engine, resolve
 
@@ -15,16 +16,31 @@ UPSTREAM = ("torch", "torchtitan", "torchdata")
 OTHERS = {"_replace", "_exit", "_strip_protocol"}
 
 
-def of_torch(versions: str) -> list[str]:
-    """Names that the table has for torch versions "before" 2.13, or "from" it."""
-    return re.findall(rf"^\| `([\w.]+)`.*with torch {versions} 2\.13", README, re.MULTILINE)
+def is_of(version: str, name: str) -> bool:
+    """Whether a version of torch has a name, according to the table."""
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+    limits = dict(re.findall(r"\b(from|before) (\d+\.\d+)", row.partition("with torch ")[2]))
+    found = TorchVersion(version)
+    return limits.get("from", "0") <= found < limits.get("before", "99")
 
 
 @pytest.mark.parametrize("name", of_engine("0.2"))
 def test_a_name_in_the_table_exists(name):
-    if name in of_torch("before" if torch.__version__ >= "2.13" else "from"):
+    if not is_of(torch.__version__, name):
         pytest.skip("the table says that it is of another torch")
     resolve(name)
+
+
+def test_the_table_names_versions_of_torch():
+    stage = "torch.distributed.pipelining.PipelineStage"
+    versions = ["2.11.0", "2.13.0+cpu", "2.14.1", "2.15.0"]
+    for name, expected in (
+        (f"{stage}._validate_fwd_input", [True, False, False, False]),
+        (f"{stage}._warmup_forward_vote", [False, True, True, False]),
+        (f"{stage}._forward_chunk_states", [False, False, False, True]),
+        ("torch._utils", [True, True, True, True]),
+    ):
+        assert [is_of(version, name) for version in versions] == expected
 
 
 @pytest.mark.parametrize(

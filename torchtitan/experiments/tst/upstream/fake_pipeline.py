@@ -16,6 +16,9 @@ from typing_extensions import override
 from .fake import Change, PeakMemory
 from .parallelize import forget_shapes
 
+# A stage keeps outputs for backward in states; torch before 2.15, in the tuples of fwd_cache.
+_HAS_STATES = torch.__version__ >= "2.15"
+
 
 class NotRepeatableError(Exception):
     """Micro-batches are not alike, because the schedule divides backward (zero bubble)."""
@@ -74,7 +77,7 @@ class SimulatedStage(PipelineStage):
         self.chunk = chunk
         if not self.is_simulated(chunk):
             output = self.repeat("forward", self.output)
-            self.fwd_cache[chunk] = ((output,), [])
+            self._keep((output,), chunk)
             return output
         forward = super().forward_one_chunk
         output = self.simulate("forward", chunk, lambda: forward(chunk, *args, **kwargs))
@@ -90,22 +93,33 @@ class SimulatedStage(PipelineStage):
     def backward_one_chunk(self, chunk: int, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         if self.repeats and not kwargs.get("full_backward", True):
             raise NotRepeatableError("backward of weights comes later")
-        _kept = self.fwd_cache[chunk][0]  # the schedule keeps it, too, until its next forward
+        _kept = self._kept(chunk)  # the schedule keeps it, too, until its next forward
         if self.is_simulated(chunk):
             backward = super().backward_one_chunk
             self.simulate("backward", chunk, lambda: backward(chunk, *args, **kwargs))
             return
-        del self.fwd_cache[chunk]
+        del self._chunks()[chunk]
         gradient = self.repeat("backward", None if self.is_first else self.hidden)
         self.bwd_cache[chunk] = (gradient,)
 
-    # in torch 2.13, all ranks vote on whether shapes are known
+    def _chunks(self) -> dict[int, Any]:
+        stage: Any = self  # its type has only one of them
+        return stage._forward_chunk_states if _HAS_STATES else stage.fwd_cache
 
-    @override
+    def _keep(self, outputs: tuple[torch.Tensor, ...], chunk: int) -> None:
+        stage: Any = self
+        make = stage._make_forward_chunk_state if _HAS_STATES else lambda *kept: kept
+        self._chunks()[chunk] = make(outputs, [])
+
+    def _kept(self, chunk: int) -> tuple[torch.Tensor | None, ...]:
+        kept = self._chunks()[chunk]
+        return tuple(kept.live_outputs) if _HAS_STATES else kept[0]
+
+    # in torch 2.13 and 2.14, all ranks vote on whether shapes are known
+
     def _warmup_forward_vote(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return torch.tensor([1], dtype=torch.int32)
 
-    @override
     def _warmup_backward_result(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return torch.tensor([1], dtype=torch.int32)
 
