@@ -10,12 +10,14 @@ import torch
 from jobs_of_03 import B, L, S, built, ordinary, saving, train, tst
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.components.loss import ChunkedLossWrapper, MSELoss
+from torchtitan.config import ConfigManager
 from torchtitan.trainer import Trainer
 
 from torchtitan.experiments.tst.core import IGNORE_INDEX, BagLoss, fold
 from torchtitan.experiments.tst.errors import ArgumentError, ConfigError, ConfigTextError
 from torchtitan.experiments.tst.metrics_file import read_metrics
 from torchtitan.experiments.tst.titan03 import trainer as module
+from torchtitan.experiments.tst.titan03.checks import check_config
 from torchtitan.experiments.tst.titan03.trainer import SuperpositionTrainer
 
 MODELS = ["llama3", "qwen3_moe"]
@@ -243,3 +245,22 @@ def test_a_config_that_cannot_run_is_refused_early(keys, change, message, tmp_pa
     with pytest.raises(ConfigError, match=message):
         SuperpositionTrainer(tst(config, **keys))
     assert not torch.distributed.is_initialized()
+
+
+def test_the_command_line_of_upstream_has_our_keys(tmp_path):
+    """``--superposition.bag_size 8,4`` too, which is written as on 0.2.2."""
+    registry = "torchtitan.experiments.tst.titan03"
+    arguments = ["--superposition.bag_size", "8,4", "--superposition.step_ratio", "0.4,0.2"]
+    config = ConfigManager().parse_args(
+        [f"--module={registry}", "--config=llama3_debugmodel", *arguments]
+    )
+    assert type(config) is SuperpositionTrainer.Config
+    stages = check_config(config).stages
+    assert [(stage.bag_size, stage.first, stage.last) for stage in stages] == [(8, 1, 4), (4, 5, 6)]
+
+
+def test_keys_that_documents_name_exist(tmp_path, corpus):
+    """Those in KEYS_OF_03 of tests/docs/test_pages.py."""
+    config = ordinary(tmp_path, corpus)
+    assert config.parallelism.spmd_backend == "spmd_types"
+    assert config.debug.spmd_typechecking is False

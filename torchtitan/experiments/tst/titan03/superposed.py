@@ -6,11 +6,13 @@ from typing import Any
 from torchtitan.components.checkpointer import CheckpointManager
 from torchtitan.components.loss import BaseLoss, ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.config.manager import custom_registry
 from torchtitan.models.common import Embedding
 from torchtitan.models.common.decoder import Decoder
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.trainer import Trainer
 
+from ..config.command_line import register_stages
 from ..config.sections import Superposition
 from ..errors import ArgumentError
 from .checkpoint import BoundaryCheckpointManager
@@ -18,6 +20,8 @@ from .embedding import BagEmbedding
 from .loss import PhaseLoss
 from .metrics import PhaseMetricsProcessor
 from .trainer import SuperpositionTrainer
+
+register_stages(custom_registry)  # "8,4,2" on the command line, as on 0.2.2
 
 
 def superposed(config: Trainer.Config, **keys: Any) -> SuperpositionTrainer.Config:

@@ -33,7 +33,7 @@ class SuperpositionTrainer(Trainer):
     """A trainer with a superposition phase before ordinary training.
 
     Args:
-        config: its config, from :func:`.superposed.superposed`.
+        config: its config, from ``superposed.superposed``.
 
     Raises:
         ConfigError: before a process group or a device is used, if the config cannot run.
