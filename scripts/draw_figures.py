@@ -254,6 +254,7 @@ def stages() -> Figure:
 LAYERS = (
     ("__main__ | extension", "the command tst; flavors and data for TorchTitan's trainer"),
     ("commands", "a module for each command: parse, call, print"),
+    ("titan03", "all code for TorchTitan 0.3"),
     ("testing | start | train", "many ranks for tests; check and start a job; a rank's entry"),
     ("results | launch", "compare, report, export, evaluate; start torchrun"),
     ("planning", "before a run: cost, layouts, memory, sweeps"),
@@ -263,6 +264,7 @@ LAYERS = (
     ("resilience | models | paper", "checkpoints, stops, faults; flavors; the paper's figures"),
     ("upstream", "patches and private names of TorchTitan and torch"),
     ("config | shipped", "sections and ranges of the job config; files that users copy"),
+    ("engine | metrics_file", "which TorchTitan is installed; names in metrics.jsonl"),
     ("core | errors | file_checks", "the method, torch only; errors that a user can fix"),
 )
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 from jobs import ROOT
@@ -37,6 +38,7 @@ def test_imports_point_down():
         ("core/bags.py", "from ..config import layout"),
         ("resilience/stop.py", "from ..training import reinit"),
         ("data/text/records.py", "from ..shards import mixture"),
+        ("commands/running.py", "from ..titan03 import start"),
         ("unlisted/__init__.py", ""),
     ],
 )
@@ -52,6 +54,63 @@ def test_an_import_that_points_up_is_noticed(tmp_path, module, line):
     changed.write_text((changed.read_text() if changed.exists() else "") + f"\n{line}\n")
     result = lint(tmp_path)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stdout
+
+
+# With their parts, these need nothing of TorchTitan, or only what 0.2.2 and 0.3 both have.
+SHARED_WITH_03 = [
+    "core",
+    "errors",
+    "file_checks",
+    "launch",
+    "metrics_file",
+    "checks.loading",
+    "checks.ranks",
+    "checks.superposition",
+    "config.allowed",
+    "config.command_line",
+    "config.job_file",
+    "config.layout",
+    "config.old_keys",
+    "config.sections",
+    "config.stages",
+    "config.upstream_ranges",
+    "config.values",
+    "data.demo_corpus",
+    "data.errors",
+    "data.tokenizer_identity",
+    "data.workers",
+    "data.shards.mixture",
+    "data.shards.token_shards",
+    "data.shards.tokenization_options",
+    "data.shards.windows",
+    "data.text.datasets",
+    "data.text.files",
+    "data.text.records",
+    "planning.numbers",
+    "resilience.reporting",
+    "resilience.stop",
+    "upstream.on_cpu",
+    "upstream.replaced",
+]
+# within a function that only 0.2.2 calls
+ONLY_02 = {("tst.data.demo_corpus", "tst.data.shards.executors")}
+
+
+def test_the_code_for_03_imports_only_what_both_versions_share(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "torchtitan/experiments")
+    graph = grimp.build_graph("tst", exclude_type_checking_imports=True, cache_dir=None)
+
+    def is_shared(module: str) -> bool:
+        return any(f"{module}.".startswith(f"tst.{name}.") for name in ("titan03", *SHARED_WITH_03))
+
+    found = {
+        (module, imported)
+        for module in filter(is_shared, graph.modules)
+        for imported in graph.find_modules_directly_imported_by(module)
+        if not is_shared(imported)
+    }
+    assert found == ONLY_02
+    assert {f"tst.{name}" for name in SHARED_WITH_03} <= graph.modules
 
 
 CODE = sorted(

@@ -89,25 +89,36 @@ def test_the_wheel_has_the_command_tst(wheel):
     assert dict(points["console_scripts"]) == {"tst": "torchtitan.experiments.tst.__main__:main"}
 
 
+OURS = "experiments/tst/__init__.py"
+BOTH = ["__init__.py", "experiments/__init__.py", OURS]
+
+
 @pytest.mark.parametrize(
-    ("files", "used"),
+    ("files", "release", "extra", "used"),
     [
-        (["__init__.py", "experiments/__init__.py", "experiments/tst/__init__.py"], True),
-        (["__init__.py", "experiments/__init__.py"], False),
-        (["experiments/tst/__init__.py"], False),
+        (BOTH, "0.2.2", "demo", True),
+        (BOTH[:2], "0.2.2", "demo", False),
+        ([OURS], "0.2.2", "demo", False),
+        (BOTH, "0.3.0", "demo", False),
+        (BOTH, "0.3.0", "titan03-dev", True),
+        (BOTH, "0.2.2", "titan03-dev", False),
     ],
-    ids=["both", "TorchTitan alone", "a checkout of ours alone"],
+    ids=["both", "TorchTitan alone", "a checkout of ours alone", "0.3", "0.3 for 0.3", "for 0.3"],
 )
-def test_an_active_environment_is_used_if_it_has_the_package(tmp_path, files, used):
+def test_an_active_environment_is_used_if_it_has_the_package(tmp_path, files, release, extra, used):
     for name in files:
         path = tmp_path / "site" / "torchtitan" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    metadata = tmp_path / "site" / f"torchtitan-{release}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: torchtitan\nVersion: {release}\n")
     python = tmp_path / "active" / "python"
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without site-packages
     python.chmod(0o755)
-    stamp = tmp_path / "checkout" / ".venv" / ".installed-dev"  # nothing is installed here
+    venv, stamp = (".venv", "dev") if extra == "demo" else (".venv-titan03", extra)
+    stamp = tmp_path / "checkout" / venv / f".installed-{stamp}"  # nothing is installed here
     stamp.parent.mkdir(parents=True)
     stamp.touch()
     pyproject = tmp_path / "checkout" / "pyproject.toml"
@@ -115,7 +126,7 @@ def test_an_active_environment_is_used_if_it_has_the_package(tmp_path, files, us
     os.utime(pyproject, (0, 0))
     variables = {"VIRTUAL_ENV": "active", "PYTHONPATH": str(tmp_path / "site")}
     result = subprocess.run(
-        ["bash", "-euc", f'. {ROOT}/scripts/venv.sh demo; echo "$PATH"'],
+        ["bash", "-euc", f'. {ROOT}/scripts/venv.sh {extra}; echo "$PATH"'],
         cwd=tmp_path / "checkout",
         env=os.environ | variables | {"PATH": f"{python.parent}:{os.environ['PATH']}"},
         capture_output=True,
@@ -123,7 +134,63 @@ def test_an_active_environment_is_used_if_it_has_the_package(tmp_path, files, us
         check=True,
     )
     first = Path(result.stdout.split(":")[0])
-    assert first == (python.parent if used else tmp_path / "checkout" / ".venv" / "bin")
+    assert first == (python.parent if used else tmp_path / "checkout" / venv / "bin")
+
+
+@pytest.mark.parametrize(("extra", "oldest"), [("dev", 10), ("titan03-dev", 11)])
+def test_no_environment_is_created_by_an_old_python(tmp_path, extra, oldest):
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport sys; sys.version_info = (3, {oldest - 1})\n"
+        "assert sys.argv[1] == '-c'; exec(sys.argv[2])\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / "pyproject.toml").touch()
+    result = subprocess.run(
+        ["bash", "-euc", f". {ROOT}/scripts/venv.sh {extra}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHON": str(python), "VIRTUAL_ENV": "", "CONDA_PREFIX": ""},
+        capture_output=True,
+        text=True,
+    )
+    venv = ".venv" if extra == "dev" else ".venv-titan03"
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"PYTHON = {python}: {venv} needs Python 3.{oldest} or later; set PYTHON to one\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "0.4"], "--engine 0.4: must be 0.2 or 0.3\n"),
+        (["-k", "a", "--engine"], "--engine without a value: must be 0.2 or 0.3\n"),
+        (["tests/titan03"], "tests/titan03 needs TorchTitan 0.3: add --engine 0.3\n"),
+    ],
+)
+def test_arguments_that_the_script_of_tests_refuses(arguments, message):
+    command = [ROOT / "scripts/test.sh", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (2, message)
+
+
+def test_an_extra_names_each_version_of_torchtitan():
+    project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert (extras["titan02"], extras["titan03"]) == (["torchtitan==0.2.2"], ["torchtitan==0.3.0"])
+
+    def version(extra: str) -> str:
+        """The extra with TorchTitan that an extra includes."""
+        if extra in ("titan02", "titan03"):
+            return extra
+        parts = [part for part in extras[extra] if part.startswith("torchtitan-tst[")]
+        names = {name for part in parts for name in part[15:-1].split(",")}
+        return "".join({version(name) for name in names})
+
+    assert {extra: version(extra) for extra in extras if version(extra)} == {
+        **dict.fromkeys(("titan02", "data", "demo", "eval", "dev"), "titan02"),
+        **dict.fromkeys(("titan03", "titan03-dev"), "titan03"),
+    }
 
 
 @pytest.mark.slow
@@ -131,7 +198,9 @@ def test_an_active_environment_is_used_if_it_has_the_package(tmp_path, files, us
 def test_install_on_a_fresh_machine(tmp_path, editable):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", *editable, ROOT], check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", *editable, f"{ROOT}[titan02]"], check=True
+    )
     code = "import torchtitan.train, torchtitan.experiments.tst.train as ours; print(ours.__file__)"
     result = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
