@@ -17,7 +17,7 @@ from torch import nn
 import documents
 import launches
 from jobs import ON, ROOT, SAVE, column
-from torchtitan.experiments.tst import start
+from torchtitan.experiments.tst import launch, start
 from torchtitan.experiments.tst.metrics_file import read_metrics
 
 README = documents.page("README.md")
@@ -86,9 +86,9 @@ def started(monkeypatch) -> list[Started]:
         found.append(Started(command[2], command[3:], 1, variables))
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(start, "os", SimpleNamespace(environ=os.environ, execv=become_launcher))
+    monkeypatch.setattr(launch, "os", SimpleNamespace(environ=os.environ, execv=become_launcher))
     monkeypatch.setattr(start, "subprocess", SimpleNamespace(run=play))
-    monkeypatch.setattr(start, "signal", mock.Mock())  # the signals are this process's
+    monkeypatch.setattr(launch, "signal", mock.Mock())  # the signals are this process's
     return found
 
 
