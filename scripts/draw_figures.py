@@ -264,7 +264,7 @@ LAYERS = (
     ("resilience | models | paper", "checkpoints, stops, faults; flavors; the paper's figures"),
     ("upstream", "patches and private names of TorchTitan and torch"),
     ("config | shipped", "sections and ranges of the job config; files that users copy"),
-    ("engine | metrics_file", "which TorchTitan is installed; names in metrics.jsonl"),
+    ("engine | metrics_file | expert_metrics", "TorchTitan's version; metrics"),
     ("core | errors | file_checks", "the method, torch only; errors that a user can fix"),
 )
 

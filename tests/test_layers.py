@@ -59,7 +59,9 @@ def test_an_import_that_points_up_is_noticed(tmp_path, module, line):
 # With their parts, these need nothing of TorchTitan, or only what 0.2.2 and 0.3 both have.
 SHARED_WITH_03 = [
     "core",
+    "engine",
     "errors",
+    "expert_metrics",
     "file_checks",
     "launch",
     "metrics_file",
@@ -89,6 +91,7 @@ SHARED_WITH_03 = [
     "planning.numbers",
     "resilience.reporting",
     "resilience.stop",
+    "upstream.autograd",
     "upstream.on_cpu",
     "upstream.replaced",
 ]

@@ -44,7 +44,11 @@ def test_modules_named_from_a_folder_exist(page):
 SUFFIXES = {"toml", "json", "jsonl", "py"}  # `metrics.jsonl` is a file
 OLD_KEYS = ROOT / "docs/old-keys.md"  # its first column has keys that are none
 # Keys that only TorchTitan 0.3 has; tests/titan03/test_trainer_of_03.py checks them.
-KEYS_OF_03 = {("parallelism", "spmd_backend"), ("debug", "spmd_typechecking")}
+KEYS_OF_03 = {
+    ("parallelism", "spmd_backend"),
+    ("debug", "spmd_typechecking"),
+    ("training", "disable_cuda_graphs"),
+}
 
 
 def unknown_keys(text: str) -> list[str]:

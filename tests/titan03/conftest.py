@@ -18,9 +18,12 @@ PYTHON_02 = os.environ.get("TST_PYTHON_02", str(ROOT / ".venv/bin/python"))
 def pytest_configure(config: pytest.Config) -> None:
     """Import TorchTitan, which takes seconds, but not where tests are only handed out."""
     if not config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        import torch
+
         from torchtitan.experiments.tst.titan03.cpu import enable_cpu_if_alone
 
         enable_cpu_if_alone()
+        torch.set_num_threads(1)  # with more, two runs of the same experts may differ in a bit
 
 
 def run_on_02(script: str, *arguments: object) -> str:

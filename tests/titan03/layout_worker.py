@@ -22,6 +22,7 @@ torch.set_num_threads(1)
 from jobs_of_03 import L, Recorder, ordinary, saving, tst  # noqa: E402
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss  # noqa: E402
 
+from torchtitan.experiments.tst.config.sections import LoadBalance  # noqa: E402
 from torchtitan.experiments.tst.titan03.models import model_spec  # noqa: E402
 from torchtitan.experiments.tst.titan03.shards import ShardsDataLoader  # noqa: E402
 
@@ -50,7 +51,8 @@ def main() -> None:
     config.checkpoint = saving(100, create_seed_checkpoint=bool(seed))
     if not seed:
         config.checkpoint.initial_load_path = options["weights"]
-    trainer = tst(config).build()
+    balance = LoadBalance(*options.get("balance", ()))
+    trainer = tst(config, load_balance=balance).build()
     if seed:
         trainer.checkpointer.save(curr_step=0, last_step=True)
         return

@@ -9,6 +9,7 @@ from torchtitan.components.loss import ChunkedLossWrapper
 from torchtitan.distributed.activation_checkpoint import FullAC, MemoryBudgetAC, SelectiveAC
 from torchtitan.hf_datasets.text_datasets import DATASETS
 
+from torchtitan.experiments.tst.config.sections import LoadBalance
 from torchtitan.experiments.tst.config.values import kinds_of, type_of
 from torchtitan.experiments.tst.errors import ConfigError
 from torchtitan.experiments.tst.titan03 import counterparts
@@ -81,13 +82,15 @@ def test_keys_without_counterpart_are_named_together():
             job(
                 optimizer__early_step_in_backward=True,
                 resilience__max_skipped_steps=3,
-                load_balance__method="auxiliary_loss",
+                superposition__reinit_at_recovery=["output"],
+                superposition__bag_size=4,
                 metrics__log_freq=7,
             )
         )
     assert str(error.value) == (
         "optimizer.early_step_in_backward = True (set it to false), "
-        'load_balance.method = \'auxiliary_loss\' (use "bias", "none" or "upstream"), '
+        "superposition.reinit_at_recovery = ['output'] (use an empty list: this ablation needs "
+        "TorchTitan 0.2.2), "
         "resilience.max_skipped_steps = 3 (use 0: 0.3 stops at a loss that is not finite): these "
         "keys have no counterpart in TorchTitan 0.3; change the job as shown, or use TorchTitan "
         "0.2.2"
@@ -116,7 +119,6 @@ REFUSED: dict[str, dict[str, Any]] = {
         "superposition__reinit_at_recovery": ["output"],
         "superposition__bag_size": 4,
     },
-    "load_balance.method": {"load_balance__method": "auxiliary_loss"},
     "resilience.skip_damaged": {"resilience__skip_damaged": True},
     "resilience.max_skipped_steps": {"resilience__max_skipped_steps": 1},
 }
@@ -227,8 +229,8 @@ def test_names_and_paths_are_those_of_03(monkeypatch, tmp_path):
     assert config.checkpoint.initial_load_path == str(tmp_path / "seed")
 
 
-@pytest.mark.parametrize("method", ["upstream", "none"])
-def test_experts_are_not_balanced_as_in_022(method):
+@pytest.mark.parametrize("method", ["upstream", "none", "auxiliary_loss"])
+def test_experts_have_no_moving_bias_as_in_022(method):
     qwen3 = {"model__name": "qwen3", "model__flavor": "demo_moe"}
     assert (
         to_config(job(**qwen3, load_balance__method=method)).model_spec.post_optimizer_build_fn
@@ -242,6 +244,13 @@ def test_experts_are_balanced_by_a_bias():
     spec = to_config(job(**qwen3, **balance)).model_spec
     assert spec.post_optimizer_build_fn is not None
     assert {layer.moe.load_balance_coeff for layer in spec.model.layers} == {0.01}
+
+
+def test_the_auxiliary_loss_is_that_of_the_job():
+    section = to_config(
+        job(load_balance__method="auxiliary_loss", load_balance__coefficient=0.1)
+    ).load_balance
+    assert section == LoadBalance("auxiliary_loss", 0.1)
 
 
 def test_superposition_is_that_of_the_job():

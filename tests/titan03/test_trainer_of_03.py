@@ -9,15 +9,20 @@ import pytest
 import torch
 from jobs_of_03 import B, L, S, built, ordinary, saving, train, tst
 from torchtitan.components.dataloader import DataloaderExhaustedError
-from torchtitan.components.loss import ChunkedLossWrapper, MSELoss
+from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss, MSELoss
 from torchtitan.config import ConfigManager
+from torchtitan.hf_datasets.text_datasets import (
+    HuggingFaceTextDataLoader,
+    InterleavedHuggingFaceTextDataLoader,
+)
+from torchtitan.models.common import Embedding
 from torchtitan.trainer import Trainer
 
 from torchtitan.experiments.tst.core import IGNORE_INDEX, BagLoss, fold
 from torchtitan.experiments.tst.errors import ArgumentError, ConfigError, ConfigTextError
 from torchtitan.experiments.tst.metrics_file import read_metrics
 from torchtitan.experiments.tst.titan03 import trainer as module
-from torchtitan.experiments.tst.titan03.checks import check_config
+from torchtitan.experiments.tst.titan03.checks import check_config, check_parts
 from torchtitan.experiments.tst.titan03.trainer import SuperpositionTrainer
 
 MODELS = ["llama3", "qwen3_moe"]
@@ -126,16 +131,23 @@ def test_chunks_do_not_change_the_loss(tmp_path, corpus):
 
 
 def test_a_graph_is_captured_anew_for_each_shape(tmp_path, corpus):
-    """Without a GPU, only the calls are seen: a new graph, after the old one is gone."""
-    calls = mock.Mock()
-    calls.wrap.side_effect = lambda function: function
+    """Without a GPU, only the calls are seen: the old graph and its gradients are gone first."""
+    calls: list[str] = []
     config = tst(ordinary(tmp_path, corpus), bag_size=[4, 2], steps=[1, 2])
-    with (
-        mock.patch.object(module, "wrap_with_cuda_graph", calls.wrap),
-        mock.patch.object(module, "cudagraph_teardown", calls.teardown),
-    ):
-        train(config)
-    assert [call[0] for call in calls.mock_calls] == ["teardown", "wrap"] * 2
+    with built(config) as trainer:
+
+        def wrap(body):
+            assert body == trainer._forward_backward_body
+            assert all(p.grad is None for p in trainer.model_parts[0].parameters())
+            calls.append("wrap")
+            return body
+
+        with (
+            mock.patch.object(module, "wrap_with_cuda_graph", wrap),
+            mock.patch.object(module, "cudagraph_teardown", lambda: calls.append("teardown")),
+        ):
+            trainer.train()
+    assert calls == ["teardown", "wrap"] * 2
 
 
 def test_the_boundary_checkpoint_is_never_deleted(tmp_path, corpus):
@@ -208,6 +220,58 @@ def test_the_last_incomplete_batch_ends_the_run(tmp_path, corpus):
             next(trainer._joined(iter([whole, whole, whole, part])))
 
 
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (InterleavedHuggingFaceTextDataLoader.Config(), "Interleaved.*do not follow each other"),
+        (HuggingFaceTextDataLoader.Config(num_workers=2), "num_workers = 2: must be at most 1"),
+    ],
+)
+def test_windows_that_do_not_follow_each_other_are_refused(loader, message, tmp_path, corpus):
+    config = dataclasses.replace(ordinary(tmp_path, corpus), dataloader=loader)
+    with pytest.raises(ConfigError, match=message):
+        check_config(tst(config))
+    check_config(tst(config, bag_size=1))  # upstream's own run
+
+
+def test_every_stage_must_fit_the_layout(tmp_path, corpus):
+    config = ordinary(tmp_path, corpus, seq_len=24)
+    config.loss = ChunkedLossWrapper.Config(num_chunks=4, loss_fn=config.loss)
+    check_config(tst(config, bag_size=3, steps=2, scale="batch"))
+    with pytest.raises(ConfigError, match="gives sequences of 6, which must be a multiple of 4"):
+        check_config(tst(config, bag_size=[3, 4], steps=[2, 2], scale="batch"))
+    config.loss = CrossEntropyLoss.Config()
+    config.parallelism = dataclasses.replace(config.parallelism, context_parallel_degree=2)
+    with pytest.raises(ConfigError, match="must be a multiple of 256"):
+        check_config(tst(config))
+
+
+def test_an_override_of_our_parts_is_refused(tmp_path, corpus):
+    config = tst(ordinary(tmp_path, corpus))
+    with built(config) as trainer:
+        check_parts(trainer)
+        trainer.model_parts[0].tok_embeddings = Embedding.Config(
+            num_embeddings=8, embedding_dim=4
+        ).build()
+        with pytest.raises(ConfigError, match=r"override.imports = \[\]: must not replace"):
+            check_parts(trainer)
+
+
+def test_flops_are_those_of_the_latents(tmp_path, corpus):
+    """With scale "batch" a sequence is shorter, and attention cheaper."""
+    with built(tst(ordinary(tmp_path, corpus, steps=2), steps=1, scale="batch")) as trainer:
+        model, flops = trainer.model_parts[0], []
+        log = trainer.metrics_processor.log
+        with mock.patch.object(trainer.metrics_processor, "log") as recorded:
+            recorded.side_effect = lambda *args, **kwargs: (
+                flops.append(trainer.metrics_processor.num_flops_per_token),
+                log(*args, **kwargs),
+            )
+            trainer.train()
+        of = [trainer.model_config.get_nparams_and_flops(model, n)[1] for n in (L // S, L)]
+    assert flops == of and of[0] < of[1]
+
+
 def test_a_config_is_not_changed(tmp_path, corpus):
     config = ordinary(tmp_path, corpus)
     before = config.to_dict()
@@ -237,10 +301,12 @@ def test_what_bags_would_change_is_refused(tmp_path, corpus):
         ({"step_ratio": 0.5}, {}, "give one of the two"),
         ({"reinit_at_recovery": ["output"]}, {}, "needs TorchTitan 0.2.2"),
         ({}, {"spmd_backend": "full_dtensor"}, "must be spmd_types or partial_dtensor"),
+        ({"scale": "batch"}, {"pipeline_parallel_degree": 2}, 'must be "sequence" with pipeline'),
     ],
 )
 def test_a_config_that_cannot_run_is_refused_early(keys, change, message, tmp_path, corpus):
     config = ordinary(tmp_path, corpus)
+    config.training.disable_cuda_graphs = True
     config.parallelism = dataclasses.replace(config.parallelism, **change)
     with pytest.raises(ConfigError, match=message):
         SuperpositionTrainer(tst(config, **keys))
@@ -264,3 +330,4 @@ def test_keys_that_documents_name_exist(tmp_path, corpus):
     config = ordinary(tmp_path, corpus)
     assert config.parallelism.spmd_backend == "spmd_types"
     assert config.debug.spmd_typechecking is False
+    assert config.training.disable_cuda_graphs is False

@@ -13,9 +13,9 @@ from torchtitan.models.qwen3 import Qwen3Model
 
 from jobs import ON, SAVE, STEPS, B, L, column, validation
 from torchtitan.experiments.tst.core import BagEmbedding
+from torchtitan.experiments.tst.expert_metrics import AUXILIARY_LOSS, expert_metrics
 from torchtitan.experiments.tst.metrics_file import TRAINING_LOSS
 from torchtitan.experiments.tst.resilience.checkpoint.manifests import ContradictionError
-from torchtitan.experiments.tst.training.experts import AUXILIARY_LOSS, expert_metrics
 from torchtitan.experiments.tst.training.trainer import SuperpositionTrainer
 
 QWEN3 = ("--model.name=qwen3", "--model.flavor=debugmodel_moe_tiny")

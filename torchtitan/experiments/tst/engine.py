@@ -17,7 +17,10 @@ RELEASES: dict[str, str] = {"0.2": "0.2.2", "0.3": "0.3.0"}  # that each engine 
 
 def installed_release() -> str:
     """Return the version of the installed TorchTitan."""
-    return importlib.metadata.version("torchtitan")
+    try:
+        return importlib.metadata.version("torchtitan")
+    except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+        return importlib.import_module("torchtitan").__version__
 
 
 def is_03() -> bool:

@@ -25,6 +25,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from .engine import is_03
 from .errors import ConfigTextError
 from .resilience import reporting
 from .resilience.stop import STOP_SIGNALS, STOPPED_EXIT_CODE
@@ -102,7 +103,9 @@ class _Launch:
         """Return the exit code of the launch, given the failure of its processes."""
         codes = {failure.exitcode for failure in error.failures.values()}
         # If one process has stopped, all have. Before they handle signals, a signal ends them.
+        # On TorchTitan 0.3 they never do: what they did since their last checkpoint is lost.
         ended_by_signal = self.stopped and codes <= {-number for number in STOP_SIGNALS}
+        ended_by_signal = ended_by_signal and not is_03()
         return STOPPED_EXIT_CODE if STOPPED_EXIT_CODE in codes or ended_by_signal else 1
 
 

@@ -4,7 +4,8 @@
     tst train JOB.toml --nproc 8 --training.steps=100
 
 SIGTERM and SIGUSR1 stop a job between two steps, with a checkpoint and exit code 75. Run the same
-command again to resume. Further arguments override the TOML. For a list of all keys, run
+command again to resume. (On TorchTitan 0.3 there is no such checkpoint.) Further arguments override
+the TOML. For a list of all keys, run
 python -m torchtitan.experiments.tst.train --help
 """
 

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ..engine import is_03
 from .errors import DataError
 from .shards.token_shards import CORPUS_FILE
 from .shards.tokenization_options import Machine, Options
@@ -138,8 +139,17 @@ def make_if_read(job_config: Any) -> None:
 
 
 def tokenize_corpus(folder: Path) -> None:
-    """Tokenize train.jsonl of ``folder`` into ``folder``/tokens, unless that is complete."""
+    """Tokenize train.jsonl of ``folder`` into ``folder``/tokens, unless that is complete.
+
+    Raises:
+        DataError: with TorchTitan 0.3, if it is not.
+    """
     if not _is_complete(folder / TOKENS):
+        if is_03():
+            raise DataError(
+                f"{folder / TOKENS} is missing, and token shards are made with TorchTitan 0.2.2; "
+                "run `tst check` on this job there once"
+            )
         from .shards.executors import tokenize
 
         options = Options(tokenizer=str(folder / "tokenizer"))

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ..core import Schedule, Stage
 from ..errors import UserError
+from ..expert_metrics import DEAD, ENTROPY, LARGEST, SMALLEST
 from ..metrics_file import (
     DATA_TOKENS,
     LATENTS,
@@ -29,7 +30,6 @@ from ..metrics_file import (
     read_metrics,
 )
 from ..resilience.run_folder import read_config
-from ..training.experts import DEAD, ENTROPY, LARGEST, SMALLEST
 from .scores import Evaluation, read_evaluations
 
 _NEEDED = {TRAINING_LOSS, DATA_TOKENS, SECONDS_PER_STEP, "tflops", "throughput(tps)"}

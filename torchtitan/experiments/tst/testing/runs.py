@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.demo_corpus import make_corpus, read_sources
+from ..expert_metrics import AUXILIARY_LOSS, METRICS
 from ..metrics_file import TRAINING_LOSS, read_metrics
-from ..training.experts import AUXILIARY_LOSS, METRICS
 from . import ranks
 from .layouts import GLOBAL_BATCH, MODELS, Layout
 

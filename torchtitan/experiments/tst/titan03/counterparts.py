@@ -98,7 +98,7 @@ BUILT = frozenset(
         "token_shards": "paths weights at_end",
         "text_dataset": "text_key",
         "lm_head": "chunks",
-        "load_balance": "coefficient",
+        "load_balance": "method coefficient",
     }.items()
     for name in names.split()
 )
@@ -211,10 +211,6 @@ WITHOUT: dict[str, Without] = {
     "superposition.reinit_at_recovery": Without(
         "use an empty list: this ablation needs TorchTitan 0.2.2",
         lambda job: bool(job.superposition.reinit_at_recovery) and job.superposition.bag_size != 1,
-    ),
-    "load_balance.method": Without(
-        'use "bias", "none" or "upstream"',
-        lambda job: job.load_balance.method == "auxiliary_loss",
     ),
     "resilience.skip_damaged": Without(
         "set it to false, and remove a damaged checkpoint by hand",

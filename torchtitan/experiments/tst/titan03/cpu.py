@@ -36,7 +36,7 @@ def enable_cpu_if_alone() -> bool:
     replace(attention.FlexAttention, "_compiled_flex_attn", staticmethod(flex_attention))
     on_cpu = functools.partial(create_block_mask, device="cpu")
     replace(attention, "_compiled_create_block_mask", on_cpu)
-    if not hasattr(dist, "set_timeout"):  # torch 2.13, of which there are builds without CUDA
+    if not hasattr(dist, "set_timeout"):  # torch 2.13, which has builds without CUDA
         dist.set_timeout = _set_pg_timeout  # type: ignore[attr-defined]
     return True
 

@@ -30,6 +30,7 @@ from torchtitan.tools.profiler import Profiler
 from torchtitan.trainer import Trainer
 
 from ..config.layout import compiles
+from ..config.sections import LoadBalance
 from ..errors import ArgumentError, ConfigTextError, in_one_line
 from .counterparts import COPIED, FLOAT8, FLOAT8_EXPERTS, check_counterparts
 from .job_config import keys_of
@@ -53,7 +54,8 @@ def to_config(job: Any) -> SuperpositionTrainer.Config:
     """
     check_counterparts(job)
     try:
-        return superposed(_config(job), **vars(job.superposition))
+        balance = LoadBalance(**vars(job.load_balance))
+        return superposed(_config(job), load_balance=balance, **vars(job.superposition))
     except ArgumentError:
         raise
     except (AssertionError, ImportError, NotImplementedError, ValueError) as error:
@@ -118,6 +120,7 @@ def _can_use_cuda_graphs(job: Any) -> bool:
     in_turn = "moe_args" in args and not args["moe_args"]["use_grouped_mm"]
     waits = (
         in_turn
+        or job.load_balance.method == "auxiliary_loss"
         or args["attn_type"] == "varlen"
         or job.training.enable_cpu_offload
         or layout.expert_parallel_degree > 1

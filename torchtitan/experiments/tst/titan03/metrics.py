@@ -3,10 +3,11 @@
 They are those of TorchTitan 0.2.2's trainer in this package: upstream's ``throughput(tps)``,
 ``tflops`` and ``mfu(%)`` count latents; ``n_tokens_seen``, ``n_latents_seen``, ``superposition``,
 ``bag_size``, ``loss_metrics/superposition`` or ``loss_metrics/recovery`` and
-``data_throughput(tps)`` are added.
+``data_throughput(tps)`` are added, and ``experts/*`` with an auxiliary loss.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class PhaseMetricsProcessor(MetricsProcessor):
     Attributes:
         schedule: phase and bag size of each step; the trainer sets it.
         batch: sequences of an ordinary step on all ranks, and tokens of each; the trainer sets it.
+        more_metrics: returns further metrics of a step; all ranks call it.
     """
 
     logger: BaseLogger
@@ -64,6 +66,7 @@ class PhaseMetricsProcessor(MetricsProcessor):
         )
         self.data_tokens_less_latents = 0  # since the last log
         self.steps_since_last_log = 0
+        self.more_metrics: Callable[[], dict[str, float]] = dict
         rank = _get_metrics_rank(parallel_dims=parallel_dims, pp_schedule=pp_schedule)
         self._file = Path(dump_folder) if torch.distributed.get_rank() == rank else None
 
@@ -106,6 +109,7 @@ class PhaseMetricsProcessor(MetricsProcessor):
         phase, bag_size = self.schedule.phase(step), self.schedule.bag_size_at(step)
         metrics = {
             **(extra_metrics or {}),
+            **self.more_metrics(),
             "superposition": int(phase is Phase.SUPERPOSITION),
             "bag_size": bag_size,
             f"loss_metrics/{phase}": global_avg_loss,

@@ -1,11 +1,14 @@
 """Read, check and start a job on TorchTitan 0.3; :mod:`..start` does so on 0.2.2."""
 
+import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from ..checks.loading import check_keys_of_shards, check_workers
 from ..checks.ranks import check_ranks
+from ..checks.superposition import check_superposition
 from ..core import Schedule
 from ..data.demo_corpus import make_if_read
 from ..errors import ConfigError
@@ -15,6 +18,7 @@ from .checks import check_config
 from .job import to_config
 from .job_config import read as read
 from .job_data import check_data, warn_of_documents
+from .record import check_record
 from .trainer import SuperpositionTrainer
 
 TRAIN_MODULE = f"{__package__}.train"
@@ -36,39 +40,48 @@ def check(job: Any, ranks: int, *, machine: bool = True, files: bool = True) -> 
         ConfigError: if the job cannot run; names the key, its value and what is allowed.
     """
     check_keys_of_shards(job)
-    config = to_config(job)
-    schedule = check_config(config)
+    schedule = check_superposition(job.superposition, job.training, job.checkpoint.enable)
     check_workers(job, schedule)
-    _check_lengths(job, schedule)
+    config = to_config(job)
+    check_config(config)
+    _check_validation(job)
     check_ranks(job, ranks)
     if files:
         make_if_read(job)
         check_data(job)
+        _check_resume(job, schedule)
     warn_of_documents(job)
     return numbers(job, schedule, _parameters(config), ranks)
 
 
-def _check_lengths(job: Any, schedule: Schedule) -> None:
-    """Check that sequences can be cut for tensor and context parallelism, in every stage."""
-    layout, training, validation = job.parallelism, job.training, job.validation
-    tensor, context = layout.tensor_parallel_degree, layout.context_parallel_degree
-    divisor = tensor * (2 * context if context > 1 else 1)
-    for stage in schedule.until(training.steps):
-        shape = schedule.batch_shape(stage.first, training.local_batch_size, training.seq_len)
-        if shape.latents % divisor:
-            raise ConfigError(
-                "training.seq_len",
-                training.seq_len,
-                f"gives {shape.latents} latents in {stage.phase}, which must be a multiple of "
-                f"{divisor} with parallelism.tensor_parallel_degree = {tensor} and "
-                f"parallelism.context_parallel_degree = {context}",
-            )
-    if validation.enable and validation.seq_len > training.seq_len:
+def _check_validation(job: Any) -> None:
+    """Check that the validator can use the model and the pipeline as they are for training."""
+    training, validation = job.training, job.validation
+    if not validation.enable:
+        return
+    if validation.seq_len > training.seq_len:
         raise ConfigError(
             "validation.seq_len",
             validation.seq_len,
             f"must be at most training.seq_len = {training.seq_len}, the model's sequence length",
         )
+    pipeline = job.parallelism.pipeline_parallel_degree > 1
+    if pipeline and validation.local_batch_size != training.local_batch_size:
+        raise ConfigError(
+            "validation.local_batch_size",
+            validation.local_batch_size,
+            f"must be training.local_batch_size = {training.local_batch_size} with a pipeline, "
+            "whose number of microbatches is fixed",
+        )
+
+
+def _check_resume(job: Any, schedule: Schedule) -> None:
+    """Check that the checkpoint that the job would resume from has had the same bags."""
+    run, section = Path(job.job.dump_folder), job.checkpoint
+    found = [re.fullmatch(r"step-(\d+)", path.name) for path in (run / section.folder).glob("*")]
+    steps = [int(match[1]) for match in found if match]
+    if section.enable and steps:
+        check_record(run, schedule, max(steps) if section.load_step == -1 else section.load_step)
 
 
 def _parameters(config: SuperpositionTrainer.Config) -> int:

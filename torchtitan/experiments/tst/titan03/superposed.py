@@ -13,7 +13,7 @@ from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.trainer import Trainer
 
 from ..config.command_line import register_stages
-from ..config.sections import Superposition
+from ..config.sections import LoadBalance, Superposition
 from ..errors import ArgumentError
 from .checkpoint import BoundaryCheckpointManager
 from .embedding import BagEmbedding
@@ -24,7 +24,9 @@ from .trainer import SuperpositionTrainer
 register_stages(custom_registry)  # "8,4,2" on the command line, as on 0.2.2
 
 
-def superposed(config: Trainer.Config, **keys: Any) -> SuperpositionTrainer.Config:
+def superposed(
+    config: Trainer.Config, *, load_balance: LoadBalance | None = None, **keys: Any
+) -> SuperpositionTrainer.Config:
     """Return the config of a run that begins with superposition.
 
     The model's parameters, its state dict and every ordinary step stay TorchTitan's own::
@@ -34,6 +36,8 @@ def superposed(config: Trainer.Config, **keys: Any) -> SuperpositionTrainer.Conf
     Args:
         config: config of an ordinary run of a decoder, such as a function of
             ``torchtitan.models.llama3.config_registry`` returns. It does not change.
+        load_balance: its method "auxiliary_loss" adds the auxiliary loss of the experts. Another
+            method changes nothing: the config of the model says whether it has a bias.
         keys: keys of ``[superposition]``, see :class:`~..config.sections.Superposition`.
 
     Raises:
@@ -52,6 +56,7 @@ def superposed(config: Trainer.Config, **keys: Any) -> SuperpositionTrainer.Conf
             "checkpoint": _as(BoundaryCheckpointManager, config.checkpoint, CheckpointManager),
             "metrics": _as(PhaseMetricsProcessor, config.metrics, MetricsProcessor),
             "superposition": Superposition(**keys),
+            "load_balance": load_balance or LoadBalance(),
         }
     )
 

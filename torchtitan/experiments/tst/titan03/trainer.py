@@ -21,10 +21,12 @@ from torchtitan.tools.logging import logger
 from torchtitan.trainer import Trainer
 from typing_extensions import override
 
-from ..config.sections import Superposition
+from ..config.sections import LoadBalance, Superposition
 from ..core import BagLoss, Phase, fold
 from ..data.workers import Batch
-from .checks import check_config
+from .checks import check_config, check_parts
+from .experts import LoadBalancer
+from .loss import PhaseLoss
 from .record import check_record, write_record
 from .shards import ShardsDataLoader
 
@@ -41,9 +43,10 @@ class SuperpositionTrainer(Trainer):
 
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
-        """TorchTitan's config, with the section of superposition."""
+        """TorchTitan's config, with the sections of this package."""
 
         superposition: Superposition = field(default_factory=Superposition)
+        load_balance: LoadBalance = field(default_factory=LoadBalance)
 
     config: Config
     ntokens_seen: int
@@ -51,13 +54,23 @@ class SuperpositionTrainer(Trainer):
     def __init__(self, config: Config):
         self.schedule = check_config(config)
         super().__init__(config)
+        check_parts(self)
         section = config.superposition
         self._coefficients: torch.Tensor | None = None  # for the loss of a superposition step
-        loss = self.loss_fn
-        self.phase_loss = loss.loss_fn if isinstance(loss, ChunkedLossWrapper) else loss
+        self._flops_length = config.training.seq_len
         self.phase_loss.use(BagLoss(section.loss, section.weighting, overwrite_logits=True))
         self.checkpointer.keeps = self.keeps_checkpoint
         self.metrics_processor.describe(self.schedule, (self._sequences, config.training.seq_len))
+        self.load_balancer = None
+        if config.load_balance.method == "auxiliary_loss":
+            self.load_balancer = LoadBalancer(
+                config.load_balance,
+                self.model_parts,
+                len(self.model_config.layers),
+                self.parallel_dims,
+                self.device,
+            )
+            self.metrics_processor.more_metrics = self.load_balancer.metrics
         for stage in self.schedule.stages:
             logger.info(
                 f"Superposition: bags of {stage.bag_size} data tokens in steps {stage.first} to "
@@ -70,6 +83,12 @@ class SuperpositionTrainer(Trainer):
         dims = self.parallel_dims
         ranks = dims.get_mesh("batch").size() if dims.dp_enabled else 1
         return self.config.training.local_batch_size * self.gradient_accumulation_steps * ranks
+
+    @property
+    def phase_loss(self) -> PhaseLoss:
+        """The loss of both phases, which may be that of a chunk."""
+        loss = self.loss_fn
+        return loss.loss_fn if isinstance(loss, ChunkedLossWrapper) else loss
 
     # A step: data tokens -> bags -> loss
 
@@ -89,8 +108,9 @@ class SuperpositionTrainer(Trainer):
     def _joined(self, windows: Iterator[Batch]) -> Iterator[Batch]:
         """Yield micro-batches; in superposition, several of upstream's batches make one.
 
-        Upstream's loaders return the windows of one sequence of tokens in order. So the state of
-        the loader stays upstream's own, and no token is lost or repeated at the boundary.
+        The loader returns the windows of one sequence of tokens in order (``checks`` refuses
+        others of upstream's). So its state stays upstream's own, and no token is lost or repeated
+        at the boundary.
         """
         for first in windows:
             length = self.config.training.seq_len
@@ -115,6 +135,9 @@ class SuperpositionTrainer(Trainer):
         if changes:
             self._change_bag_size()
         self._coefficients = None
+        self._set_flops_per_latent()
+        if self.load_balancer:
+            self.load_balancer.begin_step(self._sequences * self.config.training.seq_len)
         if self.schedule.phase(self.step) is Phase.SUPERPOSITION:
             data_iterator = self._folded(data_iterator)
         super().train_step(data_iterator)
@@ -182,10 +205,23 @@ class SuperpositionTrainer(Trainer):
             # At a second shape, torch.compile would compile for any shape, which is slower.
             torch.compiler.reset()
         if not training.disable_cuda_graphs:
-            # A graph has the shapes of its inputs, and its memory has the gradients.
+            # A graph has fixed shapes, and the next one must allocate its gradients anew.
             cudagraph_teardown()
             self.optimizers.zero_grad(set_to_none=True)
             self.fwd_bwd_fn = wrap_with_cuda_graph(self._forward_backward_body)
+
+    def _set_flops_per_latent(self) -> None:
+        """Correct upstream's FLOPs per token, which it counts at ``training.seq_len``."""
+        training = self.config.training
+        shape = self.schedule.batch_shape(self.step, training.local_batch_size, training.seq_len)
+        if shape.latents != self._flops_length:
+            model = self.model_parts[0]
+            counted, flops = (
+                self.model_config.get_nparams_and_flops(model, length)[1]
+                for length in (self._flops_length, shape.latents)
+            )
+            self.metrics_processor.num_flops_per_token += flops - counted
+            self._flops_length = shape.latents
 
     def _set_timeouts(self, seconds: int) -> None:
         """Set the timeouts of collectives; call it on all ranks at once."""

@@ -1,7 +1,6 @@
 """Balance the experts of TorchTitan's models, and measure their shares of the tokens."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,14 +18,10 @@ from torchtitan.models.moe.moe import MoE
 from torchtitan.tools.logging import logger
 
 from ..config.job_config import load_balance_section
-from ..core import ExpertLoad, load_balancing_loss
-from ..upstream.names import in_backward
+from ..core import ExpertLoad
+from ..expert_metrics import balance_metrics
+from ..upstream.autograd import in_backward
 from ..upstream.parallelize import Parallelize, averages_gradients
-
-METRICS = "experts"  # first part of the names of these metrics
-LARGEST, SMALLEST = f"{METRICS}/largest_share(%)", f"{METRICS}/smallest_share(%)"
-ENTROPY, DEAD = f"{METRICS}/entropy", f"{METRICS}/dead"
-AUXILIARY_LOSS = "loss_metrics/load_balance"
 
 OptimizersBuilder = Callable[..., Any]
 
@@ -173,39 +168,4 @@ class LoadBalancer:
         if own is not None:
             totals += torch.stack(own)
         self._all_reduce(totals, "pp")
-        counts, probabilities = totals.cpu()
-        layers = counts.sum(1).nonzero()[:, 0]  # those with experts
-        values = expert_metrics(layers.tolist(), counts[layers])
-        if self.has_auxiliary_loss and len(layers):
-            losses = load_balancing_loss(counts[layers], probabilities[layers])
-            values[AUXILIARY_LOSS] = losses.mean().item()
-        return values
-
-
-def expert_metrics(layers: list[int], counts: torch.Tensor) -> dict[str, float]:
-    """Return how even the shares of the experts are, for each layer and for all layers.
-
-    Shares are in % of the router's choices. Entropy is 1 if all shares are equal. ``dead`` counts
-    experts without any token.
-
-    Args:
-        layers: numbers of the layers with experts.
-        counts: how often the router chose each expert, float64 (layers, E).
-    """
-    if not layers:
-        return {}
-    shares = counts / counts.sum(1, keepdim=True)
-    entropy = torch.special.entr(shares).sum(1) / math.log(max(2, counts.shape[1]))
-    of_layers: dict[str, tuple[torch.Tensor, Callable[[list[float]], float]]] = {
-        LARGEST: (100 * shares.amax(1), max),
-        SMALLEST: (100 * shares.amin(1), min),
-        ENTROPY: (entropy, min),
-        DEAD: ((counts == 0).sum(1), sum),
-    }
-    values: dict[str, float] = {}
-    for name, (by_layer, whole) in of_layers.items():
-        numbers = by_layer.tolist()
-        values[name] = whole(numbers)
-        for layer, number in zip(layers, numbers, strict=True):
-            values[f"{name}/layer_{layer}"] = number
-    return values
+        return balance_metrics(totals.cpu(), auxiliary_loss=self.has_auxiliary_loss)

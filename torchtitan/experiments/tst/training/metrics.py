@@ -12,7 +12,7 @@ transformer sees. So you can compare them with a baseline's. We add:
 - ``skipped_steps``: their number so far, if ``resilience.max_skipped_steps`` is set.
 - ``data_share/NAME(%)`` and ``data_epochs/NAME``, for each source of token shards: its share of the
   tokens read so far, and how often it was read.
-- ``experts/*``, for a mixture of experts: see :func:`.experts.expert_metrics`.
+- ``experts/*``, for a mixture of experts: see :func:`..expert_metrics.expert_metrics`.
 - ``loss_metrics/load_balance``: the mean of the auxiliary loss over the layers. It is not part of
   the training loss.
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 import torchtitan.protocols.train_spec as train_spec_module
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME as SHARDED_DIR_NAME
@@ -36,7 +35,6 @@ __all__ = [
     "PipelineScheduleRuntime",
     "compile_backends",
     "data_of",
-    "in_backward",
     "loggers_of",
     "metrics_rank",
     "set_last_rates",
@@ -54,11 +52,6 @@ def compile_backends(exclude: tuple[str, ...] = ("debug", "experimental")) -> li
 def data_of(dataset: HuggingFaceTextDataset) -> Any:
     """Return the ``datasets`` object that a text dataset of TorchTitan reads."""
     return dataset._data
-
-
-def in_backward() -> bool:
-    """Return whether autograd runs backward, which includes recomputing a checkpointed layer."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def loggers_of(container: LoggerContainer) -> list[BaseLogger]:
