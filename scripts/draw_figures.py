@@ -264,7 +264,8 @@ LAYERS = (
     ("resilience | models | paper", "checkpoints, stops, faults; flavors; the paper's figures"),
     ("upstream", "patches and private names of TorchTitan and torch"),
     ("config | shipped", "sections and ranges of the job config; files that users copy"),
-    ("engine | metrics_file | expert_metrics", "TorchTitan's version; metrics"),
+    ("engine | metrics_file", "which TorchTitan is installed; names in metrics.jsonl"),
+    ("expert_metrics", "how evenly experts are used"),
     ("core | errors | file_checks", "the method, torch only; errors that a user can fix"),
 )
 
