@@ -18,7 +18,6 @@ from ..data.shards.mixture import Mixture, Position
 from ..data.shards.token_shards import TokenShards
 from ..data.shards.windows import Batches, WindowReader, batch_of
 from ..data.workers import Batch, loader_options
-from ..errors import UserError
 
 _STATE = "token_position"
 _WORKERS = ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor")
@@ -99,13 +98,7 @@ class ShardsDataLoader(BaseDataLoader):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        sources = len(Position.from_json(state_dict[_STATE]).tokens)
-        if sources != len(self.mixture.sources):
-            raise UserError(
-                f"the checkpoint's position is in a mixture of {sources} sources, but the config "
-                f"has {len(self.mixture.sources)}; set checkpoint.exclude_from_loading = "
-                "['dataloader'] to restart the data from its beginning"
-            )
+        self.mixture.check(Position.from_json(state_dict[_STATE]))
         self._state = state_dict[_STATE]
 
 

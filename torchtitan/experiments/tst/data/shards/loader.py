@@ -164,13 +164,7 @@ class ShardsDataloader(PhaseDataloader):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        sources = len(Position.from_json(state_dict[_STATE]).tokens)
-        if sources != len(self.mixture.sources):
-            raise ValueError(
-                f"the checkpoint's position is in a mixture of {sources} sources, but the config "
-                f"has {len(self.mixture.sources)}; set checkpoint.exclude_from_loading = "
-                "['dataloader'] to restart the data from its beginning"
-            )
+        self.mixture.check(Position.from_json(state_dict[_STATE]))
         self._state = state_dict[_STATE]
 
     @override

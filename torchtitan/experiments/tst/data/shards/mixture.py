@@ -73,6 +73,19 @@ class Mixture:
         """Return the position at the beginning of every source."""
         return Position((0,) * len(self.sources), (0.0,) * len(self.sources))
 
+    def check(self, position: Position) -> None:
+        """Check that a position, such as that of a checkpoint, is one in this mixture.
+
+        Raises:
+            ValueError: if it has another number of sources.
+        """
+        if (sources := len(position.tokens)) != len(self.sources):
+            raise ValueError(
+                f"the checkpoint's position is in a mixture of {sources} sources, but the config "
+                f"has {len(self.sources)}; set checkpoint.exclude_from_loading = ['dataloader'] to "
+                "restart the data from its beginning"
+            )
+
     def take(self, position: Position, count: int, length: int) -> tuple[list[Window], Position]:
         """Return the next windows, and the position after them.
 
